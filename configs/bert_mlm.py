@@ -1,0 +1,51 @@
+"""BERT into a student of half its depth, as DistilBERT was made (Sanh et al. 2019, arXiv:1910.01108).
+
+    python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/bert \
+        --config.teacher.name=bert-base-uncased --config.data.path=corpus.txt
+    jaxdistill export --to-pytorch --workdir runs/bert --out student/
+
+Losses, weights and optimizer are those of the reference's published recipe: 5 x KL at T = 2, 2 x masked LM,
+1 x cosine of the last hidden states; AdamW at 5e-4, linear warm-up over 5 %; 250 rows an update there, 256 here.
+The paper's student keeps 97 % of the teacher's GLUE score with 40 % fewer parameters, after 90 hours on eight V100.
+
+`:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxdistill.config import base
+
+QUICKSTART = Path(__file__).parent / "quickstart"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = base()
+    config.teacher.name = "bert-base-uncased"
+    config.student.family = "distilbert"
+    config.train.batch_size = 256
+    config.train.accumulation = 4  # micro-batches of 64 rows
+    config.train.epochs = 3.0
+    config.loss.temperature = 2.0
+    config.loss.alpha_ce, config.loss.alpha_mlm, config.loss.alpha_cos = 5.0, 2.0, 1.0
+    config.evaluate.prompts = ("Paris is the [MASK] of France.",)
+    if variant == "smoke":
+        smoke(config)
+    return config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same path in seconds, offline."""
+    config.teacher.name = str(QUICKSTART / "teacher")
+    config.data.path = str(QUICKSTART / "corpus.txt.gz")
+    config.data.limit = 400
+    config.data.max_length = 64
+    config.data.buckets = (64,)
+    config.train.steps = 4
+    config.train.batch_size = 16
+    config.train.accumulation = 2
+    config.evaluate.batches = 2
+    config.evaluate.batch_size = 8
+    config.log.every = 1
+    return config

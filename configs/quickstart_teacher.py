@@ -1,0 +1,46 @@
+"""The quickstart's teacher: a small BERT from scratch on the State of the Union addresses. A run without a teacher.
+
+    python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
+
+1.6 M parameters, 14 passes over 1.1 M tokens. Only masked positions go through the head, and the draw of masked
+positions is plain (no smoothing), as usual for BERT.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxdistill.config import base
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = base()
+    config.student.init = "random"
+    config.student.overrides = {
+        "model_type": "bert",
+        "vocab_size": 6000,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "max_position_embeddings": 128,
+        "hidden_dropout_prob": 0.0,  # masked anew in every pass: it underfits
+        "attention_probs_dropout_prob": 0.0,
+    }
+    config.data.max_length = 128
+    config.data.buckets = (64, 96, 128)
+    config.mask.smoothing = 0.0
+    config.loss.tokens = "masked"
+    config.loss.alpha_mlm = 1.0
+    config.train.epochs = 14.0
+    config.train.batch_size = 64
+    config.optim.learning_rate = 2e-3
+    config.optim.betas = (0.9, 0.98)
+    config.optim.weight_decay = 0.01
+    config.optim.clip = 1.0
+    config.evaluate.every = 500
+    config.evaluate.prompts = ("The people of the United [MASK] want peace.",)
+    config.checkpoint.every = 500
+    config.log.every = 50
+    if variant == "smoke":
+        config.train.steps, config.data.limit, config.evaluate.batches = 4, 400, 2
+        config.log.every = 1
+    return config

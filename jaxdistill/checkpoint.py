@@ -1,0 +1,158 @@
+"""Orbax checkpoints of a run: the student, the optimizer, and the run's own notes; never the teacher.
+
+Every checkpoint carries a fingerprint of its arrays: orbax finds a truncated file, but takes a flipped bit in the
+array data for good weights (docs/decisions.md).
+"""
+
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array, PyTree, UInt32
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxdistill.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+def open_manager(
+    workdir: Path, *, keep: int = 1, best: str = "", keep_steps: Collection[int] = (), read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Opens `<workdir>/checkpoints`, saving asynchronously.
+
+    Args:
+      keep: how many of the last stay.
+      best: the metric, lower is better, whose best checkpoint stays as well; "" = none.
+      keep_steps: steps that stay whatever comes.
+    """
+    stay = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
+    if best:
+        by = lambda metrics: metrics.get(best, math.inf)  # noqa: E731
+        stay.append(
+            policies.BestN(get_metric_fn=by, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(stay),
+        cleanup_tmp_directories=not read_only,  # what a killed run left half-written
+        read_only=read_only,
+    )
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+
+@jax.jit
+def fingerprint(tree: PyTree) -> UInt32[Array, "leaves"]:
+    """One number a leaf: sum_i (2i + 1) bits_i mod 2^32; any single flipped bit changes it, on any sharding."""
+
+    def one(x: Array) -> Array:
+        width = x.dtype.itemsize * 8
+        bits = jax.lax.bitcast_convert_type(x, f"uint{width}").astype(jnp.uint32)
+        index = jnp.zeros(x.shape, jnp.uint32)
+        for axis, stride in enumerate(math.prod(x.shape[i + 1 :]) for i in range(x.ndim)):
+            index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+
+    return jnp.stack([one(x) for x in jax.tree.leaves(tree)])
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    items: dict[str, PyTree],
+    *,
+    notes: dict[str, Any],
+    metrics: dict[str, float] | None,
+) -> None:
+    """Starts writing `items` (name -> tree of arrays) and the JSON `notes`; returns before it is on disk.
+
+    Raises:
+      UserError: an earlier write found the disk full; earlier checkpoints are untouched.
+    """
+    prints = {name: fingerprint(tree).tolist() for name, tree in items.items()}
+    arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    record = ocp.args.JsonSave({**notes, "fingerprints": prints})
+    with _disk_full_is_said(manager):
+        manager.save(step, args=ocp.args.Composite(**arrays, notes=record), metrics=metrics, force=True)
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits for what is being written.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    with _disk_full_is_said(manager):
+        manager.wait_until_finished()
+
+
+class _disk_full_is_said:
+    """Orbax wraps ENOSPC in errors of many types; its words are what they share."""
+
+    def __init__(self, manager: ocp.CheckpointManager):
+        self.manager = manager
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        chain, seen = error, []
+        while chain is not None:
+            seen.append(str(chain))
+            chain = chain.__cause__ or chain.__context__
+        if any("No space left" in text or "RESOURCE_EXHAUSTED" in text for text in seen):
+            last = max(self.manager.all_steps(), default=None)
+            raise UserError(
+                f"the disk of {self.manager.directory} is full; the last whole checkpoint is "
+                f"{'none' if last is None else f'step {last}'}. Make room and run the same command again"
+            ) from error
+
+
+def restore(
+    manager: ocp.CheckpointManager,
+    templates: dict[str, PyTree],
+    *,
+    tell: Callable[[str], None],
+    step: int | None = None,
+    read_only: bool = False,
+) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
+    """Reads the newest checkpoint that is whole, or the one of `step`: (step, items, notes); None where there is none.
+
+    A damaged one is said, set aside as `damaged-<step>` (unless read_only), and the one before is taken.
+
+    Args:
+      templates: item -> tree of arrays or ShapeDtypeStructs with shardings; only these items are read.
+
+    Raises:
+      UserError: there are checkpoints and none of them can be read.
+    """
+    steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+    for candidate in steps:
+        args = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+            for name, tree in templates.items()
+        }
+        try:
+            found = manager.restore(candidate, args=ocp.args.Composite(**args, notes=ocp.args.JsonRestore()))
+            items, notes = {name: found[name] for name in templates}, found["notes"]
+            bad = [n for n, tree in items.items() if fingerprint(tree).tolist() != notes["fingerprints"][n]]
+            if not bad:
+                return candidate, items, notes
+            reason = f"the arrays of {bad[0]!r} are not those that were saved"
+        except (
+            Exception
+        ) as e:  # orbax and tensorstore raise their own, ValueError, OSError and plain Exception
+            reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        tell(f"checkpoint {candidate} is damaged ({reason}); falling back to the one before")
+        if not read_only:
+            # Out of the way of the step's next save, and kept for whoever wants to look.
+            (manager.directory / str(candidate)).rename(manager.directory / f"damaged-{candidate}")
+            manager.reload()
+    if steps:
+        raise UserError(
+            f"no checkpoint in {manager.directory} can be read; take a copy of it, or another --workdir"
+        )
+    return None

@@ -1,0 +1,397 @@
+"""Every knob of a run, with its unit and default; the rules they must keep; and how a config file is read.
+
+A recipe (`configs/*.py`) calls `base()`, changes what it needs and returns it. Package code supplies no
+other default, so what `<workdir>/config.json` shows is what ran.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from jaxdistill.errors import UserError
+
+# Sections that may change when a run is resumed: they do not enter the parameters.
+RESUMABLE = ("evaluate", "checkpoint", "log", "export")
+
+
+def base() -> ConfigDict:
+    """Returns the default config, locked: a key that is not here cannot be set."""
+    config = ConfigDict()
+    config.seed = 0  # initialisation, data order, masks and dropout all derive from it
+
+    config.teacher = ConfigDict()
+    config.teacher.name = ""  # folder or hub name of a masked LM; "" = no teacher, plain masked-LM training
+    config.teacher.revision = ""  # of the hub name
+    config.teacher.dtype = "float32"  # compute and storage: float32 | bfloat16 (losses stay float32)
+
+    config.student = ConfigDict()
+    config.student.name = ""  # folder, hub name or run folder to start from; "" = by `init` below
+    config.student.revision = ""
+    config.student.init = "teacher"  # teacher: its layers, copied | random
+    # Which teacher layers: [0, 2, 4] | a count, spread evenly | every_other | first:N | last:N.
+    config.student.layers = config_dict.placeholder(object)  # None = half of them, spread evenly
+    config.student.family = ""  # "" = the teacher's; "distilbert" cuts a DistilBERT out of a BERT
+    config.student.reference_init = (
+        False  # BERT to DistilBERT as the reference: no token type, random transform
+    )
+    # With init=random: architecture fields, {"hidden_size": 128, ...}; without a teacher also "model_type".
+    config.student.overrides = config_dict.placeholder(object)
+    config.student.dtype = "float32"  # compute; parameters and losses are float32
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.name = ""  # folder or hub name; "" = the teacher's, or else the student's
+    config.tokenizer.revision = ""
+
+    config.data = ConfigDict()
+    config.data.source = "text"  # text | csv | tsv | jsonl | parquet | hf | tfds
+    config.data.path = (
+        ""  # file, glob or several with commas, .gz/.zst too; for hf and tfds the dataset's name
+    )
+    config.data.column = "text"  # the text column, where there are columns
+    config.data.subset = ""  # hf: configuration name
+    config.data.revision = ""  # hf
+    config.data.split = "train"  # hf, tfds
+    config.data.streaming = False  # hf: do not download the whole first
+    config.data.limit = 0  # documents at most; 0 = all
+    config.data.eval_path = ""  # held-out text, same source and column; "" = the tail of the above
+    config.data.eval_split = ""  # hf, tfds: held-out split; "" = the tail of `split`
+    config.data.eval_fraction = 0.02  # share of rows held out, where no held-out text is named
+    config.data.prepared = ""  # folder that `jaxdistill prepare` printed; then nothing above is read
+    config.data.token_counts = ""  # .npy or .json with a count a token id; "" = counted from the text
+    config.data.cache_dir = "~/.cache/jaxdistill"  # prepared text lands here, under a hash of its content
+    config.data.max_length = 128  # tokens a row, the frame of special tokens included
+    config.data.min_tokens = 12  # shorter rows are dropped (the reference drops 11 and fewer)
+    config.data.max_unk_fraction = 0.5  # rows with this share of unknown tokens or more are dropped
+    config.data.batching = "length"  # length: rows of like length together | packed: documents end to end
+    config.data.buckets = ()  # widths of the batches, the last = max_length; () = a few by themselves
+    config.data.threads = 2  # that read and mask ahead
+    config.data.prefetch = 16  # batches read ahead
+
+    config.mask = ConfigDict()
+    config.mask.fraction = 0.15  # of the real tokens
+    config.mask.replace = (0.8, 0.1, 0.1)  # of those: by [MASK], left as they are, by a random token
+    config.mask.smoothing = 0.7  # rare tokens first: weight = count ** -smoothing; 0 = plain draw
+    config.mask.group = 8  # rows drawn together (the reference: one device's batch)
+
+    config.loss = ConfigDict()
+    config.loss.temperature = 2.0  # of alpha_ce
+    config.loss.tokens = "all"  # alpha_ce and alpha_mse on: all | masked (positions gathered before the head)
+    config.loss.alpha_ce = 5.0  # KL(teacher || student) at the temperature, times temperature squared
+    config.loss.alpha_mlm = 2.0  # cross entropy at the masked positions
+    config.loss.alpha_cos = 1.0  # 1 - cosine of the last hidden states
+    config.loss.alpha_mse = 0.0  # squared difference of logits, summed over the vocabulary
+    config.loss.alpha_hidden_mse = (
+        0.0  # squared difference of hidden states, mean over the width, by layer_map
+    )
+    config.loss.alpha_hidden_cos = 0.0  # 1 - cosine of hidden states, by layer_map
+    config.loss.alpha_attention = 0.0  # KL of attention maps (MobileBERT's attention transfer), by layer_map
+    # ((student layer, teacher layer), ...), counted from 0, -1 = the embeddings; None = the layers cut, or spread.
+    config.loss.layer_map = config_dict.placeholder(object)
+
+    config.train = ConfigDict()
+    config.train.steps = 0  # optimizer updates; 0 = by epochs
+    config.train.epochs = 3.0  # passes over the text, where steps is 0
+    config.train.limit_batches = 0  # updates an epoch at most; 0 = the whole text
+    config.train.batch_size = 32  # rows an update, over all devices
+    config.train.accumulation = 1  # micro-batches an update is cut into
+    config.train.freeze = ()  # parameters whose path contains one of these regular expressions stay as they are
+
+    config.optim = ConfigDict()
+    config.optim.name = "adamw"  # adamw | lion | adafactor | sgd
+    config.optim.learning_rate = 5e-4  # peak
+    config.optim.schedule = "linear"  # after the warm-up: linear to 0 | cosine to 0 | constant
+    config.optim.warmup = 0.05  # share of all steps
+    config.optim.betas = (0.9, 0.98)
+    config.optim.eps = 1e-6
+    config.optim.weight_decay = 0.0
+    config.optim.no_decay = ("bias$", "(?i)(layer_?norm|ln_[a-z0-9]+)/scale$")  # regular expressions on paths
+    config.optim.clip = 5.0  # global norm of the gradient; 0 = off
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the batch; -1 = all that are left
+    config.mesh.fsdp = 1  # devices that split the batch and the parameters of both models
+
+    config.evaluate = ConfigDict()
+    config.evaluate.every = 0  # steps; 0 = after every epoch
+    config.evaluate.batches = 32  # of held-out text; 0 = all
+    config.evaluate.batch_size = 32  # rows
+    config.evaluate.metrics = ("perplexity", "agreement")  # and pseudo_perplexity
+    config.evaluate.pseudo_rows = 32  # rows that pseudo_perplexity reads (one forward a token)
+    config.evaluate.prompts = ()  # texts with the mask token in them, filled by both models at the end
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 0  # steps; 0 = after every epoch
+    config.checkpoint.keep = 2  # the last so many, besides the best
+    config.checkpoint.keep_epochs = False  # also the one after every epoch
+    config.checkpoint.best = (
+        "perplexity"  # the evaluation figure, lower is better, by which the best is known
+    )
+
+    config.log = ConfigDict()
+    config.log.every = 10  # steps
+    config.log.tensorboard = False  # extra: tensorboard
+    config.log.wandb = ""  # project name; extra: wandb
+
+    config.export = ConfigDict()
+    config.export.to = ()  # at the end, to <workdir>/export-<format>: pytorch, flax
+    return config.lock()
+
+
+def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value; `student.overrides` is one value, though it may be a dict."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and f"{prefix}{key}" != "student.overrides":
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parse(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """Reads `configs/x.py` or `configs/x.py:variant` and applies `--config.key=value` overrides.
+
+    Raises:
+      UserError: no such file, an unknown key (with the nearest one), a value of the wrong type, or a broken rule.
+    """
+    file = path.split(":")[0]
+    if not Path(file).is_file():
+        raise UserError(f"--config: there is no file {file!r}")
+    define = partial(config_flags.DEFINE_config_file, "config", None, "recipe")
+    config = _override(define, [f"--config={path}", *overrides], where=file)
+    if missing := set(dict(_flatten(base()))) - set(dict(_flatten(config))):
+        raise UserError(f"{file}: no value for {sorted(missing)[0]!r}; start from jaxdistill.config.base()")
+    validate(config)
+    return config
+
+
+def apply(recorded: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:
+    """The config that stands in a run folder, with `--config.key=value` overrides.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    config = base()
+    for key, value in _flatten(ConfigDict(recorded)):
+        if value is not None:
+            # JSON has lists where the config has tuples.
+            fixed = tuple(value) if isinstance(value, list | tuple) else value
+            config.update_from_flattened_dict({key: fixed})
+    config = _override(
+        partial(config_flags.DEFINE_config_dict, "config", config), overrides, where="config.json"
+    )
+    validate(config)
+    return config
+
+
+def _override(define: Callable[..., Any], argv: Sequence[str], *, where: str) -> ConfigDict:
+    known = dict(_flatten(base()))
+    for item in argv:
+        if item.startswith("--config="):
+            continue
+        if not item.startswith("--config.") or "=" not in item:
+            raise UserError(f"unknown argument {item!r}; config values are given as --config.KEY=VALUE")
+        key = item.removeprefix("--config.").split("=")[0]
+        if key not in known:
+            raise UserError(_unknown(key, known))
+    argv = ["jaxdistill", *argv]
+    values = flags.FlagValues()
+    define(flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values.config
+    except flags.Error as e:
+        raise UserError(_one_line(e)) from e
+    except (AttributeError, TypeError, KeyError, ValueError, SyntaxError, NameError, ImportError) as e:
+        # What a recipe does wrong surfaces here: an unknown key (ConfigDict is locked), a value of another type.
+        raise UserError(f"{where}: {_one_line(e)}") from e
+
+
+def _unknown(key: str, known: dict[str, Any]) -> str:
+    tail = key.split(".")[-1]
+    near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == tail]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown config key {key!r}{hint}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, default=list)
+
+
+def changed(old: dict[str, Any], new: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """Lists (key, old, new) that differ and would change the parameters of a resumed run."""
+    before = dict(_flatten(ConfigDict(old)))
+    after = dict(_flatten(ConfigDict(json.loads(to_json(new)))))
+    return [
+        (key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if key.split(".")[0] not in RESUMABLE and before.get(key) != after.get(key)
+    ]
+
+
+DTYPES = ("float32", "bfloat16")
+ALPHAS = ("ce", "mlm", "cos", "mse", "hidden_mse", "hidden_cos", "attention")
+NEED_TEACHER = tuple(name for name in ALPHAS if name != "mlm")
+
+
+def alphas(config: ConfigDict) -> dict[str, float]:
+    """The weights of the losses that are on; without a teacher only `mlm` is."""
+    weights = {name: float(config.loss[f"alpha_{name}"]) for name in ALPHAS}
+    return {k: v for k, v in weights.items() if v != 0 and (config.teacher.name or k not in NEED_TEACHER)}
+
+
+def _choice(*options: str) -> Callable[[Any], str | None]:
+    return lambda v: None if v in options else f"must be one of {', '.join(options)}"
+
+
+def _at_least(low: float) -> Callable[[Any], str | None]:
+    return lambda v: None if math.isfinite(v) and v >= low else f"must be at least {low:g}"
+
+
+def _between(low: float, high: float) -> Callable[[Any], str | None]:
+    return lambda v: None if low <= v <= high else f"must lie between {low:g} and {high:g}"
+
+
+def _above(low: float) -> Callable[[Any], str | None]:
+    return lambda v: None if math.isfinite(v) and v > low else f"must be above {low:g}"
+
+
+def _patterns(values: tuple) -> str | None:
+    for value in values:
+        try:
+            re.compile(value)
+        except (re.error, TypeError) as e:
+            return f"holds {value!r}, which is no regular expression ({e})"
+    return None
+
+
+def _shares(values: tuple) -> str | None:
+    fits = len(values) == 3 and all(v >= 0 for v in values) and math.isclose(sum(values), 1, abs_tol=1e-6)
+    return None if fits else "must be three shares (mask, keep, random) that add up to 1"
+
+
+def _widths(values: tuple) -> str | None:
+    fits = all(isinstance(v, int) and v > 2 for v in values) and list(values) == sorted(set(values))
+    return None if fits else "must be ascending numbers of tokens"
+
+
+# Rules on one value; rules on several stand in `validate`.
+RULES: dict[str, Callable[[Any], str | None]] = {
+    "seed": _between(0, 2**31 - 1),
+    "teacher.dtype": _choice(*DTYPES),
+    "student.dtype": _choice(*DTYPES),
+    "student.init": _choice("teacher", "random"),
+    "student.family": _choice("", "distilbert"),
+    "data.source": _choice("text", "csv", "tsv", "jsonl", "parquet", "hf", "tfds"),
+    "data.limit": _at_least(0),
+    "data.eval_fraction": _between(0, 0.5),
+    "data.max_length": _at_least(4),
+    "data.min_tokens": _at_least(3),
+    "data.max_unk_fraction": _between(0, 1),
+    "data.batching": _choice("length", "packed"),
+    "data.buckets": _widths,
+    "data.threads": _at_least(1),
+    "data.prefetch": _at_least(1),
+    "mask.fraction": _between(0.001, 1),
+    "mask.replace": _shares,
+    "mask.smoothing": _at_least(0),
+    "mask.group": _at_least(1),
+    "loss.temperature": _above(0),
+    "loss.tokens": _choice("all", "masked"),
+    **{f"loss.alpha_{name}": _at_least(0) for name in ALPHAS},
+    "train.steps": _at_least(0),
+    "train.epochs": _at_least(0),
+    "train.limit_batches": _at_least(0),
+    "train.batch_size": _at_least(1),
+    "train.accumulation": _at_least(1),
+    "train.freeze": _patterns,
+    "optim.name": _choice("adamw", "lion", "adafactor", "sgd"),
+    "optim.learning_rate": _above(0),
+    "optim.schedule": _choice("linear", "cosine", "constant"),
+    "optim.warmup": _between(0, 1),
+    "optim.betas": lambda v: (
+        None if len(v) == 2 and all(0 <= b < 1 for b in v) else "must be two numbers in [0, 1)"
+    ),
+    "optim.eps": _above(0),
+    "optim.weight_decay": _at_least(0),
+    "optim.no_decay": _patterns,
+    "optim.clip": _at_least(0),
+    "mesh.data": lambda v: None if v == -1 or v >= 1 else "must be -1 (all devices left) or at least 1",
+    "mesh.fsdp": _at_least(1),
+    "evaluate.every": _at_least(0),
+    "evaluate.batches": _at_least(0),
+    "evaluate.batch_size": _at_least(1),
+    "evaluate.pseudo_rows": _at_least(1),
+    "checkpoint.every": _at_least(0),
+    "checkpoint.keep": _at_least(1),
+    "log.every": _at_least(1),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every rule that needs no file, model or device.
+
+    Raises:
+      UserError: the first broken rule, with its key, its value and what to do.
+    """
+    values = dict(_flatten(config))
+    for key, default in _flatten(base()):
+        if default is not None and values[key] is None:
+            raise UserError(
+                f"config.{key} is None; it must be a {type(default).__name__}, such as {default!r}"
+            )
+    for key, rule in RULES.items():
+        if message := rule(values[key]):
+            raise UserError(f"config.{key}={values[key]!r}: {message}")
+
+    c = config
+    if not (c.data.path or c.data.prepared):
+        raise UserError(
+            "config.data.path is empty; name a text file, or a folder of `jaxdistill prepare` in data.prepared"
+        )
+    if not (c.train.steps or c.train.epochs):
+        raise UserError("config.train.steps and config.train.epochs are both 0; set one of them")
+    if not alphas(c):
+        raise UserError(
+            "no loss is enabled: set one of "
+            + ", ".join(f"config.loss.alpha_{n}" for n in ALPHAS)
+            + ("" if c.teacher.name else " (without a teacher only alpha_mlm counts)")
+        )
+    if not c.teacher.name and not c.student.name and not (c.student.init == "random" and c.student.overrides):
+        raise UserError(
+            "config.teacher.name is empty, so there is nothing to cut a student from; name a teacher, or a "
+            'config.student.name, or config.student.init=random with config.student.overrides={"model_type": ...}'
+        )
+    if not (c.teacher.name or c.student.name or c.tokenizer.name):
+        raise UserError("config.tokenizer.name is empty; name one, as there is no teacher to take it from")
+    if c.student.family and (c.student.init == "random" or c.student.name):
+        raise UserError(
+            f"config.student.family={c.student.family!r} goes with layers cut from the teacher alone"
+        )
+    if c.data.buckets and c.data.buckets[-1] != c.data.max_length:
+        raise UserError(
+            f"config.data.buckets={c.data.buckets!r}: the last must be config.data.max_length={c.data.max_length}"
+        )
+    if c.train.batch_size % (c.train.accumulation * c.mask.group):
+        raise UserError(
+            f"config.train.batch_size={c.train.batch_size} must be a multiple of train.accumulation="
+            f"{c.train.accumulation} x mask.group={c.mask.group}; change one of the three"
+        )
+    for name in c.evaluate.metrics:
+        if name not in ("perplexity", "agreement", "pseudo_perplexity"):
+            raise UserError(
+                f"config.evaluate.metrics holds {name!r}; there are perplexity, agreement, pseudo_perplexity"
+            )
+    for name in c.export.to:
+        if name not in ("pytorch", "flax"):
+            raise UserError(f"config.export.to holds {name!r}; there are pytorch and flax")

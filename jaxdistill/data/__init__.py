@@ -1,0 +1,1 @@
+"""From text to masked batches: sources, tokenize, batching, masking, pipeline. numpy only, no jax."""

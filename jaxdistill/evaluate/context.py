@@ -1,0 +1,49 @@
+"""What an evaluator is built from, and the sums they share."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxdistill import sharding
+from jaxdistill.models import intercept
+from jaxdistill.models.load import Model
+
+# (student_params, teacher_params) -> figures
+Evaluator = Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]
+
+
+class Context(NamedTuple):
+    student: Model
+    teacher: Model | None
+    batches: Sequence[Mapping[str, np.ndarray]]  # held-out rows with fixed masks, so that two runs compare
+    mesh: Mesh
+    capacity: Callable[[int], int]  # length -> the most masked positions a row has
+    mask_id: int
+    special_ids: tuple[int, ...]
+    pseudo_rows: int
+
+
+def masked_logits(
+    context: Context, model: Model, params: PyTree, batch: Mapping[str, Array]
+) -> tuple[Float[Array, "batch k vocab"], Int[Array, "batch k"], Bool[Array, "batch k"]]:
+    """Logits, labels and validity at the masked positions, which alone go through the head."""
+    capacity = context.capacity(batch["input_ids"].shape[1])
+    positions, valid = intercept.head_positions(batch["label_mask"], group=1, capacity=capacity)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = intercept.apply(model, params, **inputs, positions=positions).logits
+    return logits.astype("float32"), intercept.gather_tokens(batch["labels"], positions), valid
+
+
+def totals(context: Context, sums: Callable[..., Mapping[str, Array]], *params: PyTree) -> dict[str, float]:
+    """Adds up a jitted function's sums over all held-out batches, in float64, exact for any batch size."""
+    whole: dict[str, float] = {}
+    for batch in context.batches:
+        for name, value in jax.device_get(
+            sums(*params, sharding.put_batch(dict(batch), context.mesh))
+        ).items():
+            whole[name] = whole.get(name, 0.0) + float(value)
+    return whole

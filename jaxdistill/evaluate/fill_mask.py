@@ -1,0 +1,34 @@
+"""The best words for a mask token, as a person would try a model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxdistill.errors import UserError
+from jaxdistill.models import intercept
+from jaxdistill.models.load import Model
+
+
+def fill_mask(
+    model: Model, params: PyTree, tokenizer: Any, texts: Sequence[str], *, top: int = 5
+) -> list[list[tuple[str, float]]]:
+    """The `top` words and their probabilities for the first mask token of every text.
+
+    Raises:
+      UserError: a text without the mask token.
+    """
+    results = []
+    for text in texts:
+        ids = jnp.asarray(tokenizer(text)["input_ids"])[None]
+        at = jnp.flatnonzero(ids[0] == tokenizer.mask_token_id)
+        if not at.size:
+            raise UserError(f"prompt {text!r} holds no {tokenizer.mask_token}")
+        logits = intercept.apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits
+        best, words = jax.lax.top_k(jax.nn.softmax(logits[0, at[0]].astype(jnp.float32)), top)
+        results.append(
+            [(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(words, best, strict=True)]
+        )
+    return results

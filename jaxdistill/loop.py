@@ -1,0 +1,338 @@
+"""A run from start to end: build, restore, then train, log, evaluate and checkpoint; export; close."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from jaxdistill import build, checkpoint, optim, sharding, writers
+from jaxdistill import config as configs
+from jaxdistill import workdir as folders
+from jaxdistill.build import Models, Tell
+from jaxdistill.errors import UserError
+from jaxdistill.evaluate import EVALUATORS, Context
+from jaxdistill.evaluate.fill_mask import fill_mask
+from jaxdistill.objective import init_projections
+from jaxdistill.step import TrainState, make_train_step
+
+
+def run(config: ConfigDict, workdir: Path, *, allow_pickle: bool = False) -> dict[str, float]:
+    """Trains, or goes on where `workdir` stands, and returns the last evaluation's figures.
+
+    Raises:
+      UserError: whatever the user can mend; what was written before stays whole.
+    """
+    configs.validate(config)
+    began = folders.read_config(workdir)
+    if began is not None and (differences := configs.changed(began, config)):
+        key, old, new = differences[0]
+        raise UserError(
+            f"--workdir {workdir} holds a run with config.{key}={old!r}, and now it is {new!r}; "
+            "name another --workdir, or repeat the config to resume"
+        )
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    check_rows(config, mesh)
+    source = build.open_text(config)
+    models = build.build_models(config, allow_pickle=allow_pickle, tell=print)
+    objective = build.build_objective(config, models)
+    optim.check_patterns(models.student_params, config.train.freeze, key="config.train.freeze")
+
+    with ExitStack() as closing:
+        text = build.prepare_text(config, source, models.tokenizer, tell=print)
+        held_out = build.make_held_out(config, text)
+        per_epoch = math.ceil(len(text.train) / config.train.batch_size)
+        per_epoch = min(per_epoch, config.train.limit_batches or per_epoch)
+        steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
+
+        state, state_shardings, optimizer = _init_state(config, models, objective, mesh=mesh, steps=steps)
+        teacher_shardings = sharding.by_rule(models.teacher_params, mesh)
+        teacher_params = jax.device_put(models.teacher_params, teacher_shardings)
+        batches = iter(build.make_batches(config, text, steps=steps, limit=config.train.limit_batches))
+
+        if began is None:
+            folders.create(
+                workdir,
+                config=configs.to_json(config),
+                student=models.student,
+                tokenizer=models.tokenizer,
+                probe=build.probe_of(held_out),
+            )
+        manager = checkpoint.open_manager(
+            workdir,
+            keep=config.checkpoint.keep,
+            best=config.checkpoint.best,
+            keep_steps=range(per_epoch, steps + 1, per_epoch) if config.checkpoint.keep_epochs else (),
+        )
+        closing.callback(manager.close)
+        figures: dict[str, float] = {}
+        if (found := checkpoint.restore(manager, _items(state), tell=print)) is not None:
+            at, items, notes = found
+            state = _from_items(items)
+            batches.set_state(notes["data"])
+            figures = notes["figures"]
+            print(f"resumed {workdir} at step {at} of {steps}")
+        start = int(state.step)
+
+        write, tell = _open_writers(config, workdir, start=start, total=steps, closing=closing)
+        tell(build.describe(config, models, text, mesh=dict(mesh.shape), steps=steps, per_epoch=per_epoch))
+        step = make_train_step(
+            student=models.student,
+            teacher=models.teacher,
+            objective=objective,
+            optimizer=optimizer,
+            mesh=mesh,
+            state_shardings=state_shardings,
+            teacher_shardings=teacher_shardings,
+            accumulation=config.train.accumulation,
+            group=config.mask.group,
+            capacity=build.capacity(config, group=config.mask.group),
+        )
+        evaluate = make_evaluator(config, models, text.vocabulary, held_out, mesh=mesh)
+        schedule = _schedule(config, steps)
+
+        def save(at: int, state: TrainState, measured: dict[str, float] | None) -> None:
+            notes = {"data": batches.get_state(), "figures": figures}
+            checkpoint.save(manager, at, _items(state), notes=notes, metrics=measured)
+
+        eval_every = config.evaluate.every or per_epoch
+        save_every = config.checkpoint.every or per_epoch
+        log = _Log(write, schedule, where=lambda: _last_good(manager))
+        key = jax.random.key(config.seed)
+        began_at = time.perf_counter()
+        for at in range(start + 1, steps + 1):
+            batch = log.next(batches)
+            state, metrics = step(state, teacher_params, sharding.put_batch(batch, mesh), key)
+            if at == start + 1:
+                jax.block_until_ready(metrics)
+                tell(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
+                log.restart()
+            log.read()  # the figures of an earlier step, while this one runs
+            due_eval = at % eval_every == 0 or at == steps
+            due_save = at % save_every == 0 or at == steps
+            if at % config.log.every == 0 or due_eval or due_save:
+                log.put(at, metrics)
+            if due_eval or due_save:
+                log.read()  # now, so that no NaN is ever evaluated or saved
+            if due_eval:
+                figures = dict(evaluate(state.params["student"], teacher_params))
+                write(at, "eval", figures)
+            if due_save:
+                save(at, state, figures if due_eval else None)
+            if due_eval or due_save:
+                log.restart()
+        checkpoint.finish(manager)
+        if not figures:  # resumed after the last step
+            figures = dict(evaluate(state.params["student"], teacher_params))
+        student_params = jax.device_get(state.params["student"])
+        show_prompts(config, models, student_params, tell=tell)
+    for to in config.export.to:
+        export_run(workdir, workdir / f"export-{to}", to=to, tell=print)
+    return figures
+
+
+def export_run(workdir: Path, out: Path, *, to: str, tell: Tell, step: int | None = None) -> None:
+    """Writes a run's student as a Hugging Face folder and proves that it reads back the same."""
+    from jaxdistill.export import export, model_card
+
+    student = folders.load_student(workdir, step=step, tell=tell)
+    teacher = student.config["teacher"]["name"]
+    card = model_card(
+        name=out.name, base_model=teacher, recipe=student.config, license="", results=student.figures
+    )
+    export(
+        model=student.model,
+        params=student.params,
+        tokenizer=student.tokenizer,
+        out=out,
+        to=to,
+        card=card,
+        probe=student.probe,
+    )
+    tell(f"exported step {student.step} of {workdir} to {out} ({to}); its logits are the checkpoint's")
+
+
+def check_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where the rows of a batch do not divide over the devices."""
+    pieces = config.train.accumulation * config.mask.group
+    if config.train.batch_size % (pieces * mesh.size):
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x mask.group"
+            f"={pieces} x {mesh.size} devices = {pieces * mesh.size}; change one of them"
+        )
+    if config.evaluate.batch_size % mesh.size:
+        raise UserError(
+            f"config.evaluate.batch_size={config.evaluate.batch_size} must be a multiple of the {mesh.size} devices"
+        )
+
+
+def _schedule(config: ConfigDict, steps: int) -> Callable[[int], Any]:
+    c = config.optim
+    return optim.make_schedule(
+        learning_rate=c.learning_rate, schedule=c.schedule, warmup=c.warmup, steps=steps
+    )
+
+
+def _init_state(config: ConfigDict, models: Models, objective: Any, *, mesh: Any, steps: int) -> tuple:
+    c = config.optim
+    projections = {}
+    if models.teacher is not None:
+        projections = init_projections(
+            objective,
+            student_width=models.student.width,
+            teacher_width=models.teacher.width,
+            num_layers=(models.student.num_layers, models.teacher.num_layers),
+            key=jax.random.fold_in(jax.random.key(config.seed), 1),
+        )
+    params = {"student": models.student_params, "projections": projections}
+    optimizer = optim.make_optimizer(
+        params,
+        name=c.name,
+        learning_rate=_schedule(config, steps),
+        betas=tuple(c.betas),
+        eps=c.eps,
+        weight_decay=c.weight_decay,
+        no_decay=c.no_decay,
+        clip=c.clip,
+        freeze=config.train.freeze,
+    )
+
+    def init(params: PyTree) -> TrainState:
+        # A copy, as the step donates the state and the parameters here are somebody's.
+        params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    shardings = sharding.by_rule(jax.eval_shape(init, params), mesh)
+    return jax.jit(init, out_shardings=shardings)(params), shardings, optimizer
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """How a state is filed: the student by itself, so that evaluate and export read nothing else."""
+    rest = {"step": state.step, "projections": state.params["projections"], "opt_state": state.opt_state}
+    return {"student": state.params["student"], "rest": rest}
+
+
+def _from_items(items: dict[str, PyTree]) -> TrainState:
+    rest = items["rest"]
+    params = {"student": items["student"], "projections": rest["projections"]}
+    return TrainState(rest["step"], params, rest["opt_state"])
+
+
+def make_evaluator(
+    config: ConfigDict, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any
+) -> Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]:
+    """All of config.evaluate.metrics as one evaluator; each is compiled once."""
+    context = Context(
+        student=models.student,
+        teacher=models.teacher,
+        batches=held_out,
+        mesh=mesh,
+        capacity=build.capacity(config, group=1),  # held-out rows are masked one by one
+        mask_id=vocabulary.mask,
+        special_ids=vocabulary.special,
+        pseudo_rows=config.evaluate.pseudo_rows,
+    )
+    makers = [EVALUATORS[name] for name in config.evaluate.metrics]
+    evaluators = [make(context) for make, needs_teacher in makers if models.teacher or not needs_teacher]
+
+    def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
+        for one in evaluators:
+            yield from one(student_params, teacher_params)
+
+    return evaluate
+
+
+def show_prompts(config: ConfigDict, models: Models, student_params: PyTree, *, tell: Tell) -> None:
+    """Prints what teacher and student put for the mask of each prompt, side by side."""
+    prompts = list(config.evaluate.prompts)
+    sides = [("student", models.student, student_params)]
+    if models.teacher is not None:
+        sides.insert(0, ("teacher", models.teacher, models.teacher_params))
+    filled = {name: fill_mask(model, params, models.tokenizer, prompts) for name, model, params in sides}
+    for i, prompt in enumerate(prompts):
+        tell(prompt)
+        for name, words in filled.items():
+            tell(f"  {name}: " + ", ".join(f"{word} {p:.0%}" for word, p in words[i]))
+
+
+def _last_good(manager: Any) -> str:
+    manager.wait_until_finished()
+    step = manager.latest_step()
+    return "there is no checkpoint" if step is None else f"the last good checkpoint is that of step {step}"
+
+
+def _open_writers(
+    config: ConfigDict, workdir: Path, *, start: int, total: int, closing: ExitStack
+) -> tuple[writers.Write, Tell]:
+    if jax.process_index() != 0:
+        return (lambda step, kind, figures: None), (lambda line: None)
+    write, close = writers.jsonl(workdir / "metrics.jsonl", resume_at=start)
+    opened = [(write, close)]
+    if config.log.tensorboard:
+        opened.append(writers.tensorboard(workdir / "tensorboard"))
+    if config.log.wandb:
+        opened.append(writers.wandb(workdir, project=config.log.wandb, config=config.to_dict()))
+    show, stop, tell = writers.progress(total=total, start=start)
+    opened.append((show, stop))
+    for _, close in opened:
+        closing.callback(close)
+    return writers.both(*[write for write, _ in opened]), tell
+
+
+class _Log:
+    """Figures of a step and of the window before it: put when the step is dispatched, read one step later."""
+
+    def __init__(self, write: writers.Write, schedule: Callable[[int], Any], *, where: Callable[[], str]):
+        self.write, self.schedule, self.where = write, schedule, where
+        self.pending: tuple[int, Any, int, float] | None = None
+        self.tokens, self.waited = 0, 0.0  # since the last put
+        self.since = time.perf_counter()  # the last read
+
+    def restart(self) -> None:
+        """Leaves what came before out of tokens/s: compilation, evaluations, checkpoints."""
+        self.tokens, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    def next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        self.tokens += int(batch["attention_mask"].sum()) * jax.process_count()
+        return batch
+
+    def put(self, at: int, metrics: Any) -> None:
+        self.pending = (at, metrics, self.tokens, self.waited)
+        self.tokens, self.waited = 0, 0.0
+
+    def read(self) -> None:
+        """Waits for the pending metrics and writes them.
+
+        Raises:
+          UserError: the loss or the gradient is not finite.
+        """
+        if self.pending is None:
+            return
+        (at, metrics, tokens, waited), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+        norm = values.pop("grad_norm")
+        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+            raise UserError(
+                f"loss is {values['loss']} and the gradient's norm {norm} at step {at}; {self.where()}. "
+                "Lower config.optim.learning_rate or config.optim.clip"
+            )
+        figures = {
+            "loss": values.pop("loss"),
+            **values,
+            "grad_norm": norm,
+            "learning_rate": float(self.schedule(at - 1)),
+            "tokens_per_s": tokens / seconds,
+            "input_wait": waited / seconds,
+        }
+        self.write(at, "train", figures)

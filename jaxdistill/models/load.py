@@ -1,0 +1,388 @@
+"""From a name to a model: configuration, tokenizer, the Flax module, and its parameters from safetensors.
+
+transformers' own PyTorch-to-Flax loading needs torch, so the tensors are read here, by the name table of
+torch_names.py, and checked one by one: a tensor that is missing, misshapen or not finite is named.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
+
+from jaxdistill.errors import UserError
+from jaxdistill.models import torch_names
+from jaxdistill.models.families import FAMILIES, Family
+
+_SMALL_FILES = ["*.json", "*.txt", "*.model"]  # config, tokenizer, index of shards
+# Special tokens of a folder that holds a bare tokenizer.json, recognised by its mask (or end) token.
+_SPECIAL_TOKENS = {
+    "[MASK]": {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+    "<mask>": {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+    },
+    "<|endoftext|>": {
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Flax class without parameters: those are arguments everywhere."""
+
+    flax: Any  # transformers.FlaxPreTrainedModel, made with _do_init=False
+    config: Any  # transformers.PretrainedConfig
+    family: Family
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def width(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a sequence may have, special tokens included."""
+        unused = self.config.pad_token_id + 1 if self.family.positions_after_pad else 0
+        return self.config.max_position_embeddings - unused
+
+
+def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Path:
+    """The folder of a model or tokenizer: `name` is one already, or a hub name, which is downloaded or found cached."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{name} is a file; name the folder it stands in")
+    if not name or name[0] in "./~" or name.count("/") > 1:
+        raise UserError(f"{name or 'an empty name'}: there is no such folder, and a hub name reads user/model")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=[*_SMALL_FILES, "*.safetensors", *(["*.bin"] if allow_pickle else [])],
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        # OSError covers no network: requests' errors and the hub's LocalEntryNotFoundError are both one.
+        at = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"{name}{at} is neither a folder here nor to be had from the hub "
+            f"({type(error).__name__}): check the name and the network, or give a local folder"
+        ) from error
+    return Path(folder)
+
+
+def load_config(folder: Path) -> Any:
+    """The folder's configuration, of one of our families; code that stands in the folder is never run."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: it is not a model folder")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type not in FAMILIES:
+        raise UserError(f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if model_type == "distilbert":
+        # Where the config says sinusoidal, the file's position table still rules: DistilBERT's own training
+        # overwrote the sinusoids with BERT's learned positions. As parameters they are read, kept and written.
+        config.sinusoidal_pos_embds = False
+    return config
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's fast tokenizer (transformers.PreTrainedTokenizerFast)."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json"))
+    if not bare:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise UserError(f"{folder} has no tokenizer that can be read: {_first_line(error)}") from error
+        if not tokenizer.is_fast:
+            raise UserError(f"{folder} has no fast tokenizer: a tokenizer.json is needed")
+        return tokenizer
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json")
+    try:
+        vocabulary = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    except Exception as error:  # the Rust parser raises plain Exception
+        raise UserError(f"{file} is no tokenizer: {_first_line(error)}") from error
+    known = vocabulary.get_vocab()
+    for sign, special in _SPECIAL_TOKENS.items():
+        if sign in known:
+            return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+    raise UserError(f"{file} has none of the special tokens {', '.join(_SPECIAL_TOKENS)}: add a tokenizer_config.json")
+
+
+def check_tokenizer(tokenizer: Any, config: Any) -> None:
+    """UserError where the tokenizer can produce an id the model has no embedding for."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"the tokenizer does not fit the model: its largest id is {largest}, "
+            f"the model's vocabulary has {config.vocab_size} entries"
+        )
+
+
+def build(config: Any, *, dtype: Any = jnp.float32) -> Model:
+    """The Flax masked-LM class of `config`, without parameters; `dtype` is the dtype of the computation."""
+    from transformers import FlaxAutoModelForMaskedLM
+
+    _check_config(config)
+    with _quiet(), jax.numpy_rank_promotion("allow"):  # the library's classes broadcast biases implicitly
+        flax = FlaxAutoModelForMaskedLM.from_config(config, _do_init=False, dtype=dtype)
+    return Model(flax=flax, config=config, family=FAMILIES[config.model_type])
+
+
+def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
+    """Random float32 parameters, by the family's own initialisers."""
+    with jax.numpy_rank_promotion("allow"):
+        return model.flax.init_weights(key, (1, 8))
+
+
+def param_shapes(model: Model) -> dict[str, Any]:
+    """The parameter tree as jax.ShapeDtypeStruct, without computing anything."""
+    return model.flax.params_shape_tree
+
+
+def count_params(params: Any) -> int:
+    """How many numbers a tree of arrays (or of shapes) has."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def load_params(
+    folder: Path,
+    model: Model,
+    *,
+    allow_pickle: bool = False,
+    missing: Literal["error", "init"] = "error",
+    key: Key[Array, ""] | None = None,
+) -> dict[str, Any]:
+    """The folder's weights as the model's parameter tree, NumPy float32 whatever they are stored in.
+
+    Read from model.safetensors (or its shards), from flax_model.msgpack, or, only with `allow_pickle`, from
+    pytorch_model.bin. `missing="init"` draws what the file does not hold with `key`, and logs which.
+    """
+    shapes = flatten_dict(param_shapes(model), sep="/")
+    names = {path: torch_names.torch_name(path) for path in shapes}
+    source, tensors = _read(folder, allow_pickle=allow_pickle)
+    tensors = _canonical(tensors, model=model, names=set(names.values()))
+    absent = [path for path, name in names.items() if name not in tensors]
+    if absent and missing == "error":
+        some = ", ".join(names[path] for path in absent[:3])
+        raise UserError(
+            f"{source} lacks {len(absent)} of the {len(names)} tensors of a masked {model.config.model_type} "
+            f"model: {some}{', ...' if len(absent) > 3 else ''}"
+        )
+    _check_unexpected(source, tensors, model=model, names=set(names.values()))
+    loaded = {path: shape for path, shape in shapes.items() if path not in absent}
+    for path, shape in loaded.items():
+        _check_tensor(source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel"))
+    params = flatten_dict(torch_names.from_torch(tensors, unflatten_dict(loaded, sep="/")), sep="/")
+    if absent:
+        assert key is not None, "missing='init' needs a key"
+        logging.warning("%s: drawn at random: %s", source, ", ".join(names[path] for path in absent))
+        drawn = flatten_dict(init_params(model, key), sep="/")
+        params |= {path: np.asarray(drawn[path], np.float32) for path in absent}
+    return unflatten_dict({path: params[path] for path in shapes}, sep="/")
+
+
+def _check_config(config: Any) -> None:
+    """What the Flax class would compute differently from torch, or die on without naming the key."""
+    kind = config.model_type
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"{kind} config: hidden size {config.hidden_size} is not divisible by {config.num_attention_heads} heads"
+        )
+    if config.num_hidden_layers < 1:
+        raise UserError(f"{kind} config: {config.num_hidden_layers} layers; there must be at least 1")
+    if getattr(config, "position_embedding_type", "absolute") != "absolute":
+        raise UserError(
+            f"{kind} config: position_embedding_type {config.position_embedding_type!r}; only 'absolute' is known here"
+        )
+    if getattr(config, "is_decoder", False):
+        raise UserError(f"{kind} config: is_decoder is true; a masked LM must see both sides")
+    from transformers.modeling_flax_utils import ACT2FN
+
+    activation = getattr(config, "activation", None) or getattr(config, "hidden_act", None)
+    if activation not in ACT2FN:
+        raise UserError(f"{kind} config: activation {activation!r} is none of {', '.join(ACT2FN)}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's lines on Flax's deprecation and on weights it was told not to make."""
+    from transformers.utils import logging as hf_logging
+
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+
+
+def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, np.ndarray]]:
+    """(the file it came from, torch names to arrays), floats upcast to float32."""
+    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickle)):
+        file, index = folder / name, folder / f"{name}.index.json"
+        source = file if file.is_file() else index
+        if not source.is_file():
+            continue
+        if read is _read_pickle and not allow_pickle:
+            break
+        shards = [file] if source is file else _shards(index)
+        return source, {key: value for shard in shards for key, value in read(shard).items()}
+    msgpack = folder / "flax_model.msgpack"
+    if msgpack.is_file():
+        return msgpack, _read_msgpack(msgpack)
+    pickles = sorted(folder.glob("*.bin"))
+    if pickles and not allow_pickle:
+        raise UserError(
+            f"{pickles[0]} is a pickle, and loading one can run code: convert it to safetensors, "
+            "or pass --allow-pickle if you trust it"
+        )
+    raise UserError(f"{folder} holds no weights: no model.safetensors, model.safetensors.index.json or flax_model.msgpack")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of shards: {type(error).__name__}: {error}") from error
+    shards = [index.parent / name for name in names]
+    for shard in shards:
+        if shard.parent != index.parent or not shard.is_file():
+            raise UserError(f"{index} names {shard.name}, which is not in the folder")
+    return shards
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        # framework="flax" because NumPy's has no bfloat16.
+        with safe_open(file, framework="flax") as opened, jax.default_device(jax.local_devices(backend="cpu")[0]):
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                tensors[name] = _upcast(np.asarray(opened.get_tensor(name)))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is truncated or damaged ({_first_line(error)}): fetch it again") from error
+    return tensors
+
+
+def _read_pickle(file: Path) -> dict[str, np.ndarray]:
+    import pickle
+
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{file} is a pickle: reading it needs torch (pip install torch)") from error
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{file} holds more than tensors, or is damaged ({_first_line(error)})") from error
+    # NumPy has no bfloat16, so floats are upcast on torch's side.
+    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
+
+
+def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
+    """A Flax file, brought to torch names so that one set of checks serves both."""
+    from flax.serialization import msgpack_restore
+
+    try:
+        flat = flatten_dict(msgpack_restore(file.read_bytes()), sep="/")
+    except ValueError as error:
+        raise UserError(f"{file} is truncated or damaged ({_first_line(error)}): fetch it again") from error
+    tensors = {}
+    for path, array in flat.items():
+        array = _upcast(np.asarray(array))
+        tensors[torch_names.torch_name(path)] = array.T if path.endswith("/kernel") else array
+    return tensors
+
+
+def _upcast(array: np.ndarray) -> np.ndarray:
+    # jnp's issubdtype knows bfloat16, NumPy's does not.
+    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[str]) -> dict[str, np.ndarray]:
+    """Today's names for older ones: LayerNorm.gamma/beta, no base prefix, the head's bias under the decoder."""
+    base = model.family.layers.split("/")[0]
+    bias = torch_names.torch_name(model.family.projection_bias)
+    decoder_bias = torch_names.torch_name(f"{model.family.projection}/bias")
+    result = {}
+    for name, array in tensors.items():
+        if name.endswith((".gamma", ".beta")):
+            name = name.removesuffix(".gamma") + ".weight" if name.endswith(".gamma") else name[: -len("beta")] + "bias"
+        if name not in names and f"{base}.{name}" in names:
+            name = f"{base}.{name}"
+        result[name] = array
+    if bias not in result and decoder_bias in result:
+        result[bias] = result[decoder_bias]
+    return result
+
+
+def _check_unexpected(source: Path, tensors: Mapping[str, Any], *, model: Model, names: set[str]) -> None:
+    """Heads of other tasks are passed over; a tensor of the encoder that has no place means a wrong config.json."""
+    base = model.family.layers.split("/")[0] + "."
+    for name in sorted(set(tensors) - names):
+        if name.startswith(base) and not any(part in name for part in model.family.ignored):
+            raise UserError(
+                f"{source} holds {name}, for which the configuration ({model.num_layers} layers) has no place: "
+                "config.json and weights do not belong together"
+            )
+
+
+def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool) -> None:
+    wanted = shape[::-1] if transposed else shape
+    if array.shape != wanted:
+        raise UserError(f"{source}: {name} has shape {array.shape}, by config.json it should be {wanted}")
+    if not np.isfinite(array).all():
+        raise UserError(f"{source}: {name} holds NaN or infinite values")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

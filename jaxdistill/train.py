@@ -1,0 +1,54 @@
+"""`python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/bert [--config.key=value ...]`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxdistill.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the flags and the config file, then runs; exit code 2 and one line where the user can mend it."""
+    parser = argparse.ArgumentParser(
+        prog="jaxdistill train", description="Distils, or resumes, one run.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config", required=True, help="recipe, such as configs/bert_mlm.py or configs/bert_mlm.py:smoke"
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=Path, help="folder of the run; resumed where it holds one"
+    )
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only"
+    )
+    flags, overrides = parser.parse_known_args(argv)
+
+    def run() -> None:
+        from jaxdistill import config, loop
+
+        loop.run(config.parse(flags.config, overrides), flags.workdir, allow_pickle=flags.allow_pickle)
+
+    return guarded(run)
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """Runs and returns an exit code: 0, or 2 after one line for what the user can mend."""
+    # Without it, gRPC and XLA write to the terminal before the first line of ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        run()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Where figures go: JSONL always, TensorBoard and W&B by config, a progress bar where there is a terminal.
+
+A record's names are stable: `step`, `time` (unix seconds), `kind` (train | eval), then the figures.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Write = Callable[[int, str, Mapping[str, float]], None]  # (step, kind, figures)
+
+
+def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
+    """Appends a line a record. Lines of steps after `resume_at` belong to work that is done again, and go."""
+    if path.exists():
+        # The last line of a killed run may be torn.
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_at]
+        part = path.with_suffix(".part")
+        part.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(part, path)
+    file = path.open("a")
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        record: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind, **figures}
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+    return write, file.close
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
+    from tensorboardX import SummaryWriter  # extra `tensorboard`; no TensorFlow
+
+    writer = SummaryWriter(str(folder))
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(f"{kind}/{name}", value, step)
+
+    return write, writer.close
+
+
+def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> tuple[Write, Callable[[], None]]:
+    import wandb  # extra `wandb`
+
+    # A run's id is its folder's, so that a resumed run goes on in the same curves.
+    run = wandb.init(project=project, dir=str(folder), id=folder.absolute().as_posix().replace("/", "-").strip("-"),
+                     resume="allow", config=dict(config))  # fmt: skip
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        run.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
+
+    return write, run.finish
+
+
+def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Callable[[str], None]]:
+    """A live bar on a terminal, plain lines elsewhere; the third function prints a line without breaking the bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[figures]}"),
+        TextColumn("eta"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("train", total=total, completed=start, figures="compiling")
+    bar.start()
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        line = " ".join(f"{name} {_short(name, value)}" for name, value in figures.items())
+        if kind == "train":
+            bar.update(task, completed=step, figures=line)
+        if kind != "train" or not console.is_terminal:
+            console.print(f"{kind} {step}/{total}: {line}", soft_wrap=True)
+
+    return write, bar.stop, lambda line: console.print(line, soft_wrap=True)
+
+
+def _short(name: str, value: float) -> str:
+    if name.endswith("_per_s"):
+        return f"{value:,.0f}"
+    if name == "input_wait":
+        return f"{value:.1%}"
+    return f"{value:.4g}"
+
+
+def both(*writes: Write) -> Write:
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        for one in writes:
+            one(step, kind, figures)
+
+    return write

@@ -1,0 +1,178 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdistill.data.masking import masked_capacity
+from jaxdistill.data.pipeline import Masking, eval_batches, steps_per_epoch, train_batches
+from jaxdistill.data.tokenize import TokenStore, Vocabulary
+from jaxdistill.errors import UserError
+
+VOCABULARY = Vocabulary(size=300, bos=2, eos=3, pad=0, unk=1, mask=4, special=(0, 1, 2, 3, 4))
+MASK = Masking(fraction=0.15, replace=(0.8, 0.1, 0.1), smoothing=0.7, group=2)
+KEYS = {"input_ids", "attention_mask", "labels", "label_mask"}
+
+
+def make_store(rows=45):
+    """Row i holds token 5 + i in its middle, so that a batch tells which rows it has."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, 33, rows)
+    tokens = [np.r_[2, np.full(length - 2, 5 + row), 3] for row, length in enumerate(lengths)]
+    flat = np.concatenate(tokens).astype(np.uint16)
+    return TokenStore(
+        path=Path("store"),
+        meta={},
+        tokens=flat,
+        offsets=np.r_[0, np.cumsum(lengths)],
+        lengths=lengths,
+        token_counts=np.bincount(flat, minlength=VOCABULARY.size),
+    )
+
+
+STORE = make_store()
+
+
+def train(**changes):
+    settings = dict(
+        vocabulary=VOCABULARY,
+        batch_size=8,
+        buckets=(16, 32),
+        mask=MASK,
+        token_counts=STORE.token_counts,
+        seed=5,
+        steps=15,
+        host=0,
+        hosts=1,
+        threads=2,
+        prefetch=4,
+    )
+    return train_batches(STORE, **{**settings, **changes})
+
+
+def evaluation(**changes):
+    settings = dict(
+        vocabulary=VOCABULARY,
+        batch_size=8,
+        buckets=(16, 32),
+        mask=MASK,
+        token_counts=STORE.token_counts,
+        seed=1,
+        limit=0,
+        host=0,
+        hosts=1,
+    )
+    return eval_batches(STORE, **{**settings, **changes})
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert set(a) == set(b) == KEYS
+        for key in KEYS:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def rows_of(batches):
+    return [
+        int(row[1]) - 5 for batch in batches for row in batch["labels"][batch["attention_mask"].any(axis=1)]
+    ]
+
+
+def test_each_row_once_an_epoch():
+    assert steps_per_epoch(STORE, 8) == 6
+    batches = list(train(steps=12))
+    assert len(batches) == 12
+    first, second = rows_of(batches[:6]), rows_of(batches[6:])
+    assert sorted(first) == sorted(second) == list(range(45))
+    assert first != second
+    for batch in batches:
+        assert batch["input_ids"].shape[0] == 8 and batch["input_ids"].shape[1] in (16, 32)
+        assert {key: value.dtype.name for key, value in batch.items()} == {
+            "input_ids": "int32",
+            "labels": "int32",
+            "attention_mask": "bool",
+            "label_mask": "bool",
+        }
+        bound = masked_capacity(fraction=0.15, group=2, width=batch["input_ids"].shape[1])
+        assert batch["label_mask"].reshape(4, -1).sum(axis=1).max() <= bound
+
+
+def test_two_hosts_have_the_halves_of_one():
+    whole = list(train())
+    parts = [list(train(host=host, hosts=2)) for host in range(2)]
+    joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)]
+    assert_same(joined, whole)
+
+
+def test_threads_change_nothing_and_the_seed_does():
+    batches = list(train())
+    assert_same(batches, list(train(threads=0, prefetch=0)))
+    assert rows_of(batches) != rows_of(list(train(seed=6)))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 14])
+def test_a_restored_iterator_goes_on_as_if_uninterrupted(stop):
+    batches = list(train())
+    interrupted = train()
+    for _ in range(stop):
+        next(interrupted)
+    state = json.loads(json.dumps(interrupted.get_state()))
+    restored = train()
+    restored.set_state(state)
+    assert_same(list(restored), batches[stop:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hosts": 3}, "batch of 8 rows does not divide into 3 hosts"),
+        ({"mask": dataclasses.replace(MASK, group=3)}, "groups of 3 rows"),
+        ({"token_counts": np.ones(299, int)}, "299 token counts for a tokenizer of 300"),
+        ({"vocabulary": dataclasses.replace(VOCABULARY, mask=None)}, "no mask token"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    with pytest.raises(UserError, match=message):
+        train(**change)
+
+
+def test_evaluation_sees_each_row_once_with_fixed_masks():
+    batches = evaluation()
+    assert len(batches) == 6
+    assert sorted(rows_of(batches)) == list(range(45))
+    assert_same(list(batches), list(evaluation()))
+    assert_same([batches[4]], [evaluation()[4]])
+    assert (batches[0]["label_mask"] != evaluation(seed=2)[0]["label_mask"]).any()
+    with pytest.raises(IndexError):
+        batches[6]
+
+
+def test_evaluation_masks_do_not_depend_on_how_rows_are_batched():
+    def by_row(batches):
+        found = {}
+        for batch in batches:
+            for ids, mask, row in zip(
+                batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+            ):
+                if mask.any():
+                    found[int(row[1]) - 5] = ids[mask].tolist()
+        return found
+
+    expected = by_row(evaluation())
+    assert len(expected) == 45
+    for change in (
+        {"batch_size": 3},
+        {"buckets": (32,)},
+        {"mask": dataclasses.replace(MASK, group=8)},
+        {"batch_size": 16},
+    ):
+        assert by_row(evaluation(**change)) == expected, change
+    halves = [batch for host in range(2) for batch in evaluation(host=host, hosts=2)]
+    assert by_row(halves) == expected
+
+
+def test_evaluation_limit_counts_batches():
+    assert_same(list(evaluation(limit=2)), list(evaluation())[:2])
+    assert len(evaluation(limit=99)) == 6

@@ -1,0 +1,287 @@
+import csv
+import gzip
+import io
+import json
+import logging
+
+import pytest
+
+from jaxdistill.data.sources import SOURCES, open_source
+from jaxdistill.errors import UserError
+
+DOCUMENTS = ["The first document.", "Ein zweites, größeres …", 'A "quoted" one, with a comma', "last 日本語"]
+
+
+def opened(path, *, source="text", **changes):
+    settings = dict(column="text", subset="", revision="", split="", streaming=False, limit=0)
+    return open_source(source=source, path=str(path), **{**settings, **changes})
+
+
+def read(path, **settings):
+    return list(opened(path, **settings).texts())
+
+
+def table(documents, delimiter):
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows([["id", "text"], *enumerate(documents)])
+    return out.getvalue().encode()
+
+
+def parquet(documents, path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": list(range(len(documents))), "text": documents}), path)
+
+
+def content(kind, documents):
+    if kind == "text":
+        return "".join(f"  {document}\r\n\n" for document in documents).encode()
+    if kind == "jsonl":
+        return "".join(json.dumps({"id": 0, "text": document}) + "\n" for document in documents).encode()
+    return table(documents, {"csv": ",", "tsv": "\t"}[kind])
+
+
+def compress(data, suffix):
+    if suffix == ".gz":
+        return gzip.compress(data)
+    if suffix == ".zst":
+        return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
+    return data
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["text", "csv", "tsv", "jsonl"])
+def test_files(tmp_path, kind, suffix):
+    path = tmp_path / f"corpus.{kind}{suffix}"
+    # Two members, one after the other, are one file for gzip and zstd.
+    path.write_bytes(compress(content(kind, DOCUMENTS[:2]), suffix))
+    if kind in ("text", "jsonl"):
+        with path.open("ab") as file:
+            file.write(compress(content(kind, DOCUMENTS[2:]), suffix))
+        expected = DOCUMENTS
+    else:
+        expected = DOCUMENTS[:2]
+    source = opened(path, source=kind)
+    assert list(source.texts()) == expected
+    assert list(source.texts()) == expected, "restartable"
+    assert read(path, source=kind, limit=1) == expected[:1]
+    assert path.name in source.describe
+
+
+def test_parquet(tmp_path):
+    parquet([*DOCUMENTS, None, " "], tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", source="parquet") == DOCUMENTS
+    with pytest.raises(UserError, match=r"no column 'body'; it has 'id', 'text'"):
+        read(tmp_path / "a.parquet", source="parquet", column="body")
+    with pytest.raises(UserError, match="column 'id' holds int, not text"):
+        read(tmp_path / "a.parquet", source="parquet", column="id")
+
+
+def test_globs_lists_and_doubles(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/c.txt", "[1],x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"in {name}\n")
+    assert read(tmp_path / "[ab].txt") == ["in a.txt", "in b.txt"]
+    assert read(f"{tmp_path}/b.txt, {tmp_path}/*.txt,{tmp_path}/deep/../a.txt") == [
+        "in [1],x.txt",
+        "in a.txt",
+        "in b.txt",
+    ]
+    assert read(tmp_path / "**" / "c.txt") == ["in deep/c.txt"]
+    assert read(tmp_path / "[1],x.txt") == ["in [1],x.txt"], "a name that exists is literal"
+
+
+def test_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext\nhello\n")
+    assert read(tmp_path / "a.csv", source="csv") == ["hello"]
+
+
+def test_large_and_multiline_csv_fields(tmp_path):
+    documents = ["long " * 100_000 + "end", "two\nlines"]
+    (tmp_path / "a.csv").write_bytes(table(documents, ","))
+    assert read(tmp_path / "a.csv", source="csv") == documents
+
+
+def test_fingerprint_is_of_content_and_settings(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "other": "two"}\n')
+    first = opened(path, source="jsonl").fingerprint
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes(path.read_bytes())
+    assert opened(moved, source="jsonl").fingerprint == first
+    others = {
+        opened(path, source="jsonl", column="other").fingerprint,
+        opened(path, source="jsonl", limit=1).fingerprint,
+        opened(path, source="jsonl", limit=2).fingerprint,
+        opened(path, source="text").fingerprint,
+        opened(f"{path},{moved}", source="jsonl").fingerprint,
+    }
+    path.write_text('{"text": "One", "other": "two"}\n')  # the same length
+    others.add(opened(path, source="jsonl").fingerprint)
+    assert len(others) == 6 and first not in others
+    assert opened(moved, source="text").fingerprint == opened(moved, source="text", column="x").fingerprint
+
+
+BIG = b"".join(b"%d some text that compresses\n" % i for i in range(20_000))
+
+BAD_FILES = {
+    "NUL byte": ("text", "a.txt", b"fine\nGIF\x00\x01", r"a.txt' is binary.* offset 8"),
+    "not UTF-8": ("text", "a.txt", "fine\nna\u00efve\n".encode("latin-1"), r"a.txt' .*0xef at offset 7"),
+    "UTF-16": ("text", "a.txt", "hello".encode("utf-16"), r"a.txt' is binary.* offset 3"),
+    "empty file": ("text", "a.txt", b"", r"a.txt' is empty"),
+    "truncated gz": ("text", "a.txt.gz", gzip.compress(BIG)[:-30], r"a.txt.gz': Truncated compressed"),
+    "damaged gz": ("text", "a.txt.gz", gzip.compress(b"x")[:-8] + b"12345678", r"a.txt.gz': .*incorrect"),
+    "not gz": ("text", "a.txt.gz", b"plain text", r"a.txt.gz': .*incorrect header"),
+    "not zst": ("text", "a.txt.zst", b"plain text", r"a.txt.zst': "),
+    "broken JSON": ("jsonl", "a.jsonl", b'{"text": "a"}\n\n{"text": ', r"line 3 is not JSON"),
+    "deep JSON": ("jsonl", "a.jsonl", b"[" * 100_000 + b"\n", r"line 1 is not JSON"),
+    "JSON list": ("jsonl", "a.jsonl", b'["text"]\n', r"line 1 is a JSON list"),
+    "JSON column": ("jsonl", "a.jsonl", b'{"text": "a"}\n{"b": 1}\n', r"line 2: no column 'text'; .*'b'"),
+    "JSON number": ("jsonl", "a.jsonl", b'{"text": 3}\n', r"line 1: column 'text' holds int"),
+    "JSON surrogate": ("jsonl", "a.jsonl", b'{"text": "\\ud800"}\n', r"line 1: .*is not valid Unicode"),
+    "ragged csv": ("csv", "a.csv", b"id,text\n1,a\n2,b,c\n", r"line 3: 3 fields where the header has 2"),
+    "short csv": ("csv", "a.csv", b"id,text\n1\n", r"line 2: 1 fields"),
+    "open quote": ("csv", "a.csv", b'id,text\n1,"a\n2,b\n', r"unexpected end of data"),
+    "csv column": ("csv", "a.csv", b"id,body\n1,a\n", r"no column 'text'; it has 'id', 'body'"),
+    "csv header": ("csv", "a.csv", b"\n\n", r"no header"),
+    "not parquet": ("parquet", "a.parquet", b"PAR1 no", r"a.parquet' is not a whole Parquet file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files(tmp_path, case):
+    kind, name, data, message = BAD_FILES[case]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message) as raised:
+        read(tmp_path / name, source=kind)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("cut", [3, 200, -3])
+def test_truncated_zst(tmp_path, cut):
+    (tmp_path / "a.zst").write_bytes(compress(BIG, ".zst")[:cut])
+    with pytest.raises(UserError, match=r"a.zst': Truncated compressed"):
+        read(tmp_path / "a.zst")
+
+
+def test_truncated_parquet(tmp_path):
+    parquet(DOCUMENTS, tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"a.parquet'"):
+        read(tmp_path / "a.parquet", source="parquet")
+
+
+def test_bad_paths_and_settings(tmp_path):
+    with pytest.raises(UserError, match=r"no such file: '.*missing.txt'"):
+        opened(tmp_path / "missing.txt")
+    with pytest.raises(UserError, match=r"no file matches '.*\*.txt'"):
+        opened(tmp_path / "*.txt")
+    with pytest.raises(UserError, match=r"is a folder; give its files"):
+        opened(tmp_path)
+    with pytest.raises(UserError, match=r"data\.path is empty"):
+        opened("")
+    with pytest.raises(UserError, match=r"'texts' is not a source; choose one of text, csv"):
+        opened(tmp_path, source="texts")
+    with pytest.raises(UserError, match="limit=-1"):
+        opened(tmp_path, limit=-1)
+    assert list(SOURCES) == ["text", "csv", "tsv", "jsonl", "parquet", "hf", "tfds"]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local folder with a dataset; nothing is written outside of tmp_path."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_bytes(content("jsonl", DOCUMENTS))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hugging_face_folder(hub, streaming):
+    source = opened(hub, source="hf", streaming=streaming)
+    assert list(source.texts()) == DOCUMENTS
+    assert list(source.texts()) == DOCUMENTS, "restartable"
+    assert read(hub, source="hf", streaming=streaming, limit=2) == DOCUMENTS[:2]
+    assert source.fingerprint == opened(hub, source="hf", streaming=streaming).fingerprint
+    assert (
+        source.fingerprint
+        != opened(hub, source="hf", streaming=streaming, column="text", limit=1).fingerprint
+    )
+    with pytest.raises(UserError, match=r"no column 'body'; it has 'id', 'text'"):
+        opened(hub, source="hf", streaming=streaming, column="body")
+    with pytest.raises(UserError, match=r"split 'nope'.*train"):
+        opened(hub, source="hf", streaming=streaming, split="nope")
+
+
+def test_hugging_face_fingerprint_follows_the_content(hub):
+    first = opened(hub, source="hf").fingerprint
+    (hub / "train.jsonl").write_bytes(content("jsonl", DOCUMENTS[:3]))
+    assert opened(hub, source="hf").fingerprint != first
+
+
+def test_hugging_face_name_without_network_is_one_line(hub, caplog):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(UserError, match="no-such-owner/no-such-set") as raised,
+    ):
+        opened("no-such-owner/no-such-set", source="hf")
+    assert "\n" not in str(raised.value)
+    assert not caplog.records
+
+
+@pytest.fixture
+def tfds_folder(tmp_path):
+    """A TFDS dataset on disk, record by record: its own writer needs TensorFlow, its reader does not."""
+    np = pytest.importorskip("numpy")
+    tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra tfds")
+    writer_module = pytest.importorskip("array_record.python.array_record_module")
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = tmp_path / "tiny" / "1.0.0"
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)})
+    features.save_config(folder)
+    writer = writer_module.ArrayRecordWriter(
+        str(folder / "tiny-train.array_record-00000-of-00001"), "group_size:1"
+    )
+    for number, document in enumerate(DOCUMENTS):
+        example = tf_example_pb2.Example()
+        example.features.feature["text"].bytes_list.value.append(document.encode())
+        example.features.feature["n"].int64_list.value.append(number)
+        writer.write(example.SerializeToString())
+    writer.close()
+    split = {
+        "name": "train",
+        "numBytes": "100",
+        "shardLengths": [str(len(DOCUMENTS))],
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    }
+    info = {"name": "tiny", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_tfds_folder(tfds_folder):
+    source = opened(tfds_folder, source="tfds")
+    assert list(source.texts()) == DOCUMENTS
+    assert list(source.texts()) == DOCUMENTS, "restartable"
+    assert read(tfds_folder, source="tfds", limit=2) == DOCUMENTS[:2]
+    part = opened(tfds_folder, source="tfds", split="train[1:3]")
+    assert list(part.texts()) == DOCUMENTS[1:3]
+    assert part.fingerprint != source.fingerprint
+    with pytest.raises(UserError, match=r"no column 'body'; it has"):
+        opened(tfds_folder, source="tfds", column="body")
+    with pytest.raises(UserError, match=r"split 'nope'"):
+        opened(tfds_folder, source="tfds", split="nope")
+    with pytest.raises(UserError, match="column 'n' holds int64, not text"):
+        read(tfds_folder, source="tfds", column="n")
+
+
+def test_tfds_name_that_does_not_exist(tfds_folder):
+    with pytest.raises(UserError, match=r"TFDS dataset 'no_such_set/small:2\.0\.0'") as raised:
+        opened("no_such_set", source="tfds", subset="small", revision="2.0.0")
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,63 @@
+"""One tiny random model per family, with sizes, activation and eps unlike any default. A new family adds a row."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill.models.load import Model, build, init_params
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+    "layer_norm_eps": 1e-3,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {**_SIZES, "hidden_act": "gelu_new"},
+    "roberta": {**_SIZES, "type_vocab_size": 1},
+    "xlm-roberta": {**_SIZES, "hidden_act": "silu"},
+    "distilbert": {
+        "vocab_size": 101,
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 24,
+        "max_position_embeddings": 20,
+        "activation": "relu",
+    },
+    "electra": {**_SIZES, "embedding_size": 8, "hidden_act": "relu"},
+    "albert": {**_SIZES, "num_hidden_layers": 4, "embedding_size": 8, "num_hidden_groups": 2, "inner_group_num": 2},
+}
+
+
+def config(kind: str, **overrides: Any) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(kind, **{**CONFIGS[kind], **overrides})
+
+
+@functools.cache
+def model(kind: str, **overrides: Any) -> Model:
+    return build(config(kind, **overrides))
+
+
+@functools.cache
+def params(kind: str, **overrides: Any) -> dict[str, Any]:
+    """Random in every entry, biases and layer norms too, which the initialisers leave at 0 and 1."""
+    rng = np.random.default_rng(0)
+    drawn = init_params(model(kind, **overrides), jax.random.key(0))
+    return jax.tree.map(lambda x: np.asarray(x + 0.2 * rng.normal(size=x.shape), np.float32), drawn)
+
+
+def batch(kind: str, rows: int = 2, length: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask) [rows, length], the last rows padded."""
+    rng = np.random.default_rng(1)
+    ids = rng.integers(5, 101, (rows, length)).astype(np.int32)
+    mask = np.arange(length)[None, :] < np.linspace(length, 3, rows).astype(int)[:, None]
+    return np.where(mask, ids, config(kind).pad_token_id), mask

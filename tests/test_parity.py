@@ -1,0 +1,249 @@
+"""Loss, gradient and ten updates against the PyTorch oracle of the reference's step, on tiny random pairs."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+import torch
+from jax.sharding import Mesh
+
+from jaxdistill import config as configs
+from jaxdistill import objective as objectives
+from jaxdistill import optim, sharding
+from jaxdistill.models import load, torch_names
+from jaxdistill.step import TrainState, loss_fn, make_train_step
+
+VOCAB, ROWS, GROUP, STEPS = 97, 8, 2, 10
+WEIGHTS = {
+    "ce": 5.0,
+    "mlm": 2.0,
+    "cos": 1.0,
+    "mse": 0.05,
+    "hidden_mse": 1.0,
+    "hidden_cos": 1.0,
+    "attention": 1.0,
+}
+LAYER_MAP = ((0, 0), (1, 2), (2, 4))
+PAIRS = ("bert to distilbert", "bert to bert", "roberta to roberta", "bert to narrower bert")
+OPTIM = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01, "clip": 5.0, "freeze": ()}
+
+
+def model_configs(pair: str) -> tuple[Any, Any]:
+    from transformers import BertConfig, DistilBertConfig, RobertaConfig
+
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    bert = {**sizes, **off, "max_position_embeddings": 40}
+    match pair:
+        case "bert to distilbert":
+            small = {"vocab_size": VOCAB, "dim": 32, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 40}
+            student = DistilBertConfig(**small, n_layers=2, dropout=0.0, attention_dropout=0.0)
+        case "bert to bert":
+            student = BertConfig(**bert, num_hidden_layers=2)
+        case "bert to narrower bert":
+            student = BertConfig(**bert | {"hidden_size": 16, "num_attention_heads": 2}, num_hidden_layers=2)
+        case "roberta to roberta":
+            roberta = bert | {"pad_token_id": 1, "type_vocab_size": 1}
+            return RobertaConfig(**roberta, num_hidden_layers=4), RobertaConfig(**roberta, num_hidden_layers=2)
+    return BertConfig(**bert, num_hidden_layers=4), student
+
+
+def perturbed(params: Any, rng: np.random.Generator) -> Any:
+    """Away from the initialisation's zeros and ones, so that every bias and scale counts."""
+    return jax.tree.map(lambda x: x + 0.15 * rng.standard_normal(x.shape, dtype=np.float32), params)
+
+
+def make_batch(rng: np.random.Generator, *, pad: int, lengths: list[int], labelled: int | None = None) -> dict:
+    """Right-padded rows; `labelled` tokens a row have a label, or about a quarter of them all."""
+    width = max(lengths)
+    attention_mask = np.arange(width) < np.asarray(lengths)[:, None]
+    score = np.where(attention_mask, rng.random(attention_mask.shape), np.inf)
+    label_mask = score < 0.25 if labelled is None else score.argsort().argsort() < labelled
+    ids = rng.integers(5, VOCAB, attention_mask.shape)
+    return {
+        "input_ids": np.where(attention_mask, ids, pad).astype(np.int32),
+        "attention_mask": attention_mask,
+        "labels": np.where(label_mask, rng.integers(5, VOCAB, ids.shape), oracle.IGNORED).astype(np.int32),
+        "label_mask": label_mask,
+    }
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> SimpleNamespace:
+    rng = np.random.default_rng(PAIRS.index(request.param))
+    teacher, student = (load.build(config) for config in model_configs(request.param))
+    teacher_params, student_params = (
+        perturbed(load.init_params(model, jax.random.key(i)), rng) for i, model in enumerate((teacher, student))
+    )
+    projections = objectives.init_projections(
+        objective("all"),
+        student_width=student.width,
+        teacher_width=teacher.width,
+        num_layers=(student.num_layers, teacher.num_layers),
+        key=jax.random.key(2),
+    )
+    assert bool(projections) == (student.width != teacher.width)
+    pad = teacher.config.pad_token_id
+    return SimpleNamespace(
+        teacher=teacher,
+        student=student,
+        teacher_params=teacher_params,
+        params={"student": student_params, "projections": projections},
+        batches=[make_batch(rng, pad=pad, lengths=[12, *rng.integers(3, 12, ROWS - 1)]) for _ in range(STEPS)],
+        # The reference means over every micro-batch alone, which is exact only where they are alike.
+        even_batches=[make_batch(rng, pad=pad, lengths=[12, 7] * 4, labelled=2) for _ in range(STEPS)],
+    )
+
+
+def objective(tokens: str) -> objectives.Objective:
+    return objectives.Objective(WEIGHTS, temperature=2.0, tokens=tokens, layer_map=LAYER_MAP)
+
+
+def in_torch(pair: SimpleNamespace) -> tuple[Any, Any, dict[str, torch.Tensor], dict[str, torch.nn.Parameter]]:
+    """(student, teacher, projections, every student parameter by name) on the oracle's side."""
+    student, teacher = (
+        oracle.load_model(
+            model.config,
+            {name: torch.tensor(x) for name, x in torch_names.to_torch(params, model.config).items()},
+            train=train,
+        )
+        for model, params, train in (
+            (pair.student, pair.params["student"], True),
+            (pair.teacher, pair.teacher_params, False),
+        )
+    )
+    projections = {
+        name: torch.nn.Parameter(torch.tensor(np.asarray(x["kernel"])).double())
+        for name, x in pair.params["projections"].items()
+    }
+    return student, teacher, projections, dict(student.named_parameters()) | projections
+
+
+def ours_by_torch_name(pair: SimpleNamespace, tree: Any) -> dict[str, np.ndarray]:
+    student = torch_names.to_torch(jax.tree.map(np.asarray, tree["student"]), pair.student.config)
+    return student | {name: np.asarray(x["kernel"]) for name, x in tree["projections"].items()}
+
+
+def oracle_terms(models: tuple, batch: dict, *, tokens: str) -> dict[str, torch.Tensor]:
+    student, teacher, projections, _ = models
+    batch = {name: torch.tensor(x) for name, x in batch.items()}
+    batch["labels"] = batch["labels"].long()
+    with torch.no_grad():
+        taught = oracle.forward(teacher, batch)
+    return oracle.terms(
+        oracle.forward(student, batch),
+        taught,
+        batch,
+        temperature=2.0,
+        restrict_ce_to_mask=tokens == "masked",
+        layer_map=LAYER_MAP,
+        projections=projections,
+    )
+
+
+def assert_same_parameters(ours: dict[str, np.ndarray], theirs: dict[str, Any], *, relative: bool) -> None:
+    """To 1e-4 of each tensor's largest entry, or 1e-4 absolute."""
+    assert ours.keys() == theirs.keys()
+    largest = max(np.abs(want).max() for want in theirs.values())
+    for name, want in theirs.items():
+        # The gradient of a key's bias is 0, as softmax does not see it: rounding of larger terms is all it holds.
+        scale = max(np.abs(want).max(), largest / 100) if relative else 1.0
+        np.testing.assert_allclose(ours[name], want, rtol=0, atol=1e-4 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("tokens", ["all", "masked"])
+def test_losses_and_gradients(pair: SimpleNamespace, tokens: str) -> None:
+    batch = pair.batches[0]
+    aim = objective(tokens)
+    counts = objectives.token_counts(aim, attention_mask=batch["attention_mask"], label_mask=batch["label_mask"])
+
+    def by_term(params: Any) -> tuple[jax.Array, jax.Array]:
+        loss, means = loss_fn(
+            params,
+            pair.teacher_params,
+            batch,
+            counts,
+            None,
+            student=pair.student,
+            teacher=pair.teacher,
+            objective=aim,
+            group=GROUP,
+            capacity=lambda length: GROUP * length,
+        )
+        values = jnp.stack([means[name] for name in WEIGHTS])
+        return values, (loss, values)
+
+    gradients, (loss, values) = jax.jit(jax.jacrev(by_term, has_aux=True))(pair.params)
+    models = in_torch(pair)
+    theirs = oracle_terms(models, batch, tokens=tokens)
+    np.testing.assert_allclose(loss, oracle.total(theirs, WEIGHTS).item(), rtol=1e-5)
+    for i, name in enumerate(WEIGHTS):
+        np.testing.assert_allclose(values[i], theirs[name].item(), rtol=1e-5, err_msg=name)
+        wanted = torch.autograd.grad(
+            theirs[name], list(models[3].values()), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        assert_same_parameters(
+            ours_by_torch_name(pair, jax.tree.map(lambda x, i=i: x[i], gradients)),
+            {key: x.numpy() for key, x in zip(models[3], wanted, strict=True)},
+            relative=True,
+        )
+
+
+@pytest.mark.parametrize(("tokens", "accumulation"), [("all", 1), ("masked", 1), ("all", 2)])
+def test_ten_updates(pair: SimpleNamespace, tokens: str, accumulation: int) -> None:
+    batches = pair.batches if accumulation == 1 else pair.even_batches
+    optimizer = optim.make_optimizer(
+        pair.params,
+        name="adamw",
+        learning_rate=optim.make_schedule(learning_rate=5e-3, schedule="linear", warmup=0.25, steps=STEPS),
+        no_decay=configs.base().optim.no_decay,
+        **OPTIM,
+    )
+    mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
+    params = jax.tree.map(jnp.array, pair.params)  # a copy: the step donates its state
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    step = make_train_step(
+        student=pair.student,
+        teacher=pair.teacher,
+        objective=objective(tokens),
+        optimizer=optimizer,
+        mesh=mesh,
+        state_shardings=sharding.by_rule(state, mesh),
+        teacher_shardings=sharding.by_rule(pair.teacher_params, mesh),
+        accumulation=accumulation,
+        group=GROUP,
+        capacity=lambda length: GROUP * length,
+        dropout=False,
+    )
+    models = in_torch(pair)
+    torch_optimizer = oracle.adamw(models[3], weight_decay=OPTIM["weight_decay"])
+    clipped = 0
+    for i, batch in enumerate(batches):
+        state, metrics = step(state, pair.teacher_params, batch, jax.random.key(0))
+        # Rows of a group stay together: groups 0, 2 are the first micro-batch of two.
+        micro = [
+            {name: x.reshape(-1, accumulation, GROUP, x.shape[1])[:, j].reshape(-1, x.shape[1]) for name, x in batch.items()}
+            for j in range(accumulation)
+        ]
+        theirs = [oracle_terms(models, m, tokens=tokens) for m in micro]
+        norm = oracle.update(
+            torch_optimizer,
+            [oracle.total(values, WEIGHTS) for values in theirs],
+            learning_rate=oracle.learning_rate(i, peak=5e-3, steps=STEPS, warmup=0.25),
+            clip=OPTIM["clip"],
+        )
+        clipped += norm > OPTIM["clip"]
+        for name in WEIGHTS:
+            mean = np.mean([values[name].item() for values in theirs])
+            np.testing.assert_allclose(metrics[name], mean, rtol=1e-4, err_msg=f"{name} at step {i}")
+        np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    assert clipped  # or the comparison says nothing of clipping
+    before = ours_by_torch_name(pair, pair.params)
+    after = {name: x.detach().numpy() for name, x in models[3].items()}
+    assert max(np.abs(after[name] - before[name]).max() for name in before) > 1e-2
+    assert_same_parameters(ours_by_torch_name(pair, state.params), after, relative=False)
