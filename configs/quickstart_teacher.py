@@ -1,17 +1,15 @@
-"""The quickstart's teacher: a small BERT from scratch on the State of the Union addresses. A run without a teacher.
+"""The quickstart's teacher: a small BERT from scratch, on State of the Union addresses. A run without a teacher.
 
     python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
 
-1.6 M parameters, 14 passes over 1.1 M tokens. Only masked positions go through the head, and the draw of masked
-positions is plain (no smoothing), as usual for BERT.
+1.6 M parameters, 14 passes over 1.1 M tokens. Only masked positions go through the head, and they are
+drawn plainly (no smoothing), as usual for BERT.
 """
 
-from ml_collections import ConfigDict
-
-from jaxdistill.config import base
+from jaxdistill.config import Config, base
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     config = base()
     config.student.init = "random"
     config.student.overrides = {

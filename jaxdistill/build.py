@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from jaxdistill import config as configs
 from jaxdistill import workdir as folders
+from jaxdistill.config import Config
 from jaxdistill.data import batching, masking, pipeline, sources, tokenize
 from jaxdistill.errors import UserError
 from jaxdistill.models import load, student
@@ -40,7 +40,7 @@ class Text(NamedTuple):
     path: Path
 
 
-def build_models(config: ConfigDict, *, allow_pickle: bool, tell: Tell) -> Models:
+def build_models(config: Config, *, allow_pickle: bool, tell: Tell) -> Models:
     """Loads the teacher, makes the student, and checks that they, and the tokenizer, go together.
 
     Raises:
@@ -56,6 +56,7 @@ def build_models(config: ConfigDict, *, allow_pickle: bool, tell: Tell) -> Model
     elif config.teacher.name:
         folder = load.resolve(config.teacher.name, revision=config.teacher.revision)
     else:
+        assert student_folder is not None  # validate() saw to it
         folder = student_folder
     tokenizer = load.load_tokenizer(folder)
     load.check_tokenizer(tokenizer, made.config)
@@ -73,7 +74,7 @@ def build_models(config: ConfigDict, *, allow_pickle: bool, tell: Tell) -> Model
     return Models(made, params, teacher, teacher_params, tokenizer, layers)
 
 
-def build_teacher(config: ConfigDict, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
+def build_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
     """The teacher and its float32 parameters; (None, {}) where the config names none."""
     if not config.teacher.name:
         return None, {}
@@ -83,7 +84,7 @@ def build_teacher(config: ConfigDict, *, allow_pickle: bool) -> tuple[Model | No
 
 
 def _build_student(
-    config: ConfigDict,
+    config: Config,
     teacher: Model | None,
     teacher_params: PyTree,
     *,
@@ -106,9 +107,7 @@ def _build_student(
     if c.init == "random":
         base = _scratch_config(overrides) if teacher is None else teacher.config
         family = overrides.pop("model_type", base.model_type)
-        model = load.build(
-            student.student_config(base, family=family, layers=(), overrides=overrides), dtype=dtype
-        )
+        model = load.build(student.student_config(base, family=family, layers=(), overrides=overrides), dtype=dtype)
         return model, load.init_params(model, key), None, None
     assert teacher is not None  # validate() saw to it
     spec = c.layers if c.layers is not None else max(teacher.num_layers // 2, 1)
@@ -140,7 +139,7 @@ def _scratch_config(overrides: dict[str, Any]) -> Any:
     return AutoConfig.for_model(overrides["model_type"])
 
 
-def open_text(config: ConfigDict) -> sources.Source | None:
+def open_text(config: Config) -> sources.Source | None:
     """The training text, checked to be there; None where a prepared folder stands for it."""
     c = config.data
     if c.prepared:
@@ -148,7 +147,7 @@ def open_text(config: ConfigDict) -> sources.Source | None:
     return _source(config, path=c.path, split=c.split)
 
 
-def _source(config: ConfigDict, *, path: str, split: str) -> sources.Source:
+def _source(config: Config, *, path: str, split: str) -> sources.Source:
     c = config.data
     return sources.open_source(
         source=c.source,
@@ -162,7 +161,7 @@ def _source(config: ConfigDict, *, path: str, split: str) -> sources.Source:
     )
 
 
-def prepare_text(config: ConfigDict, source: sources.Source | None, tokenizer: Any, *, tell: Tell) -> Text:
+def prepare_text(config: Config, source: sources.Source | None, tokenizer: Any, *, tell: Tell) -> Text:
     """Tokenises what is not yet cached, and opens it.
 
     Raises:
@@ -192,31 +191,26 @@ def prepare_text(config: ConfigDict, source: sources.Source | None, tokenizer: A
             f"{path} was prepared with a vocabulary of {len(store.token_counts)}; the tokenizer has {vocabulary.size}"
         )
     if c.eval_path or c.eval_split:
-        held = tokenize.open_store(
-            prepare(_source(config, path=c.eval_path or c.path, split=c.eval_split or c.split))
-        )
+        held = tokenize.open_store(prepare(_source(config, path=c.eval_path or c.path, split=c.eval_split or c.split)))
         train = store
     else:
         train, held = tokenize.split_store(store, fraction=c.eval_fraction)
     counts = tokenize.load_token_counts(Path(c.token_counts)) if c.token_counts else store.token_counts
     if len(counts) != vocabulary.size:
         raise UserError(
-            f"config.data.token_counts={c.token_counts!r} has {len(counts)} counts; the vocabulary has {vocabulary.size}"
+            f"config.data.token_counts={c.token_counts!r} has {len(counts)} counts, the vocabulary {vocabulary.size}"
         )
     return Text(train, held, counts, vocabulary, path)
 
 
-def build_objective(config: ConfigDict, models: Models) -> Objective:
+def build_objective(config: Config, models: Models) -> Objective:
     """Raises UserError where the layer map names a layer that is not there."""
     weights = configs.alphas(config)
     layer_map: tuple[tuple[int, int], ...] = ()
     if any(name in weights for name in BY_LAYER):
-        assert models.teacher is not None
         layer_map = _layer_map(config.loss.layer_map, models)
         if "attention" in weights and not any(s > 0 and t > 0 for s, t in layer_map):
-            raise UserError(
-                "config.loss.layer_map holds only embeddings (-1), which have no attention to transfer"
-            )
+            raise UserError("config.loss.layer_map holds only embeddings (-1), which have no attention to transfer")
     return Objective(
         weights=weights, temperature=config.loss.temperature, tokens=config.loss.tokens, layer_map=layer_map
     )
@@ -224,6 +218,7 @@ def build_objective(config: ConfigDict, models: Models) -> Objective:
 
 def _layer_map(pairs: Sequence[Sequence[int]] | None, models: Models) -> tuple[tuple[int, int], ...]:
     """((student, teacher), ...) counted from 0, -1 = embeddings, to indexes into hidden_states."""
+    assert models.teacher is not None
     sizes = models.student.num_layers, models.teacher.num_layers
     if pairs is None:
         # The layers that were cut out, or evenly spread ones that end with the last (TinyBERT's uniform map).
@@ -241,7 +236,7 @@ def _layer_map(pairs: Sequence[Sequence[int]] | None, models: Models) -> tuple[t
     return tuple(result)
 
 
-def make_batches(config: ConfigDict, text: Text, *, steps: int, limit: int) -> Any:
+def make_batches(config: Config, text: Text, *, steps: int, limit: int) -> Any:
     """The training batches as a grain iterator with checkpointable state."""
     return pipeline.train_batches(
         text.train,
@@ -260,7 +255,7 @@ def make_batches(config: ConfigDict, text: Text, *, steps: int, limit: int) -> A
     )
 
 
-def make_held_out(config: ConfigDict, text: Text) -> Sequence[dict[str, np.ndarray]]:
+def make_held_out(config: Config, text: Text) -> Sequence[dict[str, np.ndarray]]:
     return pipeline.eval_batches(
         text.held_out,
         vocabulary=text.vocabulary,
@@ -275,20 +270,18 @@ def make_held_out(config: ConfigDict, text: Text) -> Sequence[dict[str, np.ndarr
     )
 
 
-def _masking(config: ConfigDict) -> pipeline.Masking:
+def _masking(config: Config) -> pipeline.Masking:
     c = config.mask
-    return pipeline.Masking(
-        fraction=c.fraction, replace=tuple(c.replace), smoothing=c.smoothing, group=c.group
-    )
+    return pipeline.Masking(fraction=c.fraction, replace=tuple(c.replace), smoothing=c.smoothing, group=c.group)
 
 
-def buckets(config: ConfigDict) -> tuple[int, ...]:
+def buckets(config: Config) -> tuple[int, ...]:
     if config.data.batching == "packed":
         return (config.data.max_length,)
     return tuple(config.data.buckets) or batching.default_buckets(config.data.max_length)
 
 
-def capacity(config: ConfigDict, *, group: int) -> Callable[[int], int]:
+def capacity(config: Config, *, group: int) -> Callable[[int], int]:
     """Row length -> the most masked positions a group of rows has."""
     return lambda width: masking.masked_capacity(fraction=config.mask.fraction, group=group, width=width)
 
@@ -299,9 +292,7 @@ def probe_of(batches: Sequence[dict[str, np.ndarray]], rows: int = 4) -> dict[st
     return {name: np.asarray(batch[name][:rows]) for name in ("input_ids", "attention_mask")}
 
 
-def describe(
-    config: ConfigDict, models: Models, text: Text, *, mesh: dict[str, int], steps: int, per_epoch: int
-) -> str:
+def describe(config: Config, models: Models, text: Text, *, mesh: dict[str, int], steps: int, per_epoch: int) -> str:
     """The one line at the start that says what was built."""
     million = lambda params: f"{load.count_params(params) / 1e6:.1f}M"  # noqa: E731
     taught = ""

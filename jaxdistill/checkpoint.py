@@ -33,9 +33,7 @@ def open_manager(
     stay = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
     if best:
         by = lambda metrics: metrics.get(best, math.inf)  # noqa: E731
-        stay.append(
-            policies.BestN(get_metric_fn=by, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        )
+        stay.append(policies.BestN(get_metric_fn=by, reverse=True, n=1, keep_checkpoints_without_metrics=False))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(stay),
         cleanup_tmp_directories=not read_only,  # what a killed run left half-written
@@ -142,9 +140,7 @@ def restore(
             if not bad:
                 return candidate, items, notes
             reason = f"the arrays of {bad[0]!r} are not those that were saved"
-        except (
-            Exception
-        ) as e:  # orbax and tensorstore raise their own, ValueError, OSError and plain Exception
+        except Exception as e:  # orbax and tensorstore raise their own, ValueError, OSError and plain Exception
             reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
         tell(f"checkpoint {candidate} is damaged ({reason}); falling back to the one before")
         if not read_only:
@@ -152,7 +148,5 @@ def restore(
             (manager.directory / str(candidate)).rename(manager.directory / f"damaged-{candidate}")
             manager.reload()
     if steps:
-        raise UserError(
-            f"no checkpoint in {manager.directory} can be read; take a copy of it, or another --workdir"
-        )
+        raise UserError(f"no checkpoint in {manager.directory} can be read; take a copy of it, or another --workdir")
     return None

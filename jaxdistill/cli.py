@@ -18,9 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="distil, or resume, one run", add_help=False)
 
-    prepare = commands.add_parser(
-        "prepare", help="tokenise a recipe's text ahead of time", allow_abbrev=False
-    )
+    prepare = commands.add_parser("prepare", help="tokenise a recipe's text ahead of time", allow_abbrev=False)
     prepare.add_argument("--config", required=True, help="recipe; --config.key=value as for train")
 
     student = commands.add_parser("init-student", help="cut a student out of a teacher")
@@ -29,21 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     student.add_argument(
         "--layers", required=True, help="0,2,4 | a count, spread evenly | every_other | first:N | last:N"
     )
-    student.add_argument(
-        "--family", default="", help="distilbert: a DistilBERT out of a BERT; default the teacher's"
-    )
-    student.add_argument(
-        "--reference-init", action="store_true", help="DistilBERT as the reference scripts made it"
-    )
+    student.add_argument("--family", default="", help="distilbert: a DistilBERT out of a BERT; default the teacher's")
+    student.add_argument("--reference-init", action="store_true", help="DistilBERT as the reference scripts made it")
     student.add_argument("--seed", type=int, default=0, help="of the transform that --reference-init draws")
     student.add_argument(
         "--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only"
     )
     student.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
 
-    evaluate = commands.add_parser(
-        "evaluate", help="measure a run's student on held-out text", allow_abbrev=False
-    )
+    evaluate = commands.add_parser("evaluate", help="measure a run's student on held-out text", allow_abbrev=False)
     evaluate.add_argument("--workdir", required=True, type=Path)
     evaluate.add_argument("--step", type=int, help="checkpoint; default the last")
     evaluate.add_argument("--metrics", default="perplexity,agreement", help="and pseudo_perplexity")
@@ -54,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument("--workdir", required=True, type=Path)
     export.add_argument("--step", type=int, help="checkpoint; default the last")
     form = export.add_mutually_exclusive_group(required=True)
-    form.add_argument(
-        "--to-pytorch", dest="to", action="store_const", const="pytorch", help="model.safetensors"
-    )
+    form.add_argument("--to-pytorch", dest="to", action="store_const", const="pytorch", help="model.safetensors")
     form.add_argument("--to-flax", dest="to", action="store_const", const="flax", help="flax_model.msgpack")
     export.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
 

@@ -86,8 +86,6 @@ def evaluate(
     text = build.prepare_text(config, source, found.tokenizer, tell=print)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     loop.check_rows(config, mesh)
-    measure = loop.make_evaluator(
-        config, models, text.vocabulary, build.make_held_out(config, text), mesh=mesh
-    )
+    measure = loop.make_evaluator(config, models, text.vocabulary, build.make_held_out(config, text), mesh=mesh)
     everywhere = sharding.replicated(mesh)
     return dict(measure(jax.device_put(found.params, everywhere), jax.device_put(teacher_params, everywhere)))

@@ -11,20 +11,22 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from jaxdistill.errors import UserError
 
+Config: TypeAlias = Any  # an ml_collections.ConfigDict, whose values have no static types
+
 # Sections that may change when a run is resumed: they do not enter the parameters.
 RESUMABLE = ("evaluate", "checkpoint", "log", "export")
 
 
-def base() -> ConfigDict:
+def base() -> Config:
     """Returns the default config, locked: a key that is not here cannot be set."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.seed = 0  # initialisation, data order, masks and dropout all derive from it
 
     config.teacher = ConfigDict()
@@ -39,9 +41,7 @@ def base() -> ConfigDict:
     # Which teacher layers: [0, 2, 4] | a count, spread evenly | every_other | first:N | last:N.
     config.student.layers = config_dict.placeholder(object)  # None = half of them, spread evenly
     config.student.family = ""  # "" = the teacher's; "distilbert" cuts a DistilBERT out of a BERT
-    config.student.reference_init = (
-        False  # BERT to DistilBERT as the reference: no token type, random transform
-    )
+    config.student.reference_init = False  # BERT to DistilBERT as the reference: no token type, random transform
     # With init=random: architecture fields, {"hidden_size": 128, ...}; without a teacher also "model_type".
     config.student.overrides = config_dict.placeholder(object)
     config.student.dtype = "float32"  # compute; parameters and losses are float32
@@ -52,9 +52,7 @@ def base() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "text"  # text | csv | tsv | jsonl | parquet | hf | tfds
-    config.data.path = (
-        ""  # file, glob or several with commas, .gz/.zst too; for hf and tfds the dataset's name
-    )
+    config.data.path = ""  # file, glob or several with commas, .gz/.zst too; for hf and tfds the dataset's name
     config.data.column = "text"  # the text column, where there are columns
     config.data.subset = ""  # hf: configuration name
     config.data.revision = ""  # hf
@@ -88,9 +86,7 @@ def base() -> ConfigDict:
     config.loss.alpha_mlm = 2.0  # cross entropy at the masked positions
     config.loss.alpha_cos = 1.0  # 1 - cosine of the last hidden states
     config.loss.alpha_mse = 0.0  # squared difference of logits, summed over the vocabulary
-    config.loss.alpha_hidden_mse = (
-        0.0  # squared difference of hidden states, mean over the width, by layer_map
-    )
+    config.loss.alpha_hidden_mse = 0.0  # squared difference of hidden states, mean over the width, by layer_map
     config.loss.alpha_hidden_cos = 0.0  # 1 - cosine of hidden states, by layer_map
     config.loss.alpha_attention = 0.0  # KL of attention maps (MobileBERT's attention transfer), by layer_map
     # ((student layer, teacher layer), ...), counted from 0, -1 = the embeddings; None = the layers cut, or spread.
@@ -131,9 +127,7 @@ def base() -> ConfigDict:
     config.checkpoint.every = 0  # steps; 0 = after every epoch
     config.checkpoint.keep = 2  # the last so many, besides the best
     config.checkpoint.keep_epochs = False  # also the one after every epoch
-    config.checkpoint.best = (
-        "perplexity"  # the evaluation figure, lower is better, by which the best is known
-    )
+    config.checkpoint.best = "perplexity"  # the evaluation figure, lower is better, by which the best is known
 
     config.log = ConfigDict()
     config.log.every = 10  # steps
@@ -145,7 +139,7 @@ def base() -> ConfigDict:
     return config.lock()
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every value; `student.overrides` is one value, though it may be a dict."""
     for key, value in config.items():
         if isinstance(value, ConfigDict) and f"{prefix}{key}" != "student.overrides":
@@ -154,7 +148,7 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def parse(path: str, overrides: Sequence[str]) -> ConfigDict:
+def parse(path: str, overrides: Sequence[str]) -> Config:
     """Reads `configs/x.py` or `configs/x.py:variant` and applies `--config.key=value` overrides.
 
     Raises:
@@ -171,7 +165,7 @@ def parse(path: str, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
-def apply(recorded: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:
+def apply(recorded: dict[str, Any], overrides: Sequence[str]) -> Config:
     """The config that stands in a run folder, with `--config.key=value` overrides.
 
     Raises:
@@ -183,14 +177,12 @@ def apply(recorded: dict[str, Any], overrides: Sequence[str]) -> ConfigDict:
             # JSON has lists where the config has tuples.
             fixed = tuple(value) if isinstance(value, list | tuple) else value
             config.update_from_flattened_dict({key: fixed})
-    config = _override(
-        partial(config_flags.DEFINE_config_dict, "config", config), overrides, where="config.json"
-    )
+    config = _override(partial(config_flags.DEFINE_config_dict, "config", config), overrides, where="config.json")
     validate(config)
     return config
 
 
-def _override(define: Callable[..., Any], argv: Sequence[str], *, where: str) -> ConfigDict:
+def _override(define: Callable[..., Any], argv: Sequence[str], *, where: str) -> Config:
     known = dict(_flatten(base()))
     for item in argv:
         if item.startswith("--config="):
@@ -224,11 +216,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=2, default=list)
 
 
-def changed(old: dict[str, Any], new: ConfigDict) -> list[tuple[str, Any, Any]]:
+def changed(old: dict[str, Any], new: Config) -> list[tuple[str, Any, Any]]:
     """Lists (key, old, new) that differ and would change the parameters of a resumed run."""
     before = dict(_flatten(ConfigDict(old)))
     after = dict(_flatten(ConfigDict(json.loads(to_json(new)))))
@@ -244,7 +236,7 @@ ALPHAS = ("ce", "mlm", "cos", "mse", "hidden_mse", "hidden_cos", "attention")
 NEED_TEACHER = tuple(name for name in ALPHAS if name != "mlm")
 
 
-def alphas(config: ConfigDict) -> dict[str, float]:
+def alphas(config: Config) -> dict[str, float]:
     """The weights of the losses that are on; without a teacher only `mlm` is."""
     weights = {name: float(config.loss[f"alpha_{name}"]) for name in ALPHAS}
     return {k: v for k, v in weights.items() if v != 0 and (config.teacher.name or k not in NEED_TEACHER)}
@@ -319,9 +311,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "optim.learning_rate": _above(0),
     "optim.schedule": _choice("linear", "cosine", "constant"),
     "optim.warmup": _between(0, 1),
-    "optim.betas": lambda v: (
-        None if len(v) == 2 and all(0 <= b < 1 for b in v) else "must be two numbers in [0, 1)"
-    ),
+    "optim.betas": lambda v: None if len(v) == 2 and all(0 <= b < 1 for b in v) else "must be two numbers in [0, 1)",
     "optim.eps": _above(0),
     "optim.weight_decay": _at_least(0),
     "optim.no_decay": _patterns,
@@ -338,7 +328,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
 }
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks every rule that needs no file, model or device.
 
     Raises:
@@ -347,9 +337,7 @@ def validate(config: ConfigDict) -> None:
     values = dict(_flatten(config))
     for key, default in _flatten(base()):
         if default is not None and values[key] is None:
-            raise UserError(
-                f"config.{key} is None; it must be a {type(default).__name__}, such as {default!r}"
-            )
+            raise UserError(f"config.{key} is None; it must be a {type(default).__name__}, such as {default!r}")
     for key, rule in RULES.items():
         if message := rule(values[key]):
             raise UserError(f"config.{key}={values[key]!r}: {message}")
@@ -375,9 +363,7 @@ def validate(config: ConfigDict) -> None:
     if not (c.teacher.name or c.student.name or c.tokenizer.name):
         raise UserError("config.tokenizer.name is empty; name one, as there is no teacher to take it from")
     if c.student.family and (c.student.init == "random" or c.student.name):
-        raise UserError(
-            f"config.student.family={c.student.family!r} goes with layers cut from the teacher alone"
-        )
+        raise UserError(f"config.student.family={c.student.family!r} goes with layers cut from the teacher alone")
     if c.data.buckets and c.data.buckets[-1] != c.data.max_length:
         raise UserError(
             f"config.data.buckets={c.data.buckets!r}: the last must be config.data.max_length={c.data.max_length}"

@@ -5,18 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from jaxdistill import build, checkpoint, optim, sharding, writers
 from jaxdistill import config as configs
 from jaxdistill import workdir as folders
 from jaxdistill.build import Models, Tell
+from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, Context
 from jaxdistill.evaluate.fill_mask import fill_mask
@@ -24,7 +25,7 @@ from jaxdistill.objective import init_projections
 from jaxdistill.step import TrainState, make_train_step
 
 
-def run(config: ConfigDict, workdir: Path, *, allow_pickle: bool = False) -> dict[str, float]:
+def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[str, float]:
     """Trains, or goes on where `workdir` stands, and returns the last evaluation's figures.
 
     Raises:
@@ -138,15 +139,13 @@ def run(config: ConfigDict, workdir: Path, *, allow_pickle: bool = False) -> dic
     return figures
 
 
-def export_run(workdir: Path, out: Path, *, to: str, tell: Tell, step: int | None = None) -> None:
+def export_run(workdir: Path, out: Path, *, to: Literal["pytorch", "flax"], tell: Tell, step: int | None = None) -> None:
     """Writes a run's student as a Hugging Face folder and proves that it reads back the same."""
     from jaxdistill.export import export, model_card
 
     student = folders.load_student(workdir, step=step, tell=tell)
     teacher = student.config["teacher"]["name"]
-    card = model_card(
-        name=out.name, base_model=teacher, recipe=student.config, license="", results=student.figures
-    )
+    card = model_card(name=out.name, base_model=teacher, recipe=student.config, license="", results=student.figures)
     export(
         model=student.model,
         params=student.params,
@@ -159,7 +158,7 @@ def export_run(workdir: Path, out: Path, *, to: str, tell: Tell, step: int | Non
     tell(f"exported step {student.step} of {workdir} to {out} ({to}); its logits are the checkpoint's")
 
 
-def check_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where the rows of a batch do not divide over the devices."""
     pieces = config.train.accumulation * config.mask.group
     if config.train.batch_size % (pieces * mesh.size):
@@ -173,14 +172,12 @@ def check_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _schedule(config: ConfigDict, steps: int) -> Callable[[int], Any]:
+def _schedule(config: Config, steps: int) -> optax.Schedule:
     c = config.optim
-    return optim.make_schedule(
-        learning_rate=c.learning_rate, schedule=c.schedule, warmup=c.warmup, steps=steps
-    )
+    return optim.make_schedule(learning_rate=c.learning_rate, schedule=c.schedule, warmup=c.warmup, steps=steps)
 
 
-def _init_state(config: ConfigDict, models: Models, objective: Any, *, mesh: Any, steps: int) -> tuple:
+def _init_state(config: Config, models: Models, objective: Any, *, mesh: Any, steps: int) -> tuple:
     c = config.optim
     projections = {}
     if models.teacher is not None:
@@ -226,7 +223,7 @@ def _from_items(items: dict[str, PyTree]) -> TrainState:
 
 
 def make_evaluator(
-    config: ConfigDict, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any
+    config: Config, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any
 ) -> Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]:
     """All of config.evaluate.metrics as one evaluator; each is compiled once."""
     context = Context(
@@ -249,7 +246,7 @@ def make_evaluator(
     return evaluate
 
 
-def show_prompts(config: ConfigDict, models: Models, student_params: PyTree, *, tell: Tell) -> None:
+def show_prompts(config: Config, models: Models, student_params: PyTree, *, tell: Tell) -> None:
     """Prints what teacher and student put for the mask of each prompt, side by side."""
     prompts = list(config.evaluate.prompts)
     sides = [("student", models.student, student_params)]
@@ -269,7 +266,7 @@ def _last_good(manager: Any) -> str:
 
 
 def _open_writers(
-    config: ConfigDict, workdir: Path, *, start: int, total: int, closing: ExitStack
+    config: Config, workdir: Path, *, start: int, total: int, closing: ExitStack
 ) -> tuple[writers.Write, Tell]:
     if jax.process_index() != 0:
         return (lambda step, kind, figures: None), (lambda line: None)
@@ -289,7 +286,7 @@ def _open_writers(
 class _Log:
     """Figures of a step and of the window before it: put when the step is dispatched, read one step later."""
 
-    def __init__(self, write: writers.Write, schedule: Callable[[int], Any], *, where: Callable[[], str]):
+    def __init__(self, write: writers.Write, schedule: optax.Schedule, *, where: Callable[[], str]):
         self.write, self.schedule, self.where = write, schedule, where
         self.pending: tuple[int, Any, int, float] | None = None
         self.tokens, self.waited = 0, 0.0  # since the last put
@@ -331,8 +328,8 @@ class _Log:
             "loss": values.pop("loss"),
             **values,
             "grad_norm": norm,
-            "learning_rate": float(self.schedule(at - 1)),
-            "tokens_per_s": tokens / seconds,
-            "input_wait": waited / seconds,
+            "learning_rate": float(np.asarray(self.schedule(at - 1))),
         }
+        if tokens:  # not where the clock began after the step itself, as for the first
+            figures |= {"tokens_per_s": tokens / seconds, "input_wait": waited / seconds}
         self.write(at, "train", figures)

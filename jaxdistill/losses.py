@@ -30,9 +30,7 @@ def forward_kl(
     return temperature**2 * jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=-1)
 
 
-def cross_entropy(
-    logits: Float[Array, "*tokens vocab"], labels: Int[Array, "*tokens"]
-) -> Float[Array, "*tokens"]:
+def cross_entropy(logits: Float[Array, "*tokens vocab"], labels: Int[Array, "*tokens"]) -> Float[Array, "*tokens"]:
     """-log q_label, with q = softmax(logits)."""
     log_q = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]

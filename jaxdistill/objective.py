@@ -5,7 +5,7 @@ micro-batches divide by the count of the *whole* batch, and their gradients simp
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,10 @@ class Signals(NamedTuple):
     """What a term may look at. The head's arrays are [batch length], or [groups k] where `tokens` is masked."""
 
     student: Outputs
-    teacher: Outputs | None
+    teacher: Any  # Outputs, or None where there is no teacher and no term that looks at it
     labels: Int[Array, "*head"]
     masks: Mapping[str, Bool[Array, "..."]]  # tokens: [batch length]; head and labels: as the logits
-    projections: Mapping[
-        str, Mapping[str, Array]
-    ]  # student width -> teacher width, by `student>teacher` layer
+    projections: Mapping[str, Mapping[str, Array]]  # student width -> teacher width, by `student>teacher` layer
 
 
 Term = Callable[[Objective, Signals], Float[Array, "..."]]
@@ -69,19 +67,17 @@ def _attention(o: Objective, x: Signals) -> Float[Array, "batch length"]:
         for s, t in o.layer_map
         if s > 0 and t > 0
     ]
-    return sum(pairs) / len(pairs)
+    return jnp.stack(pairs).mean(axis=0)
 
 
-def _by_layer(
-    loss: Callable, layer_map: tuple[tuple[int, int], ...], x: Signals
-) -> Float[Array, "batch length"]:
+def _by_layer(loss: Callable, layer_map: tuple[tuple[int, int], ...], x: Signals) -> Float[Array, "batch length"]:
     values = []
     for s, t in layer_map:
         student = x.student.hidden_states[s]
         if (projection := x.projections.get(projection_name(s, t))) is not None:
             student = student.astype(jnp.float32) @ projection["kernel"]
         values.append(loss(student, x.teacher.hidden_states[t]))
-    return sum(values) / len(values)
+    return jnp.stack(values).mean(axis=0)
 
 
 # name -> (per-token loss, which mask it is a mean over). A new loss is a function, a row and a test.
@@ -132,7 +128,7 @@ def weighted_sum(
     for name in objective.weights:
         term, mask = TERMS[name]
         means[name] = losses.masked_sum(term(objective, signals), signals.masks[mask]) / counts[mask]
-    return sum(objective.weights[name] * mean for name, mean in means.items()), means
+    return jnp.stack([objective.weights[name] * mean for name, mean in means.items()]).sum(), means
 
 
 def projection_name(student_layer: int, teacher_layer: int) -> str:

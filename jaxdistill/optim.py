@@ -28,9 +28,7 @@ def path_name(path: tuple) -> str:
 
 def matching(tree: Any, patterns: Sequence[str]) -> Any:
     """True at every leaf whose path contains one of the regular expressions."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(re.search(p, path_name(path)) for p in patterns), tree
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(re.search(p, path_name(path)) for p in patterns), tree)
 
 
 def check_patterns(params: Any, patterns: Sequence[str], *, key: str) -> None:
@@ -68,9 +66,7 @@ def make_optimizer(
         "adafactor": lambda: optax.adafactor(
             learning_rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decayed
         ),
-        "sgd": lambda: optax.chain(
-            optax.add_decayed_weights(weight_decay, decayed), optax.sgd(learning_rate, b1)
-        ),
+        "sgd": lambda: optax.chain(optax.add_decayed_weights(weight_decay, decayed), optax.sgd(learning_rate, b1)),
     }
     train = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), optimizers[name]())
     if not freeze:

@@ -22,9 +22,7 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
     if data == -1 and devices % fsdp == 0:
         data = devices // fsdp
     if data * fsdp != devices:
-        raise UserError(
-            f"config.mesh.data={data} x config.mesh.fsdp={fsdp} must be the {devices} devices here"
-        )
+        raise UserError(f"config.mesh.data={data} x config.mesh.fsdp={fsdp} must be the {devices} devices here")
     return Mesh(np.asarray(jax.devices()).reshape(data, fsdp), AXES)
 
 

@@ -17,12 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", required=True, help="recipe, such as configs/bert_mlm.py or configs/bert_mlm.py:smoke"
     )
-    parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder of the run; resumed where it holds one"
-    )
-    parser.add_argument(
-        "--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only"
-    )
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; resumed where it holds one")
+    parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
     flags, overrides = parser.parse_known_args(argv)
 
     def run() -> None:

@@ -52,9 +52,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read ({e}); name another --workdir") from e
 
 
-def create(
-    workdir: Path, *, config: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]
-) -> None:
+def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]) -> None:
     """Writes what does not change in a run; config.json last, as it says that the rest is there."""
     student.config.save_pretrained(workdir / "student")
     tokenizer.save_pretrained(workdir / "student")
@@ -82,13 +80,9 @@ def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str]
     model = load.build(load.load_config(workdir / "student"))
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         if step is not None and step not in manager.all_steps():
-            raise UserError(
-                f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}"
-            )
+            raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), load.param_shapes(model)
-        )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), load.param_shapes(model))
         found = checkpoint.restore(manager, {"student": shapes}, tell=tell, step=step, read_only=True)
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet")

@@ -1,10 +1,11 @@
-"""Makes what the quickstart needs and the repository carries: text, tokenizer and teacher (configs/quickstart/).
+"""Makes what the quickstart needs and the repository carries: text, tokenizer and teacher.
 
     python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
 
 --text is the State of the Union addresses, 1790 to today, one address a line (works of the United States
-government, in the public domain); the last ADDRESSES of them, since about 1900, are taken. The teacher is a 4-layer, 128-wide BERT trained from scratch by this package, by
-the recipe configs/quickstart_teacher.py, on the same text that the quickstart distils on.
+government, in the public domain); the last ADDRESSES of them, since about 1900, are taken. The teacher is a 4-layer,
+128-wide BERT trained from scratch by this package, by the recipe configs/quickstart_teacher.py, on the same text that
+the quickstart distils on. All of it lands in configs/quickstart/.
 """
 
 import argparse
@@ -36,7 +37,8 @@ def lines_of(text: str) -> Iterator[str]:
 
 
 def write_corpus(source: Path, target: Path) -> None:
-    lines = list(lines_of(gzip.open(source, "rt", encoding="utf-8").read()))
+    with gzip.open(source, "rt", encoding="utf-8") as file:
+        lines = list(lines_of(file.read()))
     random.Random(0).shuffle(lines)  # the tail is held out, and must not be the last presidents alone
     with open(target, "wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
         file.write(
@@ -51,12 +53,10 @@ def write_tokenizer(corpus: Path, folder: Path) -> None:
 
     pieces = BertWordPieceTokenizer(lowercase=True)
     with gzip.open(corpus, "rt", encoding="utf-8") as file:
-        pieces.train_from_iterator(
-            file, vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False
-        )
-    BertTokenizerFast(
-        tokenizer_object=pieces._tokenizer, do_lower_case=True, model_max_length=128
-    ).save_pretrained(folder)
+        pieces.train_from_iterator(file, vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False)
+    BertTokenizerFast(tokenizer_object=pieces._tokenizer, do_lower_case=True, model_max_length=128).save_pretrained(
+        folder
+    )
 
 
 def halve(weights: Path) -> None:
@@ -68,11 +68,9 @@ def halve(weights: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Makes the text, tokenizer and teacher of the quickstart.")
     parser.add_argument("--text", required=True, type=Path, help="state_of_the_union.txt.gz")
-    parser.add_argument(
-        "--workdir", required=True, type=Path, help="run folder of the teacher; resumed where it is"
-    )
+    parser.add_argument("--workdir", required=True, type=Path, help="run folder of the teacher; resumed where it is")
     flags, overrides = parser.parse_known_args()
 
     from jaxdistill import config, loop

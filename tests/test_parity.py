@@ -109,7 +109,7 @@ def in_torch(pair: SimpleNamespace) -> tuple[Any, Any, dict[str, torch.Tensor], 
     student, teacher = (
         oracle.load_model(
             model.config,
-            {name: torch.tensor(x) for name, x in torch_names.to_torch(params, model.config).items()},
+            {name: torch.tensor(x) for name, x in torch_names.to_torch(params).items()},
             train=train,
         )
         for model, params, train in (
@@ -125,7 +125,7 @@ def in_torch(pair: SimpleNamespace) -> tuple[Any, Any, dict[str, torch.Tensor], 
 
 
 def ours_by_torch_name(pair: SimpleNamespace, tree: Any) -> dict[str, np.ndarray]:
-    student = torch_names.to_torch(jax.tree.map(np.asarray, tree["student"]), pair.student.config)
+    student = torch_names.to_torch(tree["student"])
     return student | {name: np.asarray(x["kernel"]) for name, x in tree["projections"].items()}
 
 

@@ -33,8 +33,13 @@ def masked_logits(
     """Logits, labels and validity at the masked positions, which alone go through the head."""
     capacity = context.capacity(batch["input_ids"].shape[1])
     positions, valid = intercept.head_positions(batch["label_mask"], group=1, capacity=capacity)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = intercept.apply(model, params, **inputs, positions=positions).logits
+    logits = intercept.apply(
+        model,
+        params,
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        positions=positions,
+    ).logits
     return logits.astype("float32"), intercept.gather_tokens(batch["labels"], positions), valid
 
 
@@ -42,8 +47,6 @@ def totals(context: Context, sums: Callable[..., Mapping[str, Array]], *params: 
     """Adds up a jitted function's sums over all held-out batches, in float64, exact for any batch size."""
     whole: dict[str, float] = {}
     for batch in context.batches:
-        for name, value in jax.device_get(
-            sums(*params, sharding.put_batch(dict(batch), context.mesh))
-        ).items():
+        for name, value in jax.device_get(sums(*params, sharding.put_batch(dict(batch), context.mesh))).items():
             whole[name] = whole.get(name, 0.0) + float(value)
     return whole

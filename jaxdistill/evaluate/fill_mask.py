@@ -28,7 +28,5 @@ def fill_mask(
             raise UserError(f"prompt {text!r} holds no {tokenizer.mask_token}")
         logits = intercept.apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits
         best, words = jax.lax.top_k(jax.nn.softmax(logits[0, at[0]].astype(jnp.float32)), top)
-        results.append(
-            [(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(words, best, strict=True)]
-        )
+        results.append([(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(words, best, strict=True)])
     return results

@@ -43,9 +43,7 @@ def make_pseudo_perplexity(context: Context) -> Evaluator:
             for start in range(0, len(scored), copies):
                 some = scored[start : start + copies]
                 padded = np.resize(some, copies)  # one compiled shape; the repeats are cut off again
-                values = score(
-                    student_params, ids, mask, sharding.put_batch({"p": padded}, context.mesh)["p"]
-                )
+                values = score(student_params, ids, mask, sharding.put_batch({"p": padded}, context.mesh)["p"])
                 nll += float(np.asarray(values, np.float64)[: len(some)].sum())
             count += len(scored)
         yield "pseudo_perplexity", math.exp(min(nll / max(count, 1), 700.0))
@@ -58,8 +56,7 @@ def _rows(context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     left = context.pseudo_rows
     for batch in context.batches:
         original = np.where(batch["label_mask"], batch["labels"], batch["input_ids"])
-        for ids, mask in zip(original[:left], batch["attention_mask"][:left], strict=True):
-            yield ids, mask
+        yield from zip(original[:left], batch["attention_mask"][:left], strict=True)
         left -= len(original)
         if left <= 0:
             return

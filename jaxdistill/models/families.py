@@ -21,7 +21,11 @@ class Family:
     positions_after_pad: bool = False  # RoBERTa: position ids start at pad_token_id + 1
     head_activation: str = ""  # torch's head ignores config.hidden_act and always uses this one
     token_types: bool = True  # the forward takes token_type_ids
-    ignored: tuple[str, ...] = ("pooler.", "position_ids", "token_type_ids")  # torch tensors with no place here
+    ignored: tuple[str, ...] = (
+        "pooler.",
+        "position_ids",
+        "token_type_ids",
+    )  # torch tensors with no place here
 
 
 _ROBERTA = Family(

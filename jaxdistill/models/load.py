@@ -78,13 +78,15 @@ class Model:
 
 def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Path:
     """The folder of a model or tokenizer: `name` is one already, or a hub name, which is downloaded or found cached."""
+    if not name:
+        raise UserError("the name of the model or tokenizer is empty: give a folder or a hub name")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise UserError(f"{name} is a file; name the folder it stands in")
-    if not name or name[0] in "./~" or name.count("/") > 1:
-        raise UserError(f"{name or 'an empty name'}: there is no such folder, and a hub name reads user/model")
+    if name[0] in "./~" or name.count("/") > 1:
+        raise UserError(f"{name}: there is no such folder, and a hub name reads user/model")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -115,7 +117,9 @@ def load_config(folder: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error})") from error
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type not in FAMILIES:
-        raise UserError(f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}"
+        )
     from transformers import AutoConfig
 
     try:
@@ -153,7 +157,9 @@ def load_tokenizer(folder: Path) -> Any:
     for sign, special in _SPECIAL_TOKENS.items():
         if sign in known:
             return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
-    raise UserError(f"{file} has none of the special tokens {', '.join(_SPECIAL_TOKENS)}: add a tokenizer_config.json")
+    raise UserError(
+        f"{file} has none of the special tokens {', '.join(_SPECIAL_TOKENS)}: add a tokenizer_config.json"
+    )
 
 
 def check_tokenizer(tokenizer: Any, config: Any) -> None:
@@ -219,7 +225,9 @@ def load_params(
     _check_unexpected(source, tensors, model=model, names=set(names.values()))
     loaded = {path: shape for path, shape in shapes.items() if path not in absent}
     for path, shape in loaded.items():
-        _check_tensor(source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel"))
+        _check_tensor(
+            source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel")
+        )
     params = flatten_dict(torch_names.from_torch(tensors, unflatten_dict(loaded, sep="/")), sep="/")
     if absent:
         assert key is not None, "missing='init' needs a key"
@@ -284,7 +292,9 @@ def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, np.ndarr
             f"{pickles[0]} is a pickle, and loading one can run code: convert it to safetensors, "
             "or pass --allow-pickle if you trust it"
         )
-    raise UserError(f"{folder} holds no weights: no model.safetensors, model.safetensors.index.json or flax_model.msgpack")
+    raise UserError(
+        f"{folder} holds no weights: no model.safetensors, model.safetensors.index.json or flax_model.msgpack"
+    )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -305,7 +315,10 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     tensors = {}
     try:
         # framework="flax" because NumPy's has no bfloat16.
-        with safe_open(file, framework="flax") as opened, jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with (
+            safe_open(file, framework="flax") as opened,
+            jax.default_device(jax.local_devices(backend="cpu")[0]),
+        ):
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 tensors[name] = _upcast(np.asarray(opened.get_tensor(name)))
     except (SafetensorError, OSError) as error:
@@ -356,7 +369,11 @@ def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[st
     result = {}
     for name, array in tensors.items():
         if name.endswith((".gamma", ".beta")):
-            name = name.removesuffix(".gamma") + ".weight" if name.endswith(".gamma") else name[: -len("beta")] + "bias"
+            name = (
+                name.removesuffix(".gamma") + ".weight"
+                if name.endswith(".gamma")
+                else name[: -len("beta")] + "bias"
+            )
         if name not in names and f"{base}.{name}" in names:
             name = f"{base}.{name}"
         result[name] = array
@@ -376,7 +393,9 @@ def _check_unexpected(source: Path, tensors: Mapping[str, Any], *, model: Model,
             )
 
 
-def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool) -> None:
+def _check_tensor(
+    source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool
+) -> None:
     wanted = shape[::-1] if transposed else shape
     if array.shape != wanted:
         raise UserError(f"{source}: {name} has shape {array.shape}, by config.json it should be {wanted}")

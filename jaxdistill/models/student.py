@@ -69,7 +69,11 @@ def resolve_layers(spec: int | str | Sequence[int], *, of: int) -> tuple[int, ..
 
 
 def student_config(
-    teacher_config: Any, *, family: str, layers: Sequence[int] = (), overrides: Mapping[str, Any] | None = None
+    teacher_config: Any,
+    *,
+    family: str,
+    layers: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
 ) -> Any:
     """The student's configuration: the teacher's with `layers` of its layers (all where empty), or DistilBERT from BERT.
 
@@ -133,7 +137,9 @@ def cut_student(
             source[positions] = source[positions] + token_types[:1]
         source = {_distilbert_path(path): array for path, array in source.items()}
     else:
-        raise UserError(f"a {kinds[1]} student cannot be cut from a {kinds[0]} teacher: give it a folder or random")
+        raise UserError(
+            f"a {kinds[1]} student cannot be cut from a {kinds[0]} teacher: give it a folder or random"
+        )
     drawn: dict[str, Any] = {}
     if reference_init:
         assert key is not None, "reference_init needs a key"
@@ -156,7 +162,9 @@ def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: 
     """UserError unless both models, and the tokenizers given (teacher's, student's), have one vocabulary."""
     sizes = teacher_config.vocab_size, student_config.vocab_size
     if sizes[0] != sizes[1]:
-        raise UserError(f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}")
+        raise UserError(
+            f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}"
+        )
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
     for other in vocabularies[1:]:
         first = vocabularies[0]
@@ -176,11 +184,19 @@ def _parse(spec: str, *, of: int) -> tuple[int, ...]:
         if not colon:
             indices = [int(part) for part in spec.split(",") if part.strip()]
             # "6" is a count, as 6 is; "3," is a list of one.
-            return tuple(indices) if "," in spec or not indices else _spread(_count(indices[0], spec, of=of), of=of)
+            return (
+                tuple(indices)
+                if "," in spec or not indices
+                else _spread(_count(indices[0], spec, of=of), of=of)
+            )
         count = _count(int(number), spec, of=of)
     except ValueError:
         raise UserError(f"layers: {spec!r} is not {_SPECS}") from None
-    selections = {"first": tuple(range(count)), "last": tuple(range(of - count, of)), "spread": _spread(count, of=of)}
+    selections = {
+        "first": tuple(range(count)),
+        "last": tuple(range(of - count, of)),
+        "spread": _spread(count, of=of),
+    }
     if name not in selections:
         raise UserError(f"layers: {spec!r} is not {_SPECS}")
     return selections[name]

@@ -48,9 +48,7 @@ def test_plan_is_the_reference_sampler_with_each_row_once(lengths, batch_size, s
 
     order = np.random.default_rng((seed, epoch)).permutation(len(lengths)) if shuffle else range(len(lengths))
     expected = list(reference_sampler(lengths, order, batch_size, BUCKETS))
-    assert [[row for row in ids if row != EMPTY] for ids in plan.ids.tolist()] == [
-        rows for rows, _ in expected
-    ]
+    assert [[row for row in ids if row != EMPTY] for ids in plan.ids.tolist()] == [rows for rows, _ in expected]
     assert plan.widths.tolist() == [width for _, width in expected]
 
 

@@ -17,9 +17,7 @@ SMOOTH = smoothing_weights(COUNTS, smoothing=0.7, special=VOCABULARY.special)
 
 def make_batch(lengths, *, width, seed=0):
     rng = np.random.default_rng(seed)
-    rows = [
-        np.r_[2, rng.integers(5, 50, length - 2), 3] if length else np.zeros(0, int) for length in lengths
-    ]
+    rows = [np.r_[2, rng.integers(5, 50, length - 2), 3] if length else np.zeros(0, int) for length in lengths]
     return collate(rows, width=width, pad=0)
 
 

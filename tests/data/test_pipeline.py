@@ -75,9 +75,7 @@ def assert_same(left, right):
 
 
 def rows_of(batches):
-    return [
-        int(row[1]) - 5 for batch in batches for row in batch["labels"][batch["attention_mask"].any(axis=1)]
-    ]
+    return [int(row[1]) - 5 for batch in batches for row in batch["labels"][batch["attention_mask"].any(axis=1)]]
 
 
 def test_each_row_once_an_epoch():
@@ -97,6 +95,14 @@ def test_each_row_once_an_epoch():
         }
         bound = masked_capacity(fraction=0.15, group=2, width=batch["input_ids"].shape[1])
         assert batch["label_mask"].reshape(4, -1).sum(axis=1).max() <= bound
+
+
+def test_limited_epochs_begin_anew():
+    limited, whole = list(train(steps=8, limit_batches=4)), list(train(steps=12))
+    assert_same(limited[:4], whole[:4])
+    # The second epoch has its own order and masks of its own steps.
+    assert rows_of(limited[4:]) == rows_of(whole[6:10])
+    assert_same(list(train(limit_batches=99)), list(train()))
 
 
 def test_two_hosts_have_the_halves_of_one():
@@ -153,9 +159,7 @@ def test_evaluation_masks_do_not_depend_on_how_rows_are_batched():
     def by_row(batches):
         found = {}
         for batch in batches:
-            for ids, mask, row in zip(
-                batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
-            ):
+            for ids, mask, row in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
                 if mask.any():
                     found[int(row[1]) - 5] = ids[mask].tolist()
         return found

@@ -35,11 +35,11 @@ def tokenizer():
     return train_tokenizer(LINES[:3])
 
 
-def train_tokenizer(lines):
+def train_tokenizer(lines, **settings):
     import tokenizers
     from transformers import BertTokenizerFast
 
-    wordpiece = tokenizers.BertWordPieceTokenizer()
+    wordpiece = tokenizers.BertWordPieceTokenizer(**settings)
     wordpiece.train_from_iterator(lines, vocab_size=90, min_frequency=1, show_progress=False)
     return BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
 
@@ -80,9 +80,7 @@ def test_frame_cuts_as_the_reference(lengths, max_length):
     tokens = np.arange(10, 10 + sum(lengths), dtype=np.int32)
     documents = np.split(tokens, np.cumsum(lengths)[:-1]) if lengths else []
     rows, row_lengths = frame(tokens, np.array(lengths, np.int64), bos=1, eos=2, max_length=max_length)
-    expected = [
-        row for document in documents for row in reference_cut(document.tolist(), 1, 2, max_length or 10**9)
-    ]
+    expected = [row for document in documents for row in reference_cut(document.tolist(), 1, 2, max_length or 10**9)]
     assert row_lengths.tolist() == [len(row) for row in expected]
     assert rows.tolist() == [token for row in expected for token in row]
     assert max_length is None or (row_lengths <= max_length).all()
@@ -143,9 +141,7 @@ def test_vocabulary_of_real_tokenizers(shared):
         name: vocabulary_of(AutoTokenizer.from_pretrained(shared / "tokenizers" / name))
         for name in ("bert-base-uncased", "roberta-base", "gpt2")
     }
-    assert found["bert-base-uncased"] == tokenize.Vocabulary(
-        30522, 101, 102, 0, 100, 103, (0, 100, 101, 102, 103)
-    )
+    assert found["bert-base-uncased"] == tokenize.Vocabulary(30522, 101, 102, 0, 100, 103, (0, 100, 101, 102, 103))
     assert found["roberta-base"] == tokenize.Vocabulary(50265, 0, 2, 1, 3, 50264, (0, 1, 2, 3, 50264))
     assert dataclasses.replace(found["gpt2"], mask=None, special=()) == tokenize.Vocabulary(
         50257, 50256, 50256, 50256, 50256, None, ()
@@ -163,13 +159,19 @@ def test_tokenizers_that_do_not_do():
         vocabulary_of(object())
 
 
-def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer):
-    large = train_tokenizer(LINES)
-    large.add_tokens([f"extra{number}" for number in range(65_536 - len(large))])
-    store = open_store(prepared(text_source(tmp_path / "a.txt"), large, tmp_path / "cache"))
-    assert store.tokens.dtype == np.int32
-    store = open_store(prepared(text_source(tmp_path / "a.txt"), tokenizer, tmp_path / "cache"))
-    assert store.tokens.dtype == np.uint16
+@pytest.mark.parametrize(("size", "dtype"), [(65_535, np.uint16), (65_536, np.int32)])
+def test_tokens_take_two_bytes_where_they_fit(tmp_path, size, dtype):
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(size)}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "w0"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    large = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="w0", cls_token="w1", sep_token="w2")
+    source = text_source(tmp_path / "a.txt", [f"w3 w4 w{size - 1}"])
+    store = open_store(prepared(source, large, tmp_path / "cache"))
+    assert rows_of(store) == [[1, 3, 4, size - 1, 2]]
+    assert store.tokens.dtype == dtype
 
 
 def test_reused_until_something_changes(tmp_path, tokenizer):
@@ -187,7 +189,8 @@ def test_reused_until_something_changes(tmp_path, tokenizer):
     others = [
         prepared(text_source(tmp_path / "a.txt", [*LINES[:-1], "mouse"]), tokenizer, cache),
         prepared(text_source(tmp_path / "a.txt", limit=4), tokenizer, cache),
-        prepared(text_source(tmp_path / "a.txt"), train_tokenizer(LINES[:2]), cache),
+        # The same vocabulary, another normaliser.
+        prepared(text_source(tmp_path / "a.txt"), train_tokenizer(LINES[:3], lowercase=False), cache),
         *(
             prepared(text_source(tmp_path / "a.txt"), tokenizer, cache, **change)
             for change in ({"max_length": 15}, {"min_tokens": 3}, {"max_unk_fraction": 0.9}, {"pack": True})
@@ -280,12 +283,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, tokenizer):
 
 
 def test_no_usable_text_says_why(tmp_path, tokenizer):
-    with pytest.raises(
-        UserError, match=r"no usable text in text: a.txt .*: 2 documents read, 1 .* 1 dropped"
-    ):
-        prepared(
-            text_source(tmp_path / "a.txt", LINES[3:]), tokenizer, tmp_path / "cache", max_unk_fraction=0.3
-        )
+    with pytest.raises(UserError, match=r"no usable text in text: a.txt .*: 2 documents read, 1 .* 1 dropped"):
+        prepared(text_source(tmp_path / "a.txt", LINES[3:]), tokenizer, tmp_path / "cache", max_unk_fraction=0.3)
     with pytest.raises(UserError, match=r"5 tokens do not fill one row"):
         prepared(text_source(tmp_path / "a.txt", LINES[1:2]), tokenizer, tmp_path / "cache", pack=True)
     with pytest.raises(UserError, match=r"0 documents read"):

@@ -1,5 +1,6 @@
 """What we compute is what PyTorch computes: logits, hidden states, attention, and every parameter's gradient."""
 
+import functools
 import json
 
 import jax
@@ -53,7 +54,7 @@ def test_our_weights_in_torch(kind, tie, tmp_path):
     weights = np.random.default_rng(2).normal(size=(*ids.shape, model.vocab_size)).astype(np.float32)
     weights *= mask[:, :, None]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def ours(params):
         def loss(params):
             out = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask))
@@ -196,8 +197,12 @@ def test_real_weights(shared):
     place = list(ids[0]).index(tokenizer.mask_token_id)
     best = np.argsort(-np.asarray(got.logits[0, place]))[:3]
     assert tokenizer.convert_ids_to_tokens(best) == ["commission", "parliament", "council"]
-    theirs = torch_class(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = (
+        torch_class(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    )
     with torch.no_grad():
         out = theirs(torch.tensor(ids), attention_mask=torch.tensor(encoded["attention_mask"]))
     np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4)
-    assert load.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
+    assert load.count_params(params) == sum(
+        array.size for array in load_file(folder / "model.safetensors").values()
+    )

@@ -1,0 +1,53 @@
+"""The whole path in under two minutes on two cores, offline: a 4-layer BERT into its every other layer.
+
+    python -m jaxdistill.train --config configs/quickstart.py --workdir runs/quickstart
+
+Teacher (1.6 M parameters) and text (State of the Union addresses since about 1900, public domain) stand in
+configs/quickstart/; scripts/make_quickstart.py made both. The run distils, evaluates on held-out lines, exports
+runs/quickstart/export-pytorch, and prints what teacher and student put for a [MASK], side by side.
+"""
+
+from pathlib import Path
+
+from jaxdistill.config import Config, base
+
+HERE = Path(__file__).parent / "quickstart"
+
+
+def get_config(variant: str = "") -> Config:
+    config = base()
+    config.teacher.name = str(HERE / "teacher")
+    config.student.layers = "every_other"
+    config.data.path = str(HERE / "corpus.txt.gz")
+    config.data.buckets = (96, 128)
+    config.loss.tokens = "masked"  # a third of the work of all tokens
+    config.train.steps = 150
+    config.train.batch_size = 32
+    config.evaluate.batches = 16
+    config.evaluate.every = 50
+    config.evaluate.prompts = (
+        "The [MASK] of the United States is strong.",
+        "We must work for peace and [MASK].",
+        "I ask the Congress to pass this [MASK].",
+    )
+    config.export.to = ("pytorch",)
+    if variant == "smoke":
+        smoke(config)
+    return config
+
+
+def smoke(config: Config) -> Config:
+    """The same path in seconds, for any recipe: the quickstart's teacher and text, a few short steps."""
+    config.teacher.name = str(HERE / "teacher")
+    config.data.path = str(HERE / "corpus.txt.gz")
+    config.data.limit = 400
+    config.data.max_length = 64
+    config.data.buckets = (64,)
+    config.train.steps = 4
+    config.train.batch_size = 16
+    config.train.accumulation = 2
+    config.evaluate.every = 4
+    config.evaluate.batches = 2
+    config.evaluate.batch_size = 8
+    config.log.every = 1
+    return config

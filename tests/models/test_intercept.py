@@ -1,0 +1,136 @@
+"""Gathering before the head is gathering after it; padding is not seen; the model is pure."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.intercept import apply, gather_tokens, head_positions
+
+
+jitted_positions = jax.jit(head_positions, static_argnames=("group", "capacity"))
+
+
+@given(arrays(bool, (4, 3)), st.sampled_from([(1, 3), (2, 2), (2, 6), (4, 5)]))
+@settings(max_examples=60, deadline=None)
+def test_head_positions_are_the_labelled_ones_in_order(mask, sizes):
+    group, capacity = sizes
+    groups = len(mask) // group
+    positions, valid = jitted_positions(jnp.asarray(mask), group=group, capacity=capacity)
+    assert positions.shape == valid.shape == (groups, capacity)
+    for row, ok, flat in zip(positions, valid, mask.reshape(groups, -1), strict=True):
+        expected = np.flatnonzero(flat)[:capacity]
+        np.testing.assert_array_equal(row[ok], expected)
+        assert ok.sum() == len(expected)
+
+
+def test_gather_tokens_indexes_flattened_groups():
+    x = np.arange(4 * 3 * 2).reshape(4, 3, 2)
+    positions = np.array([[5, 0], [1, 3]])
+    got = gather_tokens(jnp.asarray(x), jnp.asarray(positions))
+    np.testing.assert_array_equal(got, [[x[1, 2], x[0, 0]], [x[2, 1], x[3, 0]]])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_gather_before_the_head_is_gather_after(kind):
+    depth = {"n_layers" if kind == "distilbert" else "num_hidden_layers": 2 if kind == "albert" else 1}
+    model, params = tiny.model(kind, **depth), tiny.params(kind, **depth)
+    ids, mask = (jnp.asarray(array) for array in tiny.batch(kind, rows=4))
+    labels = mask & (np.random.default_rng(3).random(mask.shape) < 0.3)
+    weights = jnp.asarray(np.random.default_rng(4).normal(size=(2, 6, model.vocab_size)), jnp.float32)
+
+    def loss(params, before):
+        positions, valid = head_positions(labels, group=2, capacity=6)
+        out = apply(
+            model, params, input_ids=ids, attention_mask=mask, positions=positions if before else None
+        )
+        logits = out.logits if before else gather_tokens(out.logits, positions)
+        assert logits.shape == (2, 6, model.vocab_size)
+        # Summed over labelled tokens, so that a gradient entry is of order one.
+        return jnp.sum(jax.nn.log_softmax(logits) * weights * valid[:, :, None]), logits
+
+    before, after = (
+        jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1, compiler_options=tiny.QUICK)(
+            params, flag
+        )
+        for flag in (True, False)
+    )
+    np.testing.assert_allclose(before[0][1], after[0][1], atol=1e-5)
+    for left, right in zip(jax.tree.leaves(before[1]), jax.tree.leaves(after[1]), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5 * max(1.0, float(jnp.abs(right).max())))
+    assert any(float(jnp.abs(leaf).max()) > 0.1 for leaf in jax.tree.leaves(after[1]))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_padded_tokens_are_not_seen(kind):
+    model, params = tiny.model(kind), tiny.params(kind)
+    ids, mask = tiny.batch(kind)
+    pad = model.config.pad_token_id
+    other = np.where(mask, ids, 7)
+    assert (ids[~mask] == pad).all() and not mask.all()
+
+    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
+    def run(ids):
+        return apply(model, params, input_ids=ids, attention_mask=jnp.asarray(mask)).logits
+
+    np.testing.assert_allclose(run(jnp.asarray(ids))[mask], run(jnp.asarray(other))[mask], atol=1e-6)
+    # and a real token is
+    other = ids.copy()
+    other[:, 1] = 7
+    assert np.abs(run(jnp.asarray(ids))[:, 0] - run(jnp.asarray(other))[:, 0]).max() > 1e-3
+
+
+def test_dropout_needs_a_key_and_follows_it():
+    model, params = tiny.model("bert"), tiny.params("bert")
+    ids, mask = (jnp.asarray(array) for array in tiny.batch("bert"))
+
+    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
+    def run(key):
+        return apply(model, params, input_ids=ids, attention_mask=mask, dropout_key=key).logits
+
+    first, again, second = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
+    np.testing.assert_array_equal(first, again)
+    assert float(jnp.abs(first - second).max()) > 1e-3
+
+
+def test_vmap_over_parameters():
+    model = tiny.model("distilbert")
+    params = tiny.params("distilbert")
+    stacked = jax.tree.map(lambda x: np.stack([x, 2 * x]), params)
+    ids, mask = (jnp.asarray(array) for array in tiny.batch("distilbert"))
+
+    def run(params):
+        return apply(model, params, input_ids=ids, attention_mask=mask).logits
+
+    both = jax.vmap(run)(stacked)
+    np.testing.assert_allclose(both[0], run(params), atol=1e-5)
+    np.testing.assert_allclose(both[1], run(jax.tree.map(lambda x: 2 * x, params)), atol=1e-4)
+
+
+def test_further_interceptors_are_run():
+    """The seam for LayerDrop: one that skips layer 1 gives the one-layer model's hidden states."""
+    model, params = tiny.model("bert"), tiny.params("bert")
+    ids, mask = (jnp.asarray(array) for array in tiny.batch("bert"))
+
+    def skip(next_call, args, kwargs, context):
+        if (
+            "/".join(context.module.path) == model.family.layers.format(1)
+            and context.method_name == "__call__"
+        ):
+            return (args[0],)
+        return next_call(*args, **kwargs)
+
+    skipped = apply(
+        model, params, input_ids=ids, attention_mask=mask, hidden_states=True, interceptors=[skip]
+    )
+    plain = apply(model, params, input_ids=ids, attention_mask=mask, hidden_states=True)
+    assert skipped.hidden_states is not None and plain.hidden_states is not None
+    np.testing.assert_array_equal(skipped.hidden_states[2], plain.hidden_states[1])
+    assert float(jnp.abs(skipped.logits - plain.logits).max()) > 1e-3

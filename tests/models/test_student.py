@@ -1,0 +1,224 @@
+"""Students cut from teachers: which layers, which numbers, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax.traverse_util import flatten_dict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdistill.errors import UserError
+from jaxdistill.models.intercept import apply
+from jaxdistill.models.load import build
+from jaxdistill.models.student import check_same_vocabulary, cut_student, resolve_layers, student_config
+
+
+@pytest.mark.parametrize(
+    ("spec", "of", "layers"),
+    [
+        ([0, 2, 4, 7, 9, 11], 12, (0, 2, 4, 7, 9, 11)),
+        (6, 12, (0, 2, 4, 7, 9, 11)),  # DistilBERT's own choice
+        ("6", 12, (0, 2, 4, 7, 9, 11)),
+        ("spread:4", 12, (0, 4, 7, 11)),
+        ("spread:1", 12, (0,)),
+        ("every_other", 5, (0, 2, 4)),
+        ("first:2", 5, (0, 1)),
+        ("last:2", 5, (3, 4)),
+        ("0, 2,4", 5, (0, 2, 4)),
+        ("3,", 5, (3,)),
+        (5, 5, (0, 1, 2, 3, 4)),
+    ],
+)
+def test_layer_specifications(spec, of, layers):
+    assert resolve_layers(spec, of=of) == layers
+
+
+@given(st.integers(1, 60).flatmap(lambda of: st.tuples(st.just(of), st.integers(1, of))))
+def test_a_count_spreads_over_the_whole_depth(case):
+    of, count = case
+    layers = resolve_layers(count, of=of)
+    gaps = np.diff(layers)
+    assert len(layers) == count and layers[0] == 0
+    if count > 1:
+        assert layers[-1] == of - 1 and gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ([0, 6], "6 is out of range; the teacher has layers 0 to 5"),
+        ([-1, 2], "-1 is out of range"),
+        ([0, 2, 2], "2 is repeated"),
+        ([3, 1], "1 comes after 3"),
+        ([], "selects no layer"),
+        ("", "selects no layer"),
+        (0, "asks for 0 layers; the teacher has 6"),
+        (7, "asks for 7 layers; the teacher has 6"),
+        ("last:9", "asks for 9 layers"),
+        ("evry_other", "'evry_other' is not a list"),
+        ("middle:2", "'middle:2' is not a list"),
+        ("first:x", "'first:x' is not a list"),
+        ([0, 1.5], "1.5 in"),
+        ([True], "True in"),
+        (None, "None is not"),
+        (2.0, "2.0 is not"),
+    ],
+)
+def test_bad_layer_specifications(spec, message):
+    with pytest.raises(UserError) as error:
+        resolve_layers(spec, of=6)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "distilbert", "electra"])
+def test_selected_layers_are_the_teachers_bit_for_bit(kind):
+    depth = {"n_layers" if kind == "distilbert" else "num_hidden_layers": 3}
+    teacher, params = tiny.model(kind, **depth), tiny.params(kind, **depth)
+    student = build(student_config(teacher.config, family=kind, layers=(0, 2)))
+    assert teacher.num_layers == 3 and student.num_layers == 2
+    cut = flatten_dict(cut_student(params, teacher=teacher, student=student, layers=(0, 2)), sep="/")
+    source = flatten_dict(params, sep="/")
+    prefix = teacher.family.layers
+    for path, array in cut.items():
+        old = path.replace(prefix.format(1) + "/", prefix.format(2) + "/")
+        np.testing.assert_array_equal(array, source[old])
+    assert len(cut) == len(source) - sum(path.startswith(prefix.format(2) + "/") for path in source)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_distilbert_with_every_layer_is_its_bert_teacher(tie):
+    """Token types folded, head copied: nothing of the teacher is lost, so the logits are the teacher's."""
+    what = {"tie_word_embeddings": tie, "num_hidden_layers": 3, "layer_norm_eps": 1e-12}
+    teacher, params = tiny.model("bert", **what), tiny.params("bert", **what)
+    student = build(student_config(teacher.config, family="distilbert", layers=(0, 1, 2)))
+    cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1, 2))
+    ids, mask = (jnp.asarray(array) for array in tiny.batch("bert"))
+    full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True)
+    half = apply(student, cut, input_ids=ids, attention_mask=mask, hidden_states=True)
+    assert full.hidden_states is not None and half.hidden_states is not None
+    np.testing.assert_allclose(full.hidden_states[0], half.hidden_states[0], atol=1e-6)
+    np.testing.assert_allclose(full.logits[mask], half.logits[mask], atol=1e-5)
+
+
+def test_reference_init_drops_token_types_and_draws_the_head():
+    what = {"num_hidden_layers": 3, "layer_norm_eps": 1e-12}
+    teacher, params = tiny.model("bert", **what), tiny.params("bert", **what)
+    student = build(student_config(teacher.config, family="distilbert", layers=(0, 2)))
+    ours, theirs = (
+        flatten_dict(
+            cut_student(
+                params,
+                teacher=teacher,
+                student=student,
+                layers=(0, 2),
+                reference_init=reference,
+                key=jax.random.key(0),
+            ),
+            sep="/",
+        )
+        for reference in (False, True)
+    )
+    differ = {path for path in ours if not np.array_equal(ours[path], theirs[path])}
+    positions = "distilbert/embeddings/position_embeddings/embedding"
+    head = {
+        f"vocab_{name}"
+        for name in ("transform/kernel", "transform/bias", "layer_norm/scale", "layer_norm/bias")
+    }
+    assert differ == {positions} | head
+    embeddings = params["bert"]["embeddings"]
+    np.testing.assert_array_equal(theirs[positions], embeddings["position_embeddings"]["embedding"])
+    np.testing.assert_array_equal(theirs["vocab_projector/bias"], params["cls"]["predictions"]["bias"])
+
+
+def test_albert_keeps_its_groups():
+    """4 layers in 2 shared groups. Layers 0, 2, 3 run groups 0, 1, 1, but 3 layers in 2 groups run 0, 0, 1."""
+    teacher, params = tiny.model("albert"), tiny.params("albert")
+    groups = params["albert"]["encoder"]["albert_layer_groups"]
+    for layers, kept in (
+        ((0, 2), ("0", "1")),
+        ((2, 3), ("1",)),
+        ((0, 1, 2), ("0", "1")),
+        ((0, 1, 2, 3), ("0", "1")),
+    ):
+        student = build(student_config(teacher.config, family="albert", layers=layers))
+        cut = cut_student(params, teacher=teacher, student=student, layers=layers)
+        assert student.num_layers == len(layers)
+        got = cut["albert"]["encoder"]["albert_layer_groups"]
+        assert len(got) == len(kept)
+        for new, old in enumerate(kept):
+            jax.tree.map(np.testing.assert_array_equal, got[str(new)], groups[old])
+    with pytest.raises(UserError, match="equally many layers of each group"):
+        student_config(teacher.config, family="albert", layers=(0, 2, 3))
+
+
+def test_albert_cut_runs_the_chosen_layers():
+    teacher, params = tiny.model("albert"), tiny.params("albert")
+    student = build(student_config(teacher.config, family="albert", layers=(0, 1)))
+    cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1))
+    ids, mask = (jnp.asarray(array) for array in tiny.batch("albert"))
+    full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
+    half = apply(student, cut, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
+    assert full is not None and half is not None
+    for left, right in zip(half, full, strict=False):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+
+
+def test_student_config_fields():
+    bert = tiny.config(
+        "bert", layer_norm_eps=1e-12, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2
+    )
+    config = student_config(bert, family="distilbert", layers=(0,))
+    expected = {
+        "n_layers": 1,
+        "dim": 16,
+        "hidden_dim": 24,
+        "n_heads": 2,
+        "vocab_size": 101,
+        "max_position_embeddings": 20,
+        "activation": "gelu_new",
+        "dropout": 0.3,
+        "attention_dropout": 0.2,
+        "sinusoidal_pos_embds": False,
+        "pad_token_id": 0,
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    narrow = student_config(bert, family="bert", overrides={"hidden_size": 8, "num_hidden_layers": 1})
+    assert (narrow.hidden_size, narrow.num_hidden_layers, bert.hidden_size) == (8, 1, 16)
+
+
+def test_what_a_student_cannot_be():
+    bert = tiny.config("bert")
+    with pytest.raises(UserError, match=r"no field 'hiden_size'; did you mean 'hidden_size'"):
+        student_config(bert, family="bert", overrides={"hiden_size": 8})
+    with pytest.raises(UserError, match=r"eps 1e-12, the teacher's 0.001"):
+        student_config(bert, family="distilbert", layers=(0,))
+    with pytest.raises(UserError, match=r"'distilbert' from a roberta teacher"):
+        student_config(tiny.config("roberta"), family="distilbert", layers=(0,))
+    narrow = build(student_config(bert, family="bert", layers=(0,), overrides={"intermediate_size": 8}))
+    with pytest.raises(UserError, match=r"intermediate/dense/bias is \(8,\) in the student and \(24,\)"):
+        cut_student(tiny.params("bert"), teacher=tiny.model("bert"), student=narrow, layers=(0,))
+    with pytest.raises(UserError, match="electra student cannot be cut from a bert teacher"):
+        electra = build(tiny.config("electra"))
+        cut_student(tiny.params("bert"), teacher=tiny.model("bert"), student=electra, layers=(0, 1))
+
+
+def test_vocabularies_must_agree():
+    bert = tiny.config("bert")
+    check_same_vocabulary(bert, tiny.config("distilbert"))
+    with pytest.raises(UserError, match="the teacher's has 101 entries, the student's 99"):
+        check_same_vocabulary(bert, tiny.config("bert", vocab_size=99))
+
+    class Words:
+        def __init__(self, *words):
+            self.words = words
+
+        def get_vocab(self):
+            return {word: i for i, word in enumerate(self.words)}
+
+    check_same_vocabulary(bert, bert, [Words("a", "b"), Words("a", "b")])
+    with pytest.raises(
+        UserError, match=r"teacher's tokenizer has 2 entries, the student's 2, and 4 \(token, id\)"
+    ):
+        check_same_vocabulary(bert, bert, [Words("a", "b"), Words("b", "a")])

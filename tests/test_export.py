@@ -1,0 +1,186 @@
+"""A student's folder opens in PyTorch, and nothing is left of one that would not."""
+
+import errno
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxdistill import export as module
+from jaxdistill.errors import UserError
+from jaxdistill.export import export, model_card
+from jaxdistill.models import load
+from jaxdistill.models.intercept import apply
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "."]
+CARD = model_card(
+    name="student", base_model="user/teacher", license="mit", recipe={"steps": 3}, results={"ppl": 4.25}
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from transformers import BertTokenizerFast
+
+    file = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
+    file.write_text("\n".join(WORDS) + "\n")
+    return BertTokenizerFast(str(file))
+
+
+@pytest.fixture(scope="module", params=["bert", "distilbert"])
+def student(request):
+    from transformers import AutoConfig
+
+    sizes = {"vocab_size": len(WORDS), "max_position_embeddings": 12}
+    if request.param == "bert":
+        sizes |= {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    else:
+        sizes |= {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
+    model = load.build(AutoConfig.for_model(request.param, **sizes))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: np.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32),
+        load.init_params(model, jax.random.key(0)),
+    )
+    return model, params
+
+
+@pytest.fixture
+def arguments(student, tokenizer):
+    probe = tokenizer(["Paris is the [MASK] of France.", "the capital"], return_tensors="np", padding=True)
+    probe = {name: probe[name] for name in ("input_ids", "attention_mask")}
+    return {"model": student[0], "params": student[1], "tokenizer": tokenizer, "card": CARD, "probe": probe}
+
+
+def nothing_but(folder, *names):
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+def test_the_folder_opens_in_torch(arguments, tmp_path):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+    out = tmp_path / "runs" / "student"
+    export(**arguments, out=out, to="pytorch")
+    nothing_but(out.parent, "student")
+    assert (out / "README.md").read_text() == CARD
+    theirs, info = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True, dtype="auto")
+    assert not any(info.values()) and theirs.dtype == torch.float32
+    probe = arguments["probe"]
+    ours = apply(
+        arguments["model"],
+        arguments["params"],
+        input_ids=jnp.asarray(probe["input_ids"]),
+        attention_mask=jnp.asarray(probe["attention_mask"], bool),
+    ).logits
+    with torch.no_grad():
+        got = theirs.eval()(**{name: torch.tensor(array) for name, array in probe.items()}).logits.numpy()
+    mask = probe["attention_mask"].astype(bool)
+    np.testing.assert_allclose(got[mask], ours[mask], atol=1e-4)
+    # As a user would: DistilBERT refuses token types, so its tokenizer must not make any.
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    answers = pipeline("fill-mask", model=str(out))("Paris is the [MASK] of France.")
+    place = list(probe["input_ids"][0]).index(tokenizer.mask_token_id)
+    assert [answer["token"] for answer in answers] == list(np.argsort(-np.asarray(ours[0, place]))[:5])
+    assert tokenizer.model_max_length == 12
+
+
+def test_flax_folder_reads_back(arguments, tmp_path):
+    export(**arguments, out=tmp_path / "out", to="flax")
+    assert {"flax_model.msgpack", "config.json", "tokenizer.json"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    back = load.load_params(tmp_path / "out", load.build(load.load_config(tmp_path / "out")))
+    jax.tree.map(np.testing.assert_array_equal, back, arguments["params"])
+    whole = (tmp_path / "out" / "flax_model.msgpack").read_bytes()
+    (tmp_path / "out" / "flax_model.msgpack").write_bytes(whole[:-7])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        load.load_params(tmp_path / "out", arguments["model"])
+
+
+def test_flax_class_opens_the_flax_folder(arguments, tmp_path):
+    from transformers import FlaxAutoModelForMaskedLM
+
+    export(**arguments, out=tmp_path / "out", to="flax")
+    with jax.numpy_rank_promotion("allow"):
+        theirs = FlaxAutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, theirs.params, arguments["params"])
+
+
+def test_nothing_is_written_over(arguments, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        export(**arguments, out=tmp_path / "out", to="pytorch")
+    nothing_but(tmp_path / "out", "mine.txt")
+    with pytest.raises(UserError, match="exists"):
+        export(**arguments, out=tmp_path / "out" / "mine.txt", to="pytorch")
+    (tmp_path / "empty").mkdir()
+    export(**arguments, out=tmp_path / "empty", to="pytorch")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+def test_a_folder_that_reads_back_differently_is_not_left(arguments, tmp_path, monkeypatch):
+    def wrong(params):
+        # One square kernel not transposed: the usual way to get a conversion wrong, invisible in the shapes.
+        tensors = dict(right(params))
+        name = next(name for name in tensors if name.endswith(("query.weight", "q_lin.weight")))
+        return tensors | {name: np.ascontiguousarray(tensors[name].T)}
+
+    right = module.torch_names.to_torch
+    monkeypatch.setattr(module.torch_names, "to_torch", wrong)
+    with pytest.raises(UserError, match="logits up to"):
+        export(**arguments, out=tmp_path / "out", to="pytorch")
+    nothing_but(tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_refused(arguments, tmp_path):
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), arguments["params"])
+    with pytest.raises(UserError, match="NaN"):
+        export(**{**arguments, "params": broken}, out=tmp_path / "out", to="pytorch")
+    nothing_but(tmp_path)
+
+
+@pytest.mark.parametrize("to", ["pytorch", "flax"])
+def test_disk_full(arguments, tmp_path, monkeypatch, to):
+    from safetensors import SafetensorError
+
+    def full(*args, **kwargs):
+        if to == "flax":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(
+        "safetensors.numpy.save_file" if to == "pytorch" else "pathlib.Path.write_bytes", full
+    )
+    with pytest.raises(UserError, match=r"cannot write .*out: No space left on device"):
+        export(**arguments, out=tmp_path / "out", to=to)
+    nothing_but(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made(arguments, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        export(**arguments, out=tmp_path / "file" / "out", to="pytorch")
+
+
+def test_other_errors_are_not_hidden(arguments, tmp_path, monkeypatch):
+    def bug(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "apply", bug)
+    with pytest.raises(ZeroDivisionError):
+        export(**arguments, out=tmp_path / "out", to="pytorch")
+    nothing_but(tmp_path)
+
+
+def test_model_card():
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(CARD)
+    assert card.data.license == "mit" and card.data.base_model == "user/teacher"
+    assert card.data.pipeline_tag == "fill-mask" and card.data.library_name == "transformers"
+    assert "| ppl | 4.25 |" in CARD and '"steps": 3' in CARD
+    local = ModelCard(model_card(name="s", base_model="./teacher", license="", recipe={}, results={}))
+    assert local.data.base_model is None and local.data.license is None

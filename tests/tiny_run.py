@@ -1,0 +1,165 @@
+"""A whole run in seconds: text, tokenizer, teacher and recipe, all made here.
+
+Not `tiny`: that name is the families' (tests/models/tiny.py), and pytest imports both by their bare names.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+WORDS = "the cat dog bird sees hears likes a small big old red green house tree river and near under never".split()
+
+RECIPE = """
+from jaxdistill.config import base
+
+
+def get_config(variant=""):
+    config = base()
+    config.teacher.name = {teacher!r}
+    config.data.path = {text!r}
+    config.data.cache_dir = {cache!r}
+    config.data.max_length = 32
+    config.data.min_tokens = 4
+    config.data.buckets = (32,)
+    config.data.eval_fraction = 0.1
+    config.train.steps = 4
+    config.train.batch_size = 16
+    config.mask.group = 2
+    config.evaluate.batches = 2
+    config.evaluate.batch_size = 8
+    config.log.every = 1
+    return config
+"""
+
+
+class Tiny(NamedTuple):
+    folder: Path
+    text: Path
+    teacher: Path
+    recipe: Path
+
+
+def lines(count: int = 200, *, seed: int = 0) -> list[str]:
+    """Sentences of 4 to 20 words; the next word hangs on the one before, so there is something to learn."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for _ in range(count):
+        at, sentence = int(rng.integers(len(WORDS))), []
+        for _ in range(rng.integers(4, 21)):
+            sentence.append(WORDS[at])
+            at = (at * 3 + int(rng.integers(1, 4))) % len(WORDS)
+        result.append(" ".join(sentence) + ".")
+    return result
+
+
+def make_tokenizer(texts: Sequence[str]) -> Any:
+    import tokenizers
+    from transformers import BertTokenizerFast
+
+    wordpiece = tokenizers.BertWordPieceTokenizer()
+    wordpiece.train_from_iterator(texts, vocab_size=200, min_frequency=1, show_progress=False)
+    return BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
+
+
+def write_model(folder: Path, tokenizer: Any, *, kind: str = "bert", seed: int = 0, **fields: Any) -> Path:
+    """A random model as a Hugging Face folder, away from the initialisation's zeros so that every tensor counts."""
+    from safetensors.numpy import save_file
+    from transformers import AutoConfig
+
+    from jaxdistill.models import load, torch_names
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "distilbert":
+        sizes = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 40}
+    model = load.build(AutoConfig.for_model(kind, **{**sizes, **fields}))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32),
+        load.init_params(model, jax.random.key(seed)),
+    )
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_file(torch_names.to_torch(params), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_text(path: Path, texts: Sequence[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in texts))
+    return path
+
+
+def make(folder: Path) -> Tiny:
+    texts = lines()
+    text = write_text(folder / "text.txt", texts)
+    teacher = write_model(folder / "teacher", make_tokenizer(texts))
+    recipe = folder / "recipe.py"
+    recipe.write_text(RECIPE.format(teacher=str(teacher), text=str(text), cache=str(folder / "cache")))
+    return Tiny(folder, text, teacher, recipe)
+
+
+def arguments(tiny: Tiny, workdir: Path, **values: Any) -> list[str]:
+    """Command line of `jaxdistill train`; `train__steps=3` stands for --config.train.steps=3."""
+    return [f"--config={tiny.recipe}", f"--workdir={workdir}", *overrides(**values)]
+
+
+def overrides(**values: Any) -> list[str]:
+    return [f"--config.{key.replace('__', '.')}={value}" for key, value in values.items()]
+
+
+def train(tiny: Tiny, workdir: Path, **values: Any) -> None:
+    """`jaxdistill train`, which must succeed."""
+    from jaxdistill import train
+
+    assert train.main(arguments(tiny, workdir, **values)) == 0
+
+
+def call(main: Any, argv: Sequence[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of an entry point."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(argv))
+    return code, out.getvalue(), err.getvalue()
+
+
+def records(workdir: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in found if kind in (None, record["kind"])]
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what two runs of the same numbers differ in."""
+    return {k: v for k, v in record.items() if k not in ("time", "tokens_per_s", "input_wait")}
+
+
+def bits(folder: Path) -> dict[str, bytes | None]:
+    """Every path under a folder and its bytes (None for folders): equal where nothing was touched."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def saved(workdir: Path, step: int | None = None) -> dict[str, Any]:
+    """All arrays and notes of a checkpoint as NumPy, read with orbax alone: {"student/...": array, ...}."""
+    import orbax.checkpoint as ocp
+
+    folders = {int(path.name): path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
+    folder = folders[max(folders) if step is None else step]
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    result: dict[str, Any] = {"notes": json.loads((folder / "notes" / "metadata").read_text())}
+    with ocp.StandardCheckpointer() as reader:
+        for item in ("student", "rest"):
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), reader.metadata(folder / item).item_metadata.tree
+            )
+            tree = reader.restore(folder / item, shapes)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                result[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return result
