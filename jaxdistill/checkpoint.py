@@ -4,8 +4,11 @@ Every checkpoint carries a fingerprint of its arrays: orbax finds a truncated fi
 array data for good weights (docs/decisions.md).
 """
 
+import hashlib
+import itertools
+import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def open_manager(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(stay),
         cleanup_tmp_directories=not read_only,  # what a killed run left half-written
-        read_only=read_only,
+        create=not read_only,
     )
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
@@ -57,6 +60,10 @@ def fingerprint(tree: PyTree) -> UInt32[Array, "leaves"]:
     return jnp.stack([one(x) for x in jax.tree.leaves(tree)])
 
 
+def _digest(notes: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
+
+
 def save(
     manager: ocp.CheckpointManager,
     step: int,
@@ -72,7 +79,8 @@ def save(
     """
     prints = {name: fingerprint(tree).tolist() for name, tree in items.items()}
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    record = ocp.args.JsonSave({**notes, "fingerprints": prints})
+    notes = {**notes, "fingerprints": prints}
+    record = ocp.args.JsonSave({**notes, "digest": _digest(notes)})
     with _disk_full_is_said(manager):
         manager.save(step, args=ocp.args.Composite(**arrays, notes=record), metrics=metrics, force=True)
 
@@ -128,7 +136,7 @@ def restore(
       UserError: there are checkpoints and none of them can be read.
     """
     steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
-    for candidate in steps:
+    for tried, candidate in enumerate(steps):
         args = {
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in templates.items()
@@ -136,17 +144,30 @@ def restore(
         try:
             found = manager.restore(candidate, args=ocp.args.Composite(**args, notes=ocp.args.JsonRestore()))
             items, notes = {name: found[name] for name in templates}, found["notes"]
-            bad = [n for n, tree in items.items() if fingerprint(tree).tolist() != notes["fingerprints"][n]]
-            if not bad:
-                return candidate, items, notes
-            reason = f"the arrays of {bad[0]!r} are not those that were saved"
+            if notes.pop("digest", None) != _digest(notes):
+                raise ValueError("its notes are not those that were saved")
+            for name, tree in items.items():
+                if fingerprint(tree).tolist() != notes["fingerprints"][name]:
+                    raise ValueError(f"the arrays of {name!r} are not those that were saved")
         except Exception as e:  # orbax and tensorstore raise their own, ValueError, OSError and plain Exception
             reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-        tell(f"checkpoint {candidate} is damaged ({reason}); falling back to the one before")
+            more = "; falling back to the one before" if steps[tried + 1 :] else ""
+            tell(f"checkpoint {candidate} is damaged ({reason}){more}")
+            continue
         if not read_only:
-            # Out of the way of the step's next save, and kept for whoever wants to look.
-            (manager.directory / str(candidate)).rename(manager.directory / f"damaged-{candidate}")
-            manager.reload()
+            # Only now that another one is good: where none is, all stay in place, and the next start says so again.
+            _set_aside(manager, steps[:tried])
+        return candidate, items, notes
     if steps:
         raise UserError(f"no checkpoint in {manager.directory} can be read; take a copy of it, or another --workdir")
     return None
+
+
+def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
+    """Out of the way of the step's next save, and kept for whoever wants to look."""
+    for step in steps:
+        names = (f"damaged-{step}" + (f"-{n}" if n else "") for n in itertools.count())
+        free = next(name for name in names if not (manager.directory / name).exists())
+        (manager.directory / str(step)).rename(manager.directory / free)
+    if steps:
+        manager.reload()

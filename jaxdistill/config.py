@@ -8,8 +8,9 @@ import difflib
 import json
 import math
 import re
+import runpy
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,19 +37,19 @@ def base() -> Config:
 
     config.student = ConfigDict()
     config.student.name = ""  # folder, hub name or run folder to start from; "" = by `init` below
-    config.student.revision = ""
+    config.student.revision = ""  # of the hub name
     config.student.init = "teacher"  # teacher: its layers, copied | random
     # Which teacher layers: [0, 2, 4] | a count, spread evenly | every_other | first:N | last:N.
     config.student.layers = config_dict.placeholder(object)  # None = half of them, spread evenly
     config.student.family = ""  # "" = the teacher's; "distilbert" cuts a DistilBERT out of a BERT
     config.student.reference_init = False  # BERT to DistilBERT as the reference: no token type, random transform
-    # With init=random: architecture fields, {"hidden_size": 128, ...}; without a teacher also "model_type".
+    # Architecture fields, {"num_attention_heads": 6, ...}; sizes only with init=random; no teacher: also "model_type".
     config.student.overrides = config_dict.placeholder(object)
     config.student.dtype = "float32"  # compute; parameters and losses are float32
 
     config.tokenizer = ConfigDict()
     config.tokenizer.name = ""  # folder or hub name; "" = the teacher's, or else the student's
-    config.tokenizer.revision = ""
+    config.tokenizer.revision = ""  # of the hub name
 
     config.data = ConfigDict()
     config.data.source = "text"  # text | csv | tsv | jsonl | parquet | hf | tfds
@@ -105,9 +106,9 @@ def base() -> Config:
     config.optim.learning_rate = 5e-4  # peak
     config.optim.schedule = "linear"  # after the warm-up: linear to 0 | cosine to 0 | constant
     config.optim.warmup = 0.05  # share of all steps
-    config.optim.betas = (0.9, 0.98)
-    config.optim.eps = 1e-6
-    config.optim.weight_decay = 0.0
+    config.optim.betas = (0.9, 0.98)  # of adamw and lion; the first is sgd's momentum
+    config.optim.eps = 1e-6  # of adamw
+    config.optim.weight_decay = 0.0  # times the learning rate, on all parameters but those of no_decay
     config.optim.no_decay = ("bias$", "(?i)(layer_?norm|ln_[a-z0-9]+)/scale$")  # regular expressions on paths
     config.optim.clip = 5.0  # global norm of the gradient; 0 = off
 
@@ -157,10 +158,15 @@ def parse(path: str, overrides: Sequence[str]) -> Config:
     file = path.split(":")[0]
     if not Path(file).is_file():
         raise UserError(f"--config: there is no file {file!r}")
-    define = partial(config_flags.DEFINE_config_file, "config", None, "recipe")
-    config = _override(define, [f"--config={path}", *overrides], where=file)
-    if missing := set(dict(_flatten(base()))) - set(dict(_flatten(config))):
-        raise UserError(f"{file}: no value for {sorted(missing)[0]!r}; start from jaxdistill.config.base()")
+    recipe = _recipe(path)
+    if not isinstance(recipe, ConfigDict):
+        raise UserError(f"{file}: get_config returned {type(recipe).__name__}; it must return a config")
+    config = _override(recipe, overrides)
+    known, given = dict(_flatten(base())), dict(_flatten(config))
+    if missing := known.keys() - given.keys():
+        raise UserError(f"{file}: no value for {min(missing)!r}; start from jaxdistill.config.base()")
+    if unknown := given.keys() - known.keys():
+        raise UserError(f"{file}: {_unknown(min(unknown), known)}")
     validate(config)
     return config
 
@@ -172,37 +178,51 @@ def apply(recorded: dict[str, Any], overrides: Sequence[str]) -> Config:
       UserError: as `parse`.
     """
     config = base()
+    known = dict(_flatten(config))
     for key, value in _flatten(ConfigDict(recorded)):
+        if key not in known:
+            raise UserError(f"config.json is of another version of jaxdistill: {_unknown(key, known)}")
         if value is not None:
             # JSON has lists where the config has tuples.
             fixed = tuple(value) if isinstance(value, list | tuple) else value
             config.update_from_flattened_dict({key: fixed})
-    config = _override(partial(config_flags.DEFINE_config_dict, "config", config), overrides, where="config.json")
+    config = _override(config, overrides)
     validate(config)
     return config
 
 
-def _override(define: Callable[..., Any], argv: Sequence[str], *, where: str) -> Config:
+def _recipe(path: str) -> Any:
+    """What get_config of `file.py`, or of `file.py:variant`, returns."""
+    file, *variant = path.split(":", 1)
+    try:
+        names = runpy.run_path(file)
+        if "get_config" not in names:
+            raise UserError(f"{file} has no function get_config")
+        return names["get_config"](*variant)
+    except UserError:
+        raise
+    except Exception as e:  # a recipe is the user's program: whatever it raises is told with its line
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == file]
+        where = f"{file} line {lines[-1]}" if lines else file
+        raise UserError(f"{where}: {type(e).__name__}: {_one_line(e)}") from e
+
+
+def _override(config: Config, overrides: Sequence[str]) -> Config:
     known = dict(_flatten(base()))
-    for item in argv:
-        if item.startswith("--config="):
-            continue
+    for item in overrides:
         if not item.startswith("--config.") or "=" not in item:
             raise UserError(f"unknown argument {item!r}; config values are given as --config.KEY=VALUE")
         key = item.removeprefix("--config.").split("=")[0]
         if key not in known:
             raise UserError(_unknown(key, known))
-    argv = ["jaxdistill", *argv]
+    argv = ["jaxdistill", *overrides]
     values = flags.FlagValues()
-    define(flag_values=values, sys_argv=argv)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
         return values.config
     except flags.Error as e:
         raise UserError(_one_line(e)) from e
-    except (AttributeError, TypeError, KeyError, ValueError, SyntaxError, NameError, ImportError) as e:
-        # What a recipe does wrong surfaces here: an unknown key (ConfigDict is locked), a value of another type.
-        raise UserError(f"{where}: {_one_line(e)}") from e
 
 
 def _unknown(key: str, known: dict[str, Any]) -> str:
@@ -213,7 +233,9 @@ def _unknown(key: str, known: dict[str, Any]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    # ConfigDict raises with the repr of its message, and lists all other keys in it.
+    text = re.sub(r"^'(.*)'$", r"\1", str(error), flags=re.DOTALL).replace("\\n", " ").replace("\\'", "'")
+    return " ".join(re.sub(r'Other fields present: "{.*}"', "", text).split())
 
 
 def to_json(config: Config) -> str:
@@ -251,7 +273,7 @@ def _at_least(low: float) -> Callable[[Any], str | None]:
 
 
 def _between(low: float, high: float) -> Callable[[Any], str | None]:
-    return lambda v: None if low <= v <= high else f"must lie between {low:g} and {high:g}"
+    return lambda v: None if low <= v <= high else f"must lie between {low:g} and {high:.10g}"
 
 
 def _above(low: float) -> Callable[[Any], str | None]:
@@ -267,9 +289,28 @@ def _patterns(values: tuple) -> str | None:
     return None
 
 
+def _numbers(values: tuple) -> bool:
+    return all(isinstance(v, int | float) for v in values)
+
+
 def _shares(values: tuple) -> str | None:
-    fits = len(values) == 3 and all(v >= 0 for v in values) and math.isclose(sum(values), 1, abs_tol=1e-6)
+    shares = len(values) == 3 and _numbers(values) and all(v >= 0 for v in values)
+    fits = shares and math.isclose(sum(values), 1, abs_tol=1e-6)
     return None if fits else "must be three shares (mask, keep, random) that add up to 1"
+
+
+def _betas(values: tuple) -> str | None:
+    fits = len(values) == 2 and _numbers(values) and all(0 <= v < 1 for v in values)
+    return None if fits else "must be two numbers in [0, 1)"
+
+
+def _texts(values: tuple) -> str | None:
+    return None if all(isinstance(v, str) for v in values) else "must be texts"
+
+
+def _pairs(values: Any) -> str | None:
+    fits = values is None or (isinstance(values, list | tuple) and len(values) > 0)
+    return None if fits else "must be None, or pairs ((student layer, teacher layer), ...)"
 
 
 def _widths(values: tuple) -> str | None:
@@ -301,6 +342,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "loss.temperature": _above(0),
     "loss.tokens": _choice("all", "masked"),
     **{f"loss.alpha_{name}": _at_least(0) for name in ALPHAS},
+    "loss.layer_map": _pairs,
     "train.steps": _at_least(0),
     "train.epochs": _at_least(0),
     "train.limit_batches": _at_least(0),
@@ -311,7 +353,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "optim.learning_rate": _above(0),
     "optim.schedule": _choice("linear", "cosine", "constant"),
     "optim.warmup": _between(0, 1),
-    "optim.betas": lambda v: None if len(v) == 2 and all(0 <= b < 1 for b in v) else "must be two numbers in [0, 1)",
+    "optim.betas": _betas,
     "optim.eps": _above(0),
     "optim.weight_decay": _at_least(0),
     "optim.no_decay": _patterns,
@@ -322,8 +364,10 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "evaluate.batches": _at_least(0),
     "evaluate.batch_size": _at_least(1),
     "evaluate.pseudo_rows": _at_least(1),
+    "evaluate.prompts": _texts,
     "checkpoint.every": _at_least(0),
     "checkpoint.keep": _at_least(1),
+    "checkpoint.best": _choice("", "perplexity", "mlm_loss", "kl", "pseudo_perplexity"),
     "log.every": _at_least(1),
 }
 
@@ -337,7 +381,7 @@ def validate(config: Config) -> None:
     values = dict(_flatten(config))
     for key, default in _flatten(base()):
         if default is not None and values[key] is None:
-            raise UserError(f"config.{key} is None; it must be a {type(default).__name__}, such as {default!r}")
+            raise UserError(f"config.{key} is None; it must be of type {type(default).__name__}, such as {default!r}")
     for key, rule in RULES.items():
         if message := rule(values[key]):
             raise UserError(f"config.{key}={values[key]!r}: {message}")
@@ -364,6 +408,8 @@ def validate(config: Config) -> None:
         raise UserError("config.tokenizer.name is empty; name one, as there is no teacher to take it from")
     if c.student.family and (c.student.init == "random" or c.student.name):
         raise UserError(f"config.student.family={c.student.family!r} goes with layers cut from the teacher alone")
+    if not (c.data.eval_path or c.data.eval_split or c.data.eval_fraction):
+        raise UserError("config.data.eval_fraction is 0 and no held-out text is named; set it, or data.eval_path")
     if c.data.buckets and c.data.buckets[-1] != c.data.max_length:
         raise UserError(
             f"config.data.buckets={c.data.buckets!r}: the last must be config.data.max_length={c.data.max_length}"

@@ -1,8 +1,10 @@
 """Write a trained model as a folder that plain transformers opens, and believe it only after reading it back."""
 
+import copy
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,9 +40,7 @@ def export(
     UserError where `out` is in use, cannot be written, or reads back differently; nothing is left then.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out} exists and is not an empty folder: choose another --out, nothing is written over"
-        )
+        raise UserError(f"{out} exists and is not an empty folder: choose another --out, nothing is written over")
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)
@@ -68,7 +68,10 @@ def model_card(
     recipe: Mapping[str, Any],
     results: Mapping[str, float],
 ) -> str:
-    """README.md in the hub's form. `license` is the teacher's, as an SPDX-like hub id, or empty where unknown."""
+    """README.md in the hub's form. `license` is the teacher's, as a hub id, or empty where unknown.
+
+    `base_model` is empty for a model trained without a teacher.
+    """
     front = [
         "---",
         "library_name: transformers",
@@ -81,11 +84,9 @@ def model_card(
         front.append(f"base_model: {base_model}")
     if license:
         front.append(f"license: {license}")
-    terms = (
-        f"The teacher's licence is {license}; it"
-        if license
-        else "The teacher's licence is not known here; it"
-    )
+    origin = f"distilled from `{base_model}`" if base_model else "trained from scratch"
+    terms = f"The teacher's licence is {license}" if license else "The teacher's licence is not recorded here"
+    licence = f"{terms}; it applies to this model as far as weights were taken from it." if base_model else ""
     numbers = [f"| {key} | {value:.4g} |" for key, value in results.items()] or ["| not evaluated | |"]
     return "\n".join(
         [
@@ -94,7 +95,7 @@ def model_card(
             "",
             f"# {name}",
             "",
-            f"A masked language model distilled from `{base_model}` with jaxdistill.",
+            f"A masked language model {origin} with jaxdistill.",
             "",
             "## Use",
             "",
@@ -119,31 +120,27 @@ def model_card(
             "",
             "## Licence",
             "",
-            f"{terms} applies to this model as far as weights were taken from it, and the terms of the training text",
-            "apply beside it.",
+            *([licence] if licence else []),
+            "The terms of the training text apply.",
             "",
         ]
     )
 
 
-def _write(
-    folder: Path, *, model: load.Model, params: Mapping[str, Any], tokenizer: Any, to: str, card: str
-) -> None:
+def _write(folder: Path, *, model: load.Model, params: Mapping[str, Any], tokenizer: Any, to: str, card: str) -> None:
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [type(model.flax).__name__.removeprefix("Flax")]
-    config.torch_dtype = "float32"
+    config.dtype = "float32"
     (folder / "config.json").write_text(config.to_json_string(use_diff=True), encoding="utf-8")
     if to == "pytorch":
         from safetensors.numpy import save_file
 
         save_file(torch_names.to_torch(params), folder / "model.safetensors", metadata={"format": "pt"})
-    elif to == "flax":
+    else:
         from flax.serialization import msgpack_serialize
 
         (folder / "flax_model.msgpack").write_bytes(msgpack_serialize(params))
-    else:
-        raise UserError(f"export: {to!r} is neither 'pytorch' nor 'flax'")
     _tokenizer_for(model, tokenizer).save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -153,8 +150,6 @@ def _tokenizer_for(model: load.Model, tokenizer: Any) -> Any:
 
     A BERT tokenizer's token_type_ids would make torch's DistilBERT refuse the call.
     """
-    import copy
-
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.max_length)
     tokenizer.init_kwargs["model_max_length"] = tokenizer.model_max_length
@@ -187,14 +182,7 @@ def _logits(model: load.Model, params: Any, **inputs: Any) -> np.ndarray:
 
 
 def _is_hub_name(name: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).exists()
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
 
 
 def _write_error(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """A run from start to end: build, restore, then train, log, evaluate and checkpoint; export; close."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -100,13 +101,15 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         schedule = _schedule(config, steps)
 
         def save(at: int, state: TrainState, measured: dict[str, float] | None) -> None:
-            notes = {"data": batches.get_state(), "figures": figures}
+            notes = {"data": batches.get_state(), "figures": figures, "config": json.loads(configs.to_json(config))}
             checkpoint.save(manager, at, _items(state), notes=notes, metrics=measured)
 
         eval_every = config.evaluate.every or per_epoch
         save_every = config.checkpoint.every or per_epoch
         log = _Log(write, schedule, where=lambda: _last_good(manager))
         key = jax.random.key(config.seed)
+        if start == 0:
+            write(0, "eval", dict(evaluate(state.params["student"], teacher_params)))  # what training starts from
         began_at = time.perf_counter()
         for at in range(start + 1, steps + 1):
             batch = log.next(batches)
@@ -139,7 +142,9 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     return figures
 
 
-def export_run(workdir: Path, out: Path, *, to: Literal["pytorch", "flax"], tell: Tell, step: int | None = None) -> None:
+def export_run(
+    workdir: Path, out: Path, *, to: Literal["pytorch", "flax"], tell: Tell, step: int | None = None
+) -> None:
     """Writes a run's student as a Hugging Face folder and proves that it reads back the same."""
     from jaxdistill.export import export, model_card
 

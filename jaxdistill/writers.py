@@ -18,7 +18,7 @@ def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
     """Appends a line a record. Lines of steps after `resume_at` belong to work that is done again, and go."""
     if path.exists():
         # The last line of a killed run may be torn.
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_at]
+        kept = [line for line in path.read_text().splitlines() if 0 < resume_at >= _step_of(line)]
         part = path.with_suffix(".part")
         part.write_text("".join(f"{line}\n" for line in kept))
         os.replace(part, path)

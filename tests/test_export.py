@@ -15,9 +15,7 @@ from jaxdistill.models import load
 from jaxdistill.models.intercept import apply
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "."]
-CARD = model_card(
-    name="student", base_model="user/teacher", license="mit", recipe={"steps": 3}, results={"ppl": 4.25}
-)
+CARD = model_card(name="student", base_model="user/teacher", license="mit", recipe={"steps": 3}, results={"ppl": 4.25})
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +86,7 @@ def test_the_folder_opens_in_torch(arguments, tmp_path):
 
 def test_flax_folder_reads_back(arguments, tmp_path):
     export(**arguments, out=tmp_path / "out", to="flax")
-    assert {"flax_model.msgpack", "config.json", "tokenizer.json"} <= {
-        p.name for p in (tmp_path / "out").iterdir()
-    }
+    assert {"flax_model.msgpack", "config.json", "tokenizer.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
     back = load.load_params(tmp_path / "out", load.build(load.load_config(tmp_path / "out")))
     jax.tree.map(np.testing.assert_array_equal, back, arguments["params"])
     whole = (tmp_path / "out" / "flax_model.msgpack").read_bytes()
@@ -151,9 +147,7 @@ def test_disk_full(arguments, tmp_path, monkeypatch, to):
             raise OSError(errno.ENOSPC, "No space left on device")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(
-        "safetensors.numpy.save_file" if to == "pytorch" else "pathlib.Path.write_bytes", full
-    )
+    monkeypatch.setattr("safetensors.numpy.save_file" if to == "pytorch" else "pathlib.Path.write_bytes", full)
     with pytest.raises(UserError, match=r"cannot write .*out: No space left on device"):
         export(**arguments, out=tmp_path / "out", to=to)
     nothing_but(tmp_path)
@@ -182,5 +176,8 @@ def test_model_card():
     assert card.data.license == "mit" and card.data.base_model == "user/teacher"
     assert card.data.pipeline_tag == "fill-mask" and card.data.library_name == "transformers"
     assert "| ppl | 4.25 |" in CARD and '"steps": 3' in CARD
+    assert "The teacher's licence is mit" in CARD
+    scratch = model_card(name="s", base_model="", license="", recipe={}, results={})
+    assert "trained from scratch" in scratch and "teacher" not in scratch
     local = ModelCard(model_card(name="s", base_model="./teacher", license="", recipe={}, results={}))
     assert local.data.base_model is None and local.data.license is None

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-WORDS = "the cat dog bird sees hears likes a small big old red green house tree river and near under never".split()
+TEXT = "the cat dog bird sees hears likes a small big old red green house tree river and near under never"
+WORDS = TEXT.split()
 
 RECIPE = """
 from jaxdistill.config import base
@@ -157,7 +158,8 @@ def saved(workdir: Path, step: int | None = None) -> dict[str, Any]:
     with ocp.StandardCheckpointer() as reader:
         for item in ("student", "rest"):
             shapes = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), reader.metadata(folder / item).item_metadata.tree
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                reader.metadata(folder / item).item_metadata.tree,
             )
             tree = reader.restore(folder / item, shapes)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -1,6 +1,6 @@
 """The table of model families: what cannot be derived from the Hugging Face Flax classes themselves.
 
-A new family is one row here and one row in tests/models/families_test_configs. Derived elsewhere, and so not in the
+A new family is one row here and one in tests/models/tiny.py. Derived elsewhere, and so not in the
 table: the torch class (the Flax class's name without "Flax"), the base prefix (first part of `layers`), the
 parameter names (Flax path, with kernel/scale/embedding renamed to weight), and the sizes, which every config class
 answers under the names num_hidden_layers, hidden_size, num_attention_heads (transformers' `attribute_map`).

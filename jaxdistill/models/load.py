@@ -95,6 +95,7 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
             name,
             revision=revision or None,
             allow_patterns=[*_SMALL_FILES, "*.safetensors", *(["*.bin"] if allow_pickle else [])],
+            ignore_patterns=["*/*"],
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         # OSError covers no network: requests' errors and the hub's LocalEntryNotFoundError are both one.
@@ -117,9 +118,7 @@ def load_config(folder: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error})") from error
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type not in FAMILIES:
-        raise UserError(
-            f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}"
-        )
+        raise UserError(f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}")
     from transformers import AutoConfig
 
     try:
@@ -134,32 +133,37 @@ def load_config(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's fast tokenizer (transformers.PreTrainedTokenizerFast)."""
+    """The folder's fast tokenizer (transformers.PreTrainedTokenizerFast); a bare tokenizer.json will do."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json"))
-    if not bare:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise UserError(f"{folder} has no tokenizer that can be read: {_first_line(error)}") from error
-        if not tokenizer.is_fast:
-            raise UserError(f"{folder} has no fast tokenizer: a tokenizer.json is needed")
-        return tokenizer
-    file = folder / "tokenizer.json"
-    if not file.is_file():
+    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not file.is_file() and not settings.is_file():
         raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json")
     try:
-        vocabulary = PreTrainedTokenizerFast(tokenizer_file=str(file))
+        if not settings.is_file() and not (folder / "config.json").is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(file), **_special_tokens(file))
+        named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        # transformers 5 writes this name for what 4 calls PreTrainedTokenizerFast.
+        backend = named.get("tokenizer_class") == "TokenizersBackend"
+        reader = PreTrainedTokenizerFast if backend else AutoTokenizer
+        tokenizer = reader.from_pretrained(folder, local_files_only=True)
+    except UserError:
+        raise
     except Exception as error:  # the Rust parser raises plain Exception
-        raise UserError(f"{file} is no tokenizer: {_first_line(error)}") from error
-    known = vocabulary.get_vocab()
+        raise UserError(f"{folder} has no tokenizer that can be read: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder} has no fast tokenizer: a tokenizer.json is needed")
+    return tokenizer
+
+
+def _special_tokens(file: Path) -> dict[str, str]:
+    from tokenizers import Tokenizer
+
+    vocabulary = Tokenizer.from_file(str(file)).get_vocab()
     for sign, special in _SPECIAL_TOKENS.items():
-        if sign in known:
-            return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
-    raise UserError(
-        f"{file} has none of the special tokens {', '.join(_SPECIAL_TOKENS)}: add a tokenizer_config.json"
-    )
+        if sign in vocabulary:
+            return special
+    raise UserError(f"{file} has none of the tokens {', '.join(_SPECIAL_TOKENS)}: add a tokenizer_config.json")
 
 
 def check_tokenizer(tokenizer: Any, config: Any) -> None:
@@ -211,7 +215,7 @@ def load_params(
     Read from model.safetensors (or its shards), from flax_model.msgpack, or, only with `allow_pickle`, from
     pytorch_model.bin. `missing="init"` draws what the file does not hold with `key`, and logs which.
     """
-    shapes = flatten_dict(param_shapes(model), sep="/")
+    shapes: dict[str, Any] = flatten_dict(param_shapes(model), sep="/")
     names = {path: torch_names.torch_name(path) for path in shapes}
     source, tensors = _read(folder, allow_pickle=allow_pickle)
     tensors = _canonical(tensors, model=model, names=set(names.values()))
@@ -225,9 +229,7 @@ def load_params(
     _check_unexpected(source, tensors, model=model, names=set(names.values()))
     loaded = {path: shape for path, shape in shapes.items() if path not in absent}
     for path, shape in loaded.items():
-        _check_tensor(
-            source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel")
-        )
+        _check_tensor(source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel"))
     params = flatten_dict(torch_names.from_torch(tensors, unflatten_dict(loaded, sep="/")), sep="/")
     if absent:
         assert key is not None, "missing='init' needs a key"
@@ -265,7 +267,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    hf_logging.set_verbosity_error()
     try:
         yield
     finally:
@@ -293,7 +295,8 @@ def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, np.ndarr
             "or pass --allow-pickle if you trust it"
         )
     raise UserError(
-        f"{folder} holds no weights: no model.safetensors, model.safetensors.index.json or flax_model.msgpack"
+        f"{folder} holds no weights: no model.safetensors (or its index), no flax_model.msgpack; "
+        "pytorch_model.bin is fetched and read with --allow-pickle only"
     )
 
 
@@ -369,11 +372,7 @@ def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[st
     result = {}
     for name, array in tensors.items():
         if name.endswith((".gamma", ".beta")):
-            name = (
-                name.removesuffix(".gamma") + ".weight"
-                if name.endswith(".gamma")
-                else name[: -len("beta")] + "bias"
-            )
+            name = name.removesuffix(".gamma") + ".weight" if name.endswith(".gamma") else name[: -len("beta")] + "bias"
         if name not in names and f"{base}.{name}" in names:
             name = f"{base}.{name}"
         result[name] = array
@@ -393,9 +392,7 @@ def _check_unexpected(source: Path, tensors: Mapping[str, Any], *, model: Model,
             )
 
 
-def _check_tensor(
-    source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool
-) -> None:
+def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool) -> None:
     wanted = shape[::-1] if transposed else shape
     if array.shape != wanted:
         raise UserError(f"{source}: {name} has shape {array.shape}, by config.json it should be {wanted}")

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.load import init_params, param_shapes
 
 if TYPE_CHECKING:
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 _SPECS = "a list of indices, a count, 'every_other', 'first:N', 'last:N', 'spread:N' or '0,2,4'"
 
-# Where a BERT parameter stands in DistilBERT (Sanh et al. 2019, and its extraction script), longest match first.
+# Where a BERT module, or the one bias on its own, stands in DistilBERT (Sanh et al. 2019).
 _BERT_TO_DISTILBERT = {
-    "bert/embeddings": "distilbert/embeddings",
-    "bert/encoder/layer": "distilbert/transformer/layer",
     "attention/self/query": "attention/q_lin",
     "attention/self/key": "attention/k_lin",
     "attention/self/value": "attention/v_lin",
@@ -60,7 +58,7 @@ def resolve_layers(spec: int | str | Sequence[int], *, of: int) -> tuple[int, ..
             raise UserError(f"layers: {layer!r} in {spec!r} is not a layer index")
         if not 0 <= layer < of:
             raise UserError(f"layers: {layer} is out of range; the teacher has layers 0 to {of - 1}")
-    for before, after in zip(layers, layers[1:], strict=False):
+    for before, after in itertools.pairwise(layers):
         if layers.count(after) > 1:
             raise UserError(f"layers: {after} is repeated in {spec!r}; name each layer (0 to {of - 1}) once")
         if after < before:
@@ -75,7 +73,7 @@ def student_config(
     layers: Sequence[int] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The student's configuration: the teacher's with `layers` of its layers (all where empty), or DistilBERT from BERT.
+    """The student's configuration: the teacher's with `layers` of its layers (empty: all), or DistilBERT from BERT.
 
     `overrides` sets further fields, for a randomly initialised student of other sizes. Raises UserError for a pair
     of families that does not map, for an unknown field, and for what DistilBERT cannot express.
@@ -103,6 +101,11 @@ def student_config(
             raise UserError(
                 f"student.overrides: {config.model_type} has no field {name!r}"
                 + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        if not _same_type(getattr(config, name), value):
+            raise UserError(
+                f"student.overrides: {name}={value!r} is a {type(value).__name__}; "
+                f"the teacher's is {getattr(config, name)!r}"
             )
         setattr(config, name, value)
     return config
@@ -137,15 +140,14 @@ def cut_student(
             source[positions] = source[positions] + token_types[:1]
         source = {_distilbert_path(path): array for path, array in source.items()}
     else:
-        raise UserError(
-            f"a {kinds[1]} student cannot be cut from a {kinds[0]} teacher: give it a folder or random"
-        )
+        raise UserError(f"a {kinds[1]} student cannot be cut from a {kinds[0]} teacher: give it a folder or random")
     drawn: dict[str, Any] = {}
     if reference_init:
         assert key is not None, "reference_init needs a key"
         drawn = flatten_dict(init_params(student, key), sep="/")
     params = {}
-    for path, shape in flatten_dict(param_shapes(student), sep="/").items():
+    shapes: dict[str, Any] = flatten_dict(param_shapes(student), sep="/")
+    for path, shape in shapes.items():
         random = reference_init and _in_head_transform(path, student)
         array = np.asarray(drawn[path]) if random else source.get(path)
         if array is None or array.shape != shape.shape:
@@ -162,9 +164,7 @@ def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: 
     """UserError unless both models, and the tokenizers given (teacher's, student's), have one vocabulary."""
     sizes = teacher_config.vocab_size, student_config.vocab_size
     if sizes[0] != sizes[1]:
-        raise UserError(
-            f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}"
-        )
+        raise UserError(f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}")
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
     for other in vocabularies[1:]:
         first = vocabularies[0]
@@ -176,6 +176,12 @@ def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: 
             )
 
 
+def _same_type(old: Any, new: Any) -> bool:
+    if isinstance(old, float):
+        return type(new) in (int, float)
+    return type(new) is type(old) or not isinstance(old, int | str)
+
+
 def _parse(spec: str, *, of: int) -> tuple[int, ...]:
     if spec == "every_other":
         return tuple(range(0, of, 2))
@@ -184,11 +190,7 @@ def _parse(spec: str, *, of: int) -> tuple[int, ...]:
         if not colon:
             indices = [int(part) for part in spec.split(",") if part.strip()]
             # "6" is a count, as 6 is; "3," is a list of one.
-            return (
-                tuple(indices)
-                if "," in spec or not indices
-                else _spread(_count(indices[0], spec, of=of), of=of)
-            )
+            return tuple(indices) if "," in spec or not indices else _spread(_count(indices[0], spec, of=of), of=of)
         count = _count(int(number), spec, of=of)
     except ValueError:
         raise UserError(f"layers: {spec!r} is not {_SPECS}") from None

@@ -14,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply, gather_tokens, head_positions
 
-
 jitted_positions = jax.jit(head_positions, static_argnames=("group", "capacity"))
 
 
@@ -48,18 +47,14 @@ def test_gather_before_the_head_is_gather_after(kind):
 
     def loss(params, before):
         positions, valid = head_positions(labels, group=2, capacity=6)
-        out = apply(
-            model, params, input_ids=ids, attention_mask=mask, positions=positions if before else None
-        )
+        out = apply(model, params, input_ids=ids, attention_mask=mask, positions=positions if before else None)
         logits = out.logits if before else gather_tokens(out.logits, positions)
         assert logits.shape == (2, 6, model.vocab_size)
         # Summed over labelled tokens, so that a gradient entry is of order one.
         return jnp.sum(jax.nn.log_softmax(logits) * weights * valid[:, :, None]), logits
 
     before, after = (
-        jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1, compiler_options=tiny.QUICK)(
-            params, flag
-        )
+        jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1, compiler_options=tiny.QUICK)(params, flag)
         for flag in (True, False)
     )
     np.testing.assert_allclose(before[0][1], after[0][1], atol=1e-5)
@@ -120,16 +115,11 @@ def test_further_interceptors_are_run():
     ids, mask = (jnp.asarray(array) for array in tiny.batch("bert"))
 
     def skip(next_call, args, kwargs, context):
-        if (
-            "/".join(context.module.path) == model.family.layers.format(1)
-            and context.method_name == "__call__"
-        ):
+        if "/".join(context.module.path) == model.family.layers.format(1) and context.method_name == "__call__":
             return (args[0],)
         return next_call(*args, **kwargs)
 
-    skipped = apply(
-        model, params, input_ids=ids, attention_mask=mask, hidden_states=True, interceptors=[skip]
-    )
+    skipped = apply(model, params, input_ids=ids, attention_mask=mask, hidden_states=True, interceptors=[skip])
     plain = apply(model, params, input_ids=ids, attention_mask=mask, hidden_states=True)
     assert skipped.hidden_states is not None and plain.hidden_states is not None
     np.testing.assert_array_equal(skipped.hidden_states[2], plain.hidden_states[1])

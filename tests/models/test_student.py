@@ -122,10 +122,7 @@ def test_reference_init_drops_token_types_and_draws_the_head():
     )
     differ = {path for path in ours if not np.array_equal(ours[path], theirs[path])}
     positions = "distilbert/embeddings/position_embeddings/embedding"
-    head = {
-        f"vocab_{name}"
-        for name in ("transform/kernel", "transform/bias", "layer_norm/scale", "layer_norm/bias")
-    }
+    head = {f"vocab_{name}" for name in ("transform/kernel", "transform/bias", "layer_norm/scale", "layer_norm/bias")}
     assert differ == {positions} | head
     embeddings = params["bert"]["embeddings"]
     np.testing.assert_array_equal(theirs[positions], embeddings["position_embeddings"]["embedding"])
@@ -166,9 +163,7 @@ def test_albert_cut_runs_the_chosen_layers():
 
 
 def test_student_config_fields():
-    bert = tiny.config(
-        "bert", layer_norm_eps=1e-12, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2
-    )
+    bert = tiny.config("bert", layer_norm_eps=1e-12, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2)
     config = student_config(bert, family="distilbert", layers=(0,))
     expected = {
         "n_layers": 1,
@@ -192,6 +187,8 @@ def test_what_a_student_cannot_be():
     bert = tiny.config("bert")
     with pytest.raises(UserError, match=r"no field 'hiden_size'; did you mean 'hidden_size'"):
         student_config(bert, family="bert", overrides={"hiden_size": 8})
+    with pytest.raises(UserError, match=r"hidden_size='8' is a str; the teacher's is 16"):
+        student_config(bert, family="bert", overrides={"hidden_size": "8"})
     with pytest.raises(UserError, match=r"eps 1e-12, the teacher's 0.001"):
         student_config(bert, family="distilbert", layers=(0,))
     with pytest.raises(UserError, match=r"'distilbert' from a roberta teacher"):
@@ -218,7 +215,5 @@ def test_vocabularies_must_agree():
             return {word: i for i, word in enumerate(self.words)}
 
     check_same_vocabulary(bert, bert, [Words("a", "b"), Words("a", "b")])
-    with pytest.raises(
-        UserError, match=r"teacher's tokenizer has 2 entries, the student's 2, and 4 \(token, id\)"
-    ):
+    with pytest.raises(UserError, match=r"teacher's tokenizer has 2 entries, the student's 2, and 4 \(token, id\)"):
         check_same_vocabulary(bert, bert, [Words("a", "b"), Words("b", "a")])
