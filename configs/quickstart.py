@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> Config:
         "I ask the Congress to pass this [MASK].",
     )
     config.export.to = ("pytorch",)
+    config.export.license = "apache-2.0"
     if variant == "smoke":
         smoke(config)
     return config

@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> Config:
     config.evaluate.prompts = ("The people of the United [MASK] want peace.",)
     config.checkpoint.every = 500
     config.log.every = 50
+    config.export.license = "apache-2.0"
     if variant == "smoke":
         config.train.steps, config.data.limit, config.evaluate.batches = 4, 400, 2
         config.log.every = 1

@@ -34,15 +34,42 @@ def open_manager(
       keep_steps: steps that stay whatever comes.
     """
     stay = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
+    directory = (workdir / FOLDER).absolute()
     if best:
-        by = lambda metrics: metrics.get(best, math.inf)  # noqa: E731
-        stay.append(policies.BestN(get_metric_fn=by, reverse=True, n=1, keep_checkpoints_without_metrics=False))
+        stay.append(_Best(directory, best))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(stay),
         cleanup_tmp_directories=not read_only,  # what a killed run left half-written
         create=not read_only,
+        lightweight_initialize=True,  # reads no metadata, so that a damaged file is met in `restore` and nowhere else
     )
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+    return ocp.CheckpointManager(directory, options=options)
+
+
+class _Best:
+    """Orbax preservation policy: the one checkpoint of the lowest figure, of earlier processes too.
+
+    Orbax's own BestN forgets, when a run is resumed, what was measured before.
+    """
+
+    def __init__(self, directory: Path, name: str):
+        self.directory, self.name = directory, name
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        figures = [self._figure(info) for info in checkpoints]
+        best = min(figures, default=math.inf)
+        return [best < math.inf and i == figures.index(best) for i in range(len(figures))]
+
+    def _figure(self, info: Any) -> float:
+        metrics = info.metrics
+        if metrics is None:  # saved by an earlier process, or not measured
+            try:
+                notes = self.directory / str(info.step) / "notes" / "metadata"
+                metrics = json.loads(notes.read_bytes())["metrics"]
+            except (OSError, ValueError, KeyError, TypeError):  # still being written, or damaged: never the best
+                metrics = {}
+        value = metrics.get(self.name, math.inf)
+        return value if math.isfinite(value) else math.inf
 
 
 @jax.jit
@@ -79,7 +106,7 @@ def save(
     """
     prints = {name: fingerprint(tree).tolist() for name, tree in items.items()}
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    notes = {**notes, "fingerprints": prints}
+    notes = {**notes, "metrics": metrics or {}, "fingerprints": prints}
     record = ocp.args.JsonSave({**notes, "digest": _digest(notes)})
     with _disk_full_is_said(manager):
         manager.save(step, args=ocp.args.Composite(**arrays, notes=record), metrics=metrics, force=True)

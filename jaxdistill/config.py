@@ -137,6 +137,7 @@ def base() -> Config:
 
     config.export = ConfigDict()
     config.export.to = ()  # at the end, to <workdir>/export-<format>: pytorch, flax
+    config.export.license = ""  # for the model card, such as apache-2.0; "" = said to be unknown
     return config.lock()
 
 

@@ -150,7 +150,10 @@ def export_run(
 
     student = folders.load_student(workdir, step=step, tell=tell)
     teacher = student.config["teacher"]["name"]
-    card = model_card(name=out.name, base_model=teacher, recipe=student.config, license="", results=student.figures)
+    licence = student.config["export"]["license"]
+    card = model_card(
+        name=out.name, base_model=teacher, recipe=student.config, license=licence, results=student.figures
+    )
     export(
         model=student.model,
         params=student.params,

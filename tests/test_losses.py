@@ -51,9 +51,7 @@ LOSSES: dict[str, tuple[Callable, Callable]] = {
 DIVERGENCES = [name for name in LOSSES if name != "cross_entropy"]
 
 
-def central_difference(
-    f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, step: float = 1e-6
-) -> np.ndarray:
+def central_difference(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, step: float = 1e-6) -> np.ndarray:
     """d sum(f(x)) / dx in float64, one last-axis entry at a time: a token's loss sees that token alone."""
     gradient = np.zeros_like(x)
     for i in range(x.shape[-1]):
@@ -116,9 +114,7 @@ def test_t_squared_is_the_only_scale(s: np.ndarray, temperature: float) -> None:
 @pytest.mark.parametrize("name", DIVERGENCES)
 @given(x=arrays, other=arrays)
 @settings(max_examples=30, deadline=None)
-def test_a_divergence_is_zero_at_equality_and_never_negative(
-    name: str, x: np.ndarray, other: np.ndarray
-) -> None:
+def test_a_divergence_is_zero_at_equality_and_never_negative(name: str, x: np.ndarray, other: np.ndarray) -> None:
     # A vector of 0 has no direction: its cosine distance is 1, to itself as well.
     x = np.where(np.abs(x).max(-1, keepdims=True) < 0.1, np.float32(1.0), x)
     f = LOSSES[name][0]
@@ -164,9 +160,7 @@ def test_attention_kl_value_and_gradient(heads: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     s, t = (attention_maps(rng, heads=h, mask=MASK) for h in heads)
     s64, t64 = s.astype(np.float64), t.astype(np.float64)
-    np.testing.assert_allclose(
-        losses.attention_kl(s, t, MASK), np_attention_kl(s64, t64, MASK), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(losses.attention_kl(s, t, MASK), np_attention_kl(s64, t64, MASK), rtol=1e-5, atol=1e-6)
     gradient = jax.grad(lambda x: losses.attention_kl(x, t, MASK).sum())(s)
     # d/ds = -t / s over the heads, of the heads' means where their numbers differ.
     if heads[0] != heads[1]:
@@ -182,9 +176,7 @@ def test_attention_kl_is_a_divergence_and_ignores_padded_keys() -> None:
     assert np.asarray(losses.attention_kl(s, t, MASK))[:2].min() > 1e-3
     padded = ~MASK[:, None, None, :]
     junk = lambda x: np.where(padded, rng.random(x.shape, dtype=np.float32), x)  # noqa: E731
-    np.testing.assert_array_equal(
-        losses.attention_kl(junk(s), junk(t), MASK), losses.attention_kl(s, t, MASK)
-    )
+    np.testing.assert_array_equal(losses.attention_kl(junk(s), junk(t), MASK), losses.attention_kl(s, t, MASK))
 
 
 def test_attention_kl_stays_finite_where_softmax_rounds_to_zero() -> None:
@@ -245,7 +237,5 @@ masks = hnp.arrays(bool, SHAPE[:2])
 @settings(max_examples=30, deadline=None)
 def test_masked_sum_sees_nothing_behind_the_mask(values: np.ndarray, mask: np.ndarray) -> None:
     junk = np.where(mask, values, np.float32(np.nan))
-    np.testing.assert_allclose(
-        losses.masked_sum(junk, mask), values[mask].sum(dtype=np.float64), rtol=1e-5, atol=1e-3
-    )
+    np.testing.assert_allclose(losses.masked_sum(junk, mask), values[mask].sum(dtype=np.float64), rtol=1e-5, atol=1e-3)
     np.testing.assert_array_equal(jax.grad(losses.masked_sum)(junk, mask), mask.astype(np.float32))

@@ -56,9 +56,7 @@ def model_configs(pair: str) -> tuple[Any, Any]:
             student = BertConfig(**bert | {"hidden_size": 16, "num_attention_heads": 2}, num_hidden_layers=2)
         case "roberta to roberta":
             roberta = bert | {"pad_token_id": 1, "type_vocab_size": 1}
-            return RobertaConfig(**roberta, num_hidden_layers=3), RobertaConfig(
-                **roberta, num_hidden_layers=2
-            )
+            return RobertaConfig(**roberta, num_hidden_layers=3), RobertaConfig(**roberta, num_hidden_layers=2)
     return BertConfig(**bert, num_hidden_layers=3), student
 
 
@@ -72,9 +70,7 @@ def random_params(model: load.Model, rng: np.random.Generator) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, load.param_shapes(model))
 
 
-def make_batch(
-    rng: np.random.Generator, *, pad: int, lengths: list[int], labelled: int | None = None
-) -> dict:
+def make_batch(rng: np.random.Generator, *, pad: int, lengths: list[int], labelled: int | None = None) -> dict:
     """Right-padded rows; `labelled` tokens a row have a label, or about a quarter of them all."""
     width = max(lengths)
     attention_mask = np.arange(width) < np.asarray(lengths)[:, None]
@@ -107,9 +103,7 @@ def make_pair(name: str) -> SimpleNamespace:
         student=student,
         teacher_params=random_params(teacher, rng),
         params={"student": random_params(student, rng), "projections": projections},
-        batches=[
-            make_batch(rng, pad=pad, lengths=[12, *rng.integers(3, 12, ROWS - 1)]) for _ in range(STEPS)
-        ],
+        batches=[make_batch(rng, pad=pad, lengths=[12, *rng.integers(3, 12, ROWS - 1)]) for _ in range(STEPS)],
         # The reference means over every micro-batch alone, which is exact only where they are alike.
         even_batches=[make_batch(rng, pad=pad, lengths=[12, 7] * 4, labelled=2) for _ in range(STEPS)],
     )
@@ -180,9 +174,7 @@ def test_losses_and_gradients_by_term(name: str, tokens: str) -> None:
     pair = make_pair(name)
     batch = pair.batches[0]
     aim = objective(tokens)
-    counts = objectives.token_counts(
-        aim, attention_mask=batch["attention_mask"], label_mask=batch["label_mask"]
-    )
+    counts = objectives.token_counts(aim, attention_mask=batch["attention_mask"], label_mask=batch["label_mask"])
 
     def by_term(params: Any) -> tuple[jax.Array, jax.Array]:
         loss, means = loss_fn(

@@ -62,9 +62,7 @@ def mask_batch(
     rows = len(batch["input_ids"])
     assert rows % group == 0, (rows, group)
     keys = [(seed, step, first_group + index) for index in range(rows // group)]
-    return mask_groups(
-        batch, keys=keys, vocabulary=vocabulary, weights=weights, fraction=fraction, replace=replace
-    )
+    return mask_groups(batch, keys=keys, vocabulary=vocabulary, weights=weights, fraction=fraction, replace=replace)
 
 
 def mask_groups(
@@ -124,6 +122,4 @@ def _replace(
     uniform = rng.random(len(tokens)) * sum(replace)
     random_ids = rng.integers(0, vocabulary.size, len(tokens))
     to_mask, keep, _ = replace
-    return np.where(
-        uniform < to_mask, vocabulary.mask, np.where(uniform < to_mask + keep, tokens, random_ids)
-    )
+    return np.where(uniform < to_mask, vocabulary.mask, np.where(uniform < to_mask + keep, tokens, random_ids))

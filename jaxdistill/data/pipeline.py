@@ -88,9 +88,7 @@ def train_batches(
     epoch_steps = steps_per_epoch(store, batch_size)
     epoch_steps = min(epoch_steps, limit_batches or epoch_steps)
     plan_of = _latest(
-        lambda epoch: plan_epoch(
-            store.lengths, batch_size=batch_size, buckets=buckets, seed=seed, epoch=epoch
-        )
+        lambda epoch: plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=seed, epoch=epoch)
     )
 
     def make(step: int) -> Batch:
@@ -162,17 +160,14 @@ def _weights(vocabulary: Vocabulary, mask: Masking, token_counts: Int[np.ndarray
         raise UserError("the tokenizer has no mask token; masked-LM distillation needs one")
     if len(token_counts) != vocabulary.size:
         raise UserError(
-            f"{len(token_counts)} token counts for a tokenizer of {vocabulary.size} ids; "
-            "count with the same tokenizer"
+            f"{len(token_counts)} token counts for a tokenizer of {vocabulary.size} ids; count with the same tokenizer"
         )
     return smoothing_weights(token_counts, smoothing=mask.smoothing, special=vocabulary.special)
 
 
 def _rows_of_host(batch_size: int, hosts: int, group: int) -> int:
     if batch_size % (hosts * group):
-        raise UserError(
-            f"a batch of {batch_size} rows does not divide into {hosts} hosts with groups of {group} rows"
-        )
+        raise UserError(f"a batch of {batch_size} rows does not divide into {hosts} hosts with groups of {group} rows")
     return batch_size // hosts
 
 

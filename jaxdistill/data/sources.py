@@ -122,9 +122,7 @@ def _expand(path: str) -> list[Path]:
     for entry in entries:
         literal = Path(entry).expanduser()
         if literal.is_dir():
-            raise UserError(
-                f"data.path: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt"
-            )
+            raise UserError(f"data.path: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt")
         if literal.exists():
             found.add(literal)
             continue
@@ -194,9 +192,7 @@ def _documents(values: Iterable[object], where: Callable[[], str], column: str) 
             try:
                 value.encode()  # JSON can carry half a surrogate pair, which no tokenizer takes
             except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{where()}: column {column!r} is not valid Unicode: {error.reason}"
-                ) from error
+                raise UserError(f"{where()}: column {column!r} is not valid Unicode: {error.reason}") from error
         if text := value.strip():
             yield text
 
@@ -206,9 +202,7 @@ def _missing(column: str, there: Iterable[str], where: str) -> UserError:
 
 
 def _csv(path: Path, *, column: str, delimiter: str) -> Iterator[str]:
-    csv.field_size_limit(
-        2**31 - 1
-    )  # the default of 128 KiB refuses long articles; a C long holds no more on Windows
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB refuses long articles; a C long holds no more on Windows
     reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
 
     def where() -> str:

@@ -70,9 +70,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     else:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None or eos is None:
-        raise UserError(
-            f"{name} has neither cls and sep nor bos and eos tokens to frame a document; set them"
-        )
+        raise UserError(f"{name} has neither cls and sep nor bos and eos tokens to frame a document; set them")
     unk, pad = tokenizer.unk_token_id, tokenizer.pad_token_id
     return Vocabulary(
         size=1 + max(tokenizer.get_vocab().values()),  # not len(): added ids may leave gaps
@@ -118,9 +116,7 @@ def prepare(
     import tokenizers
 
     if max_length < 4:
-        raise UserError(
-            f"max_length={max_length} leaves no room for text between the frame tokens; give 4 or more"
-        )
+        raise UserError(f"max_length={max_length} leaves no room for text between the frame tokens; give 4 or more")
     vocabulary = vocabulary_of(tokenizer)
     # A copy: the transformers object sets truncation and padding on its own at every call, and hashes differ
     # with them.
@@ -228,13 +224,9 @@ def _write(
         for flat, document_lengths in _encode(source.texts(), rust):
             documents += len(document_lengths)
             cut = None if settings["pack"] else settings["max_length"]
-            rows, row_lengths = frame(
-                flat, document_lengths, bos=vocabulary.bos, eos=vocabulary.eos, max_length=cut
-            )
+            rows, row_lengths = frame(flat, document_lengths, bos=vocabulary.bos, eos=vocabulary.eos, max_length=cut)
             is_short = row_lengths < settings["min_tokens"]
-            is_unknown = ~is_short & (
-                _share(rows, row_lengths, vocabulary.unk) >= settings["max_unk_fraction"]
-            )
+            is_unknown = ~is_short & (_share(rows, row_lengths, vocabulary.unk) >= settings["max_unk_fraction"])
             short, unknown = short + int(is_short.sum()), unknown + int(is_unknown.sum())
             keep = ~(is_short | is_unknown)
             rows, row_lengths = rows[np.repeat(keep, row_lengths)], row_lengths[keep]
@@ -364,9 +356,7 @@ def frame(
     return out, row_lengths
 
 
-def _share(
-    rows: Int[np.ndarray, "framed"], lengths: Int64[np.ndarray, "rows"], unk: int | None
-) -> np.ndarray:
+def _share(rows: Int[np.ndarray, "framed"], lengths: Int64[np.ndarray, "rows"], unk: int | None) -> np.ndarray:
     """Share of unknown tokens a row."""
     if unk is None:
         return np.zeros(len(lengths))
@@ -396,9 +386,7 @@ class TokenStore:
     def slice(self, start: int, stop: int) -> "TokenStore":
         """A view of rows start to stop - 1."""
         assert 0 <= start <= stop <= len(self), (start, stop, len(self))
-        return dataclasses.replace(
-            self, offsets=self.offsets[start : stop + 1], lengths=self.lengths[start:stop]
-        )
+        return dataclasses.replace(self, offsets=self.offsets[start : stop + 1], lengths=self.lengths[start:stop])
 
 
 def open_store(path: Path | str) -> TokenStore:
@@ -414,9 +402,7 @@ def open_store(path: Path | str) -> TokenStore:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is not a folder of prepared data (no readable meta.json)") from error
     if version != FORMAT_VERSION:
-        raise UserError(
-            f"{str(path)!r} has prepared data of format {version}, not {FORMAT_VERSION}; prepare it again"
-        )
+        raise UserError(f"{str(path)!r} has prepared data of format {version}, not {FORMAT_VERSION}; prepare it again")
     try:
         # As plain arrays, for slicing a np.memmap is several times slower.
         tokens = np.asarray(np.memmap(path / "tokens.bin", meta["dtype"], mode="r"))
@@ -461,9 +447,7 @@ def load_token_counts(path: Path | str) -> Int64[np.ndarray, "vocab"]:
     try:
         counts = np.asarray(json.loads(path.read_text())) if path.suffix == ".json" else np.load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"cannot read token counts {str(path)!r} as a .npy array or a .json list: {error}"
-        ) from error
+        raise UserError(f"cannot read token counts {str(path)!r} as a .npy array or a .json list: {error}") from error
     if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 0).any():
         raise UserError(f"token counts {str(path)!r} must be one flat list of whole numbers of 0 or more")
     return counts.astype(np.int64)

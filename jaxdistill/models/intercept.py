@@ -25,12 +25,12 @@ class Outputs(NamedTuple):
 
     `logits` is [batch, length, vocab], or [groups, k, vocab] where positions were given. `hidden_states` has
     num_layers + 1 arrays [batch, length, width], the embeddings first; `attentions` has num_layers arrays of
-    probabilities [batch, heads, length, length]; None where they were not asked for.
+    probabilities [batch, heads, length, length]; both are empty where they were not asked for.
     """
 
     logits: Float[Array, "rows tokens vocab"]
-    hidden_states: tuple[Float[Array, "batch length width"], ...] | None
-    attentions: tuple[Float[Array, "batch heads length length"], ...] | None
+    hidden_states: tuple[Float[Array, "batch length width"], ...]
+    attentions: tuple[Float[Array, "batch heads length length"], ...]
 
 
 def apply(
@@ -73,7 +73,7 @@ def apply(
             output_attentions=attentions,
             return_dict=True,
         )
-    return Outputs(out.logits, out.hidden_states, out.attentions)
+    return Outputs(out.logits, out.hidden_states or (), out.attentions or ())
 
 
 def head_positions(

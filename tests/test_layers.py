@@ -1,0 +1,102 @@
+"""Imports go one way, and the entry points start at once. Read from the source; nothing is imported here."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxdistill
+
+PACKAGE = Path(jaxdistill.__file__).parent
+# A module imports from the rows below its own, or within its own part. A part is a module or a folder.
+LAYERS = (
+    ("train", "cli"),
+    ("commands",),
+    ("loop",),
+    ("build", "step", "policy", "evaluate", "export", "report", "plan"),
+    ("workdir",),
+    ("objective", "generate", "checkpoint"),
+    ("models",),
+    ("losses", "fused_head", "optim", "sharding", "writers", "data"),
+    ("config",),
+    ("errors",),
+)
+ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
+SEE_THE_CONFIG = {"train", "cli", "config", "loop", "commands", "build"}
+HEAVY = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "transformers",
+    "torch",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "ml_collections",
+)
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def part_of(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> set[str]:
+    """Dotted names of all modules that `module` imports, inside functions and for typing too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def roots(module: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(module)}
+
+
+def test_every_module_has_a_row() -> None:
+    assert {part_of(module) for module in MODULES} - {"__init__"} <= ROW.keys()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_go_down(module: Path) -> None:
+    if part_of(module) == "__init__":
+        return
+    for name in imports(module):
+        package, *rest = name.split(".")
+        if package == "jaxdistill" and rest != ["__version__"]:
+            other = rest[0]
+            assert other == part_of(module) or ROW[other] > ROW[part_of(module)], f"imports {name}"
+
+
+def test_the_packages_own_init_imports_nothing() -> None:
+    assert imports(Path("__init__.py")) == set()
+
+
+def test_data_never_imports_jax() -> None:
+    for module in MODULES:
+        if part_of(module) == "data":
+            assert not roots(module) & {"jax", "jaxlib", "flax", "optax", "orbax"}, module
+
+
+def test_the_config_dict_is_seen_by_few() -> None:
+    for module in MODULES:
+        if part_of(module) not in SEE_THE_CONFIG:
+            assert "ml_collections" not in roots(module), module
+            assert "jaxdistill.config" not in imports(module), module
+
+
+def test_torch_is_for_pickles_alone() -> None:
+    assert [str(m) for m in MODULES if "torch" in roots(m)] in ([], ["models/load.py"])
+
+
+@pytest.mark.parametrize("module", ["jaxdistill.cli", "jaxdistill.train"])
+def test_entry_points_import_nothing_of_weight(module: str) -> None:
+    code = f"import sys, {module}; print(*[m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
