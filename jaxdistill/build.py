@@ -63,7 +63,8 @@ def build_models(config: Config, *, allow_pickle: bool, tell: Tell) -> Models:
     if tokenizer.mask_token_id is None:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
-        student.check_same_vocabulary(teacher.config, made.config)
+        own = [load.load_tokenizer(student_folder)] if student_folder and _has_tokenizer(student_folder) else []
+        student.check_same_vocabulary(teacher.config, made.config, [tokenizer, *own])
     for role, model in (("teacher", teacher), ("student", made)):
         if model is not None and config.data.max_length > model.max_length:
             raise UserError(
@@ -72,6 +73,10 @@ def build_models(config: Config, *, allow_pickle: bool, tell: Tell) -> Models:
             )
     teacher_params = jax.tree.map(lambda x: np.asarray(x, jnp.dtype(config.teacher.dtype)), teacher_params)
     return Models(made, params, teacher, teacher_params, tokenizer, layers)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def build_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
@@ -97,7 +102,9 @@ def _build_student(
     dtype = jnp.dtype(c.dtype)
     if c.name and (Path(c.name) / "config.json").exists() and (Path(c.name) / "student").is_dir():
         other = folders.load_student(Path(c.name), tell=tell)
-        return load.build(other.model.config, dtype=dtype), other.params, None, Path(c.name) / "student"
+        # To the host, as they lie on one device and the run's state may lie on others.
+        params = jax.device_get(other.params)
+        return load.build(other.model.config, dtype=dtype), params, None, Path(c.name) / "student"
     if c.name:
         folder = load.resolve(c.name, revision=c.revision, allow_pickle=allow_pickle)
         model = load.build(load.load_config(folder), dtype=dtype)

@@ -4,11 +4,16 @@ Every checkpoint carries a fingerprint of its arrays: orbax finds a truncated fi
 array data for good weights (docs/decisions.md).
 """
 
+import gc
 import hashlib
 import itertools
 import json
+import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +49,25 @@ def open_manager(
         lightweight_initialize=True,  # reads no metadata, so that a damaged file is met in `restore` and nowhere else
     )
     return ocp.CheckpointManager(directory, options=options)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the pages that orbax and tensorstore log beside the one error they raise: what it means is said here."""
+    absl, asyncio = logging.getLogger("absl"), logging.getLogger("asyncio")
+    level, hook = asyncio.level, sys.unraisablehook
+    ours = lambda record: "orbax" not in record.pathname  # noqa: E731
+    closed = "Event loop is closed"  # what is still under way when orbax gives up ends on its closed loop
+
+    absl.addFilter(ours)
+    asyncio.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda what: None if closed in str(what.exc_value) else hook(what)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        asyncio.setLevel(level)
+        absl.removeFilter(ours)
 
 
 class _Best:
@@ -164,30 +188,41 @@ def restore(
     """
     steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
     for tried, candidate in enumerate(steps):
-        args = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-            for name, tree in templates.items()
-        }
-        try:
-            found = manager.restore(candidate, args=ocp.args.Composite(**args, notes=ocp.args.JsonRestore()))
-            items, notes = {name: found[name] for name in templates}, found["notes"]
-            if notes.pop("digest", None) != _digest(notes):
-                raise ValueError("its notes are not those that were saved")
-            for name, tree in items.items():
-                if fingerprint(tree).tolist() != notes["fingerprints"][name]:
-                    raise ValueError(f"the arrays of {name!r} are not those that were saved")
-        except Exception as e:  # orbax and tensorstore raise their own, ValueError, OSError and plain Exception
-            reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-            more = "; falling back to the one before" if steps[tried + 1 :] else ""
-            tell(f"checkpoint {candidate} is damaged ({reason}){more}")
-            continue
-        if not read_only:
-            # Only now that another one is good: where none is, all stay in place, and the next start says so again.
-            _set_aside(manager, steps[:tried])
-        return candidate, items, notes
+        with quietly(), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            found = _read(manager, candidate, templates)
+            if isinstance(found, str):
+                gc.collect()  # now, as each future and coroutine that is left writes a page when it is collected
+        if not isinstance(found, str):
+            if not read_only:
+                # Only now that one is good: where none is, all stay in place, and the next start says so again.
+                _set_aside(manager, steps[:tried])
+            return candidate, *found
+        more = "; falling back to the one before" if steps[tried + 1 :] else ""
+        tell(f"checkpoint {candidate} is damaged ({found}){more}")
     if steps:
         raise UserError(f"no checkpoint in {manager.directory} can be read; take a copy of it, or another --workdir")
     return None
+
+
+def _read(
+    manager: ocp.CheckpointManager, step: int, templates: dict[str, PyTree]
+) -> tuple[dict[str, PyTree], dict[str, Any]] | str:
+    """(items, notes), or why they cannot be had."""
+    args = {
+        name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+        for name, tree in templates.items()
+    }
+    try:
+        found = manager.restore(step, args=ocp.args.Composite(**args, notes=ocp.args.JsonRestore()))
+        items, notes = {name: found[name] for name in templates}, found["notes"]
+        if notes.pop("digest", None) != _digest(notes):
+            return "its notes are not those that were saved"
+        for name, tree in items.items():
+            if fingerprint(tree).tolist() != notes["fingerprints"][name]:
+                return f"the arrays of {name!r} are not those that were saved"
+    except Exception as e:  # orbax and tensorstore raise their own, ValueError, OSError and plain Exception
+        return (str(e).splitlines() or [type(e).__name__])[0][:120]
+    return items, notes
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="measure a run's student on held-out text", allow_abbrev=False)
     evaluate.add_argument("--workdir", required=True, type=Path)
     evaluate.add_argument("--step", type=int, help="checkpoint; default the last")
-    evaluate.add_argument("--metrics", default="perplexity,agreement", help="and pseudo_perplexity")
+    evaluate.add_argument("--metrics", help="of perplexity,agreement,pseudo_perplexity; default the run's")
     evaluate.add_argument("--json", type=Path, help="also write the figures here")
     evaluate.add_argument("--allow-pickle", action="store_true", help="for the teacher")
 
@@ -83,7 +83,7 @@ def _evaluate(flags: argparse.Namespace, overrides: list[str]) -> None:
     figures = commands.evaluate(
         flags.workdir,
         step=flags.step,
-        metrics=flags.metrics.split(","),
+        metrics=flags.metrics.split(",") if flags.metrics else None,
         overrides=overrides,
         allow_pickle=flags.allow_pickle,
     )

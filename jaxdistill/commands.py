@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxdistill import build, loop, sharding
 from jaxdistill import config as configs
@@ -66,26 +68,33 @@ def init_student(
 
 
 def evaluate(
-    workdir: Path, *, step: int | None, metrics: Sequence[str], overrides: Sequence[str], allow_pickle: bool
+    workdir: Path, *, step: int | None, metrics: Sequence[str] | None, overrides: Sequence[str], allow_pickle: bool
 ) -> dict[str, float]:
-    """Measures a checkpoint on the run's held-out text, or on what `--config.data...` names instead."""
-    for name in metrics:
+    """Measures a checkpoint on the run's held-out text, or on what `--config.data...` names instead.
+
+    Args:
+      metrics: None = those of the run.
+    """
+    for name in metrics or ():
         if name not in EVALUATORS:
             raise UserError(f"--metrics holds {name!r}; there are {', '.join(EVALUATORS)}")
     recorded = folders.read_config(workdir)
     if recorded is None:
         raise UserError(f"{workdir} is no run folder: it has no config.json")
     config = configs.apply(recorded, overrides)
-    config.evaluate.metrics = tuple(metrics)
-    if not config.teacher.name and "agreement" in metrics:
+    config.evaluate.metrics = tuple(metrics or config.evaluate.metrics)
+    if not config.teacher.name and "agreement" in (metrics or ()):
         raise UserError("--metrics holds agreement, and this run has no teacher to agree with")
     found = folders.load_student(workdir, step=step, tell=print)
     source = build.open_text(config)
     teacher, teacher_params = build.build_teacher(config, allow_pickle=allow_pickle)
-    models = build.Models(found.model, found.params, teacher, teacher_params, found.tokenizer, None)
+    # In the dtypes of the run, so that its own figures come out again.
+    teacher_params = jax.tree.map(lambda x: np.asarray(x, jnp.dtype(config.teacher.dtype)), teacher_params)
+    made = load.build(found.model.config, dtype=jnp.dtype(config.student.dtype))
+    models = build.Models(made, found.params, teacher, teacher_params, found.tokenizer, None)
     text = build.prepare_text(config, source, found.tokenizer, tell=print)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
-    loop.check_rows(config, mesh)
+    loop.check_evaluation_rows(config, mesh)
     measure = loop.make_evaluator(config, models, text.vocabulary, build.make_held_out(config, text), mesh=mesh)
     everywhere = sharding.replicated(mesh)
     return dict(measure(jax.device_put(found.params, everywhere), jax.device_put(teacher_params, everywhere)))

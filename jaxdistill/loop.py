@@ -21,7 +21,7 @@ from jaxdistill.build import Models, Tell
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, Context
-from jaxdistill.evaluate.fill_mask import fill_mask
+from jaxdistill.evaluate.fill_mask import check_prompts, fill_mask
 from jaxdistill.objective import init_projections
 from jaxdistill.step import TrainState, make_train_step
 
@@ -42,8 +42,10 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         )
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     check_rows(config, mesh)
+    writers.check_installed(tensorboard=config.log.tensorboard, wandb=bool(config.log.wandb))
     source = build.open_text(config)
     models = build.build_models(config, allow_pickle=allow_pickle, tell=print)
+    check_prompts(models.tokenizer, config.evaluate.prompts, max_length=models.student.max_length)
     objective = build.build_objective(config, models)
     optim.check_patterns(models.student_params, config.train.freeze, key="config.train.freeze")
 
@@ -67,6 +69,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
                 tokenizer=models.tokenizer,
                 probe=build.probe_of(held_out),
             )
+        closing.enter_context(checkpoint.quietly())
         manager = checkpoint.open_manager(
             workdir,
             keep=config.checkpoint.keep,
@@ -77,6 +80,11 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         figures: dict[str, float] = {}
         if (found := checkpoint.restore(manager, _items(state), tell=print)) is not None:
             at, items, notes = found
+            if notes["text"] != text.path.name:
+                raise UserError(
+                    f"the text or the tokenizer is not the one that {workdir} was begun with (prepared as {text.path}, "
+                    f"then as {notes['text']}); put it back, or name another --workdir"
+                )
             state = _from_items(items)
             batches.set_state(notes["data"])
             figures = notes["figures"]
@@ -101,7 +109,12 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         schedule = _schedule(config, steps)
 
         def save(at: int, state: TrainState, measured: dict[str, float] | None) -> None:
-            notes = {"data": batches.get_state(), "figures": figures, "config": json.loads(configs.to_json(config))}
+            notes = {
+                "data": batches.get_state(),
+                "text": text.path.name,
+                "figures": figures,
+                "config": json.loads(configs.to_json(config)),
+            }
             checkpoint.save(manager, at, _items(state), notes=notes, metrics=measured)
 
         eval_every = config.evaluate.every or per_epoch
@@ -138,7 +151,9 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         student_params = jax.device_get(state.params["student"])
         show_prompts(config, models, student_params, tell=tell)
     for to in config.export.to:
-        export_run(workdir, workdir / f"export-{to}", to=to, tell=print)
+        out = workdir / f"export-{to}"
+        if not out.exists():  # a folder there is whole, as an earlier start of this run proved it
+            export_run(workdir, out, to=to, tell=print)
     return figures
 
 
@@ -174,6 +189,11 @@ def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x mask.group"
             f"={pieces} x {mesh.size} devices = {pieces * mesh.size}; change one of them"
         )
+    check_evaluation_rows(config, mesh)
+
+
+def check_evaluation_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """As `check_rows`, for the batches of held-out text."""
     if config.evaluate.batch_size % mesh.size:
         raise UserError(
             f"config.evaluate.batch_size={config.evaluate.batch_size} must be a multiple of the {mesh.size} devices"

@@ -9,7 +9,8 @@ metrics.jsonl    one record a line
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,17 +48,33 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
             raise UserError(f"{workdir} holds checkpoints but no config.json; name another --workdir")
         return None
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as e:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read ({e}); name another --workdir") from e
+    if not isinstance(config, dict) or "teacher" not in config:
+        raise UserError(f"{path} is not the config of a run; name another --workdir")
+    return config
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line what the operating system refused."""
+    try:
+        yield
+    except Exception as e:  # the Rust writer of tokenizers raises plain Exception, with the number in the text
+        if not isinstance(e, OSError) and "os error" not in str(e):
+            raise
+        reason = (isinstance(e, OSError) and e.strerror) or e
+        raise UserError(f"cannot write {path}: {reason}; mend it, or name another --workdir, and start again") from e
 
 
 def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]) -> None:
     """Writes what does not change in a run; config.json last, as it says that the rest is there."""
-    student.config.save_pretrained(workdir / "student")
-    tokenizer.save_pretrained(workdir / "student")
-    write_text(workdir / "probe.json", json.dumps({name: x.tolist() for name, x in probe.items()}))
-    write_text(workdir / "config.json", config)
+    with writing(workdir):
+        student.config.save_pretrained(workdir / "student")
+        tokenizer.save_pretrained(workdir / "student")
+        write_text(workdir / "probe.json", json.dumps({name: x.tolist() for name, x in probe.items()}))
+        write_text(workdir / "config.json", config)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,8 +94,10 @@ def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str]
     config = read_config(workdir)
     if config is None:
         raise UserError(f"{workdir} is no run folder: it has no config.json")
+    if not (workdir / checkpoint.FOLDER).is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet")
     model = load.build(load.load_config(workdir / "student"))
-    with checkpoint.open_manager(workdir, read_only=True) as manager:
+    with checkpoint.quietly(), checkpoint.open_manager(workdir, read_only=True) as manager:
         if step is not None and step not in manager.all_steps():
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

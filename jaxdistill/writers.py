@@ -3,6 +3,8 @@
 A record's names are stable: `step`, `time` (unix seconds), `kind` (train | eval), then the figures.
 """
 
+import errno
+import importlib.util
 import json
 import math
 import os
@@ -11,23 +13,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.errors import UserError
+from jaxdistill.workdir import writing
+
 Write = Callable[[int, str, Mapping[str, float]], None]  # (step, kind, figures)
 
 
 def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
     """Appends a line a record. Lines of steps after `resume_at` belong to work that is done again, and go."""
-    if path.exists():
-        # The last line of a killed run may be torn.
-        kept = [line for line in path.read_text().splitlines() if 0 < resume_at >= _step_of(line)]
-        part = path.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, path)
-    file = path.open("a")
+    with writing(path):
+        if path.exists():
+            # The last line of a killed run may be torn.
+            kept = [line for line in path.read_text().splitlines() if 0 < resume_at >= _step_of(line)]
+            part = path.with_suffix(".part")
+            part.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(part, path)
+        file = path.open("ab", buffering=0)  # so that nothing is left to write, and to fail, at the close
 
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         record: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind, **figures}
-        file.write(json.dumps(record) + "\n")
-        file.flush()
+        line = f"{json.dumps(record)}\n".encode()
+        with writing(path):
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     return write, file.close
 
@@ -37,6 +45,13 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf
+
+
+def check_installed(*, tensorboard: bool, wandb: bool) -> None:
+    """Raises UserError where a writer that the config asks for is not installed."""
+    for key, module, wanted in (("tensorboard", "tensorboardX", tensorboard), ("wandb", "wandb", wandb)):
+        if wanted and importlib.util.find_spec(module) is None:
+            raise UserError(f"config.log.{key} needs the package {module}: pip install 'jaxdistill[{key}]'")
 
 
 def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ADDRESSES = 120
-VOCABULARY = 6000
+VOCABULARY = 4000
 LINE = 360  # characters: about the 64 tokens of a quickstart row
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

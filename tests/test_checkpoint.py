@@ -1,5 +1,7 @@
 """A checkpoint comes back bit for bit, or is known to be damaged and the one before it comes back."""
 
+import functools
+import gc
 import shutil
 from typing import Any
 
@@ -18,6 +20,7 @@ from jaxdistill.errors import UserError
 Tree = dict[str, Any]
 
 
+@functools.cache
 def items(seed: int) -> Tree:
     """As the loop files a state: student; step, projections and optax state; of all dtypes that occur."""
     rng = np.random.default_rng(seed)
@@ -76,8 +79,9 @@ def test_round_trip(tmp_path):
     assert type(found[1]["rest"]["opt_state"][1][0]) is optax.ScaleByAdamState
     # The student alone, as evaluate and export read it.
     with checkpoint.open_manager(tmp_path, read_only=True) as manager:
-        at, arrays, _ = checkpoint.restore(manager, {"student": items(0)["student"]}, tell=said.append)
-    assert at == 3 and same(arrays, {"student": items(3)["student"]}) and said == []
+        found = checkpoint.restore(manager, {"student": items(0)["student"]}, tell=said.append)
+    assert found is not None and found[0] == 3 and said == []
+    assert same(found[1], {"student": items(3)["student"]})
 
 
 def test_nothing_to_restore(tmp_path):
@@ -167,15 +171,19 @@ def test_every_file_is_damaged_in_turn(two):
     assert all(matched)
 
 
+# Reads that tensorstore has under way when orbax gives up end later, in threads of its own, on a closed event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["deleted", "empty", "half", "first", "middle", "last"])
 @pytest.mark.parametrize("pattern", FILES)
-def test_damage_is_seen(two, tmp_path, pattern, how):
+def test_damage_is_seen(two, tmp_path, pattern, how, caplog):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     for path in (workdir / "checkpoints" / "2").glob(pattern):
         if path.stat().st_size or how == "deleted":
             damage(path, how)
     found, said = read(workdir)
+    gc.collect()
+    assert caplog.messages == []  # what is said is all that is printed
     if is_step(found, 2):
         assert said == []
         return
@@ -206,7 +214,7 @@ def test_all_damaged(two, tmp_path):
         damage(workdir / "checkpoints" / str(step) / "notes" / "metadata", "half")
     # Again and again, and nothing is moved: a run must not start from nothing where its checkpoints stand.
     for _ in range(2):
-        with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
             read(workdir)
         assert steps_in(workdir) == [1, 2]
 
@@ -231,8 +239,8 @@ def test_half_written_folders_of_a_killed_run_go(two, tmp_path):
     torn = workdir / "checkpoints" / "3.orbax-checkpoint-tmp-1"
     shutil.copytree(workdir / "checkpoints" / "2", torn)
     assert is_step(read(workdir, read_only=True)[0], 2) and torn.exists()
-    assert is_step(read(workdir)[0], 2)
-    assert not torn.exists()
+    write(workdir, [3], keep=5)  # orbax clears in the background, and has before the next save
+    assert not torn.exists() and is_step(read(workdir)[0], 3)
 
 
 DTYPES = (np.float32, jnp.bfloat16, np.int32, np.uint8)
@@ -281,7 +289,9 @@ def test_restore_puts_arrays_where_the_templates_say(tmp_path):
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("data", "fsdp"))
     placed = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec())), items(0))
     with checkpoint.open_manager(tmp_path) as manager:
-        _, arrays, _ = checkpoint.restore(manager, placed, tell=print)
+        found = checkpoint.restore(manager, placed, tell=print)
+    assert found is not None
+    arrays = found[1]
     assert same(arrays, items(1))
     assert all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for x, y in zip(
         jax.tree.leaves(arrays), jax.tree.leaves(placed), strict=True))  # fmt: skip
@@ -289,7 +299,7 @@ def test_restore_puts_arrays_where_the_templates_say(tmp_path):
 
 def test_an_asynchronous_save_holds_what_was_there_when_it_began(tmp_path):
     """The step donates its state: what it overwrites must not be what is still being written."""
-    state = {"student": jnp.zeros((512, 1024)), "rest": jnp.arange(1024.0)}
+    state = {"student": {"a": jnp.zeros((512, 1024))}, "rest": {"b": jnp.arange(1024.0)}}
     bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     expected = {}
     with checkpoint.open_manager(tmp_path, keep=20) as manager:

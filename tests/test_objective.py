@@ -117,7 +117,7 @@ def test_total_is_the_weighted_sum_of_the_terms_that_are_on(weights: dict[str, f
 
 
 def test_what_is_off_is_not_looked_at() -> None:
-    bare = Outputs(logits=STUDENT.logits, hidden_states=None, attentions=None)
+    bare: Any = STUDENT._replace(hidden_states=None, attentions=None)
     mlm = make_objective({"mlm": 1.0})
     assert np.isfinite(means_of(mlm, make_signals(mlm, student=bare, teacher=None))["mlm"])
     assert not objectives.needs_hidden_states(mlm) and not objectives.needs_attentions(mlm)

@@ -21,7 +21,7 @@ PEAK, STEPS = 3e-4, 40
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.33, 1.0])
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_schedule_in_closed_form(schedule: str, warmup: float) -> None:
-    rate = optim.make_schedule(learning_rate=PEAK, schedule=schedule, warmup=warmup, steps=STEPS)
+    rate: Any = optim.make_schedule(learning_rate=PEAK, schedule=schedule, warmup=warmup, steps=STEPS)
     rise = math.ceil(warmup * STEPS)
     for step in range(STEPS + 3):
         if step < rise:
@@ -35,9 +35,9 @@ def test_schedule_in_closed_form(schedule: str, warmup: float) -> None:
 
 
 def test_schedule_ends() -> None:
-    rate = optim.make_schedule(learning_rate=PEAK, schedule="linear", warmup=0.05, steps=STEPS)
+    rate: Any = optim.make_schedule(learning_rate=PEAK, schedule="linear", warmup=0.05, steps=STEPS)
     assert float(rate(0)) == 0 and float(rate(2)) == pytest.approx(PEAK) and float(rate(STEPS)) == 0
-    without = optim.make_schedule(learning_rate=PEAK, schedule="linear", warmup=0.0, steps=STEPS)
+    without: Any = optim.make_schedule(learning_rate=PEAK, schedule="linear", warmup=0.0, steps=STEPS)
     assert float(without(0)) == pytest.approx(PEAK)
 
 

@@ -38,11 +38,11 @@ def model_configs(pair: str) -> tuple[Any, Any]:
     from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-    bert = {**sizes, **off, "max_position_embeddings": 40}
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    bert: dict[str, Any] = {**sizes, **off, "max_position_embeddings": 40}
     match pair:
         case "bert to distilbert":
-            small = {
+            small: dict[str, Any] = {
                 "vocab_size": VOCAB,
                 "dim": 32,
                 "n_heads": 4,
@@ -53,9 +53,10 @@ def model_configs(pair: str) -> tuple[Any, Any]:
         case "bert to bert":
             student = BertConfig(**bert, num_hidden_layers=2)
         case "bert to narrower bert":
-            student = BertConfig(**bert | {"hidden_size": 16, "num_attention_heads": 2}, num_hidden_layers=2)
+            narrow: dict[str, Any] = bert | {"hidden_size": 16, "num_attention_heads": 2}
+            student = BertConfig(**narrow, num_hidden_layers=2)
         case "roberta to roberta":
-            roberta = bert | {"pad_token_id": 1, "type_vocab_size": 1}
+            roberta: dict[str, Any] = bert | {"pad_token_id": 1, "type_vocab_size": 1}
             return RobertaConfig(**roberta, num_hidden_layers=3), RobertaConfig(**roberta, num_hidden_layers=2)
     return BertConfig(**bert, num_hidden_layers=3), student
 
@@ -115,7 +116,7 @@ def objective(tokens: str) -> objectives.Objective:
 
 def in_torch(
     pair: SimpleNamespace,
-) -> tuple[Any, Any, dict[str, torch.Tensor], dict[str, torch.nn.Parameter]]:
+) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
     """(student, teacher, projections, every student parameter by name) on the oracle's side."""
     student, teacher = (
         oracle.load_model(
@@ -172,11 +173,11 @@ def assert_same_parameters(ours: dict[str, np.ndarray], theirs: dict[str, Any], 
 @pytest.mark.parametrize("name", PAIRS)
 def test_losses_and_gradients_by_term(name: str, tokens: str) -> None:
     pair = make_pair(name)
-    batch = pair.batches[0]
+    batch = jax.tree.map(jnp.asarray, pair.batches[0])
     aim = objective(tokens)
     counts = objectives.token_counts(aim, attention_mask=batch["attention_mask"], label_mask=batch["label_mask"])
 
-    def by_term(params: Any) -> tuple[jax.Array, jax.Array]:
+    def by_term(params: Any) -> tuple[jax.Array, Any]:
         loss, means = loss_fn(
             params,
             pair.teacher_params,
@@ -194,7 +195,7 @@ def test_losses_and_gradients_by_term(name: str, tokens: str) -> None:
 
     gradients, (loss, values) = jax.jit(jax.jacrev(by_term, has_aux=True))(pair.params)
     models = in_torch(pair)
-    theirs = oracle_terms(models, batch, tokens=tokens)
+    theirs = oracle_terms(models, pair.batches[0], tokens=tokens)
     np.testing.assert_allclose(loss, oracle.total(theirs, WEIGHTS).item(), rtol=1e-5)
     for i, term in enumerate(WEIGHTS):
         np.testing.assert_allclose(values[i], theirs[term].item(), rtol=1e-5, err_msg=term)
@@ -235,7 +236,9 @@ def test_ten_updates(name: str, tokens: str, accumulation: int) -> None:
     pair = make_pair(name)
     batches = pair.batches if accumulation == 1 else pair.even_batches
     # What reaches the optimizer is kept beside its state, so that one compilation shows gradient and update.
-    record = optax.GradientTransformation(optax.tree.zeros_like, lambda g, _, params=None: (g, g))
+    record = optax.GradientTransformation(
+        lambda params: optax.tree.zeros_like(params), lambda updates, state, params=None: (updates, updates)
+    )
     adamw = optim.make_optimizer(
         pair.params,
         name="adamw",

@@ -3,15 +3,34 @@
 Not `tiny`: that name is the families' (tests/models/tiny.py), and pytest imports both by their bare names.
 """
 
+import atexit
 import contextlib
 import io
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+# Compiled programs are shared by all runs of a session, and by the processes that tests start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.mkdtemp(prefix="jaxdistill-tests-")
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+    COMPILATION_CACHE = {
+        "jax_compilation_cache_dir": CACHE,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in COMPILATION_CACHE.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 TEXT = "the cat dog bird sees hears likes a small big old red green house tree river and near under never"
 WORDS = TEXT.split()
@@ -46,7 +65,7 @@ class Tiny(NamedTuple):
     recipe: Path
 
 
-def lines(count: int = 200, *, seed: int = 0) -> list[str]:
+def lines(count: int, *, seed: int = 0) -> list[str]:
     """Sentences of 4 to 20 words; the next word hangs on the one before, so there is something to learn."""
     rng = np.random.default_rng(seed)
     result = []
@@ -96,8 +115,8 @@ def write_text(path: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-def make(folder: Path) -> Tiny:
-    texts = lines()
+def make(folder: Path, *, count: int = 200) -> Tiny:
+    texts = lines(count)
     text = write_text(folder / "text.txt", texts)
     teacher = write_model(folder / "teacher", make_tokenizer(texts))
     recipe = folder / "recipe.py"

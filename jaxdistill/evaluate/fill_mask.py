@@ -18,15 +18,26 @@ def fill_mask(
     """The `top` words and their probabilities for the first mask token of every text.
 
     Raises:
-      UserError: a text without the mask token.
+      UserError: as `check_prompts`.
     """
     results = []
+    check_prompts(tokenizer, texts, max_length=model.max_length)
     for text in texts:
         ids = jnp.asarray(tokenizer(text)["input_ids"])[None]
         at = jnp.flatnonzero(ids[0] == tokenizer.mask_token_id)
-        if not at.size:
-            raise UserError(f"prompt {text!r} holds no {tokenizer.mask_token}")
         logits = intercept.apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits
         best, words = jax.lax.top_k(jax.nn.softmax(logits[0, at[0]].astype(jnp.float32)), top)
         results.append([(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(words, best, strict=True)])
     return results
+
+
+def check_prompts(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> None:
+    """Raises UserError for a text without the mask token, or of more than max_length tokens."""
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        if tokenizer.mask_token_id not in ids:
+            raise UserError(f"config.evaluate.prompts: {text!r} does not hold {tokenizer.mask_token}")
+        if len(ids) > max_length:
+            raise UserError(
+                f"config.evaluate.prompts: {text!r} is {len(ids)} tokens long, the model has {max_length}"
+            )
