@@ -4,6 +4,7 @@ Every checkpoint carries a fingerprint of its arrays: orbax finds a truncated fi
 array data for good weights (docs/decisions.md).
 """
 
+import functools
 import gc
 import hashlib
 import itertools
@@ -12,8 +13,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def open_manager(
       best: the metric, lower is better, whose best checkpoint stays as well; "" = none.
       keep_steps: steps that stay whatever comes.
     """
+    _hush()
     stay = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
     directory = (workdir / FOLDER).absolute()
     if best:
@@ -51,23 +52,18 @@ def open_manager(
     return ocp.CheckpointManager(directory, options=options)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without the pages that orbax and tensorstore log beside the one error they raise: what it means is said here."""
-    absl, asyncio = logging.getLogger("absl"), logging.getLogger("asyncio")
-    level, hook = asyncio.level, sys.unraisablehook
-    ours = lambda record: "orbax" not in record.pathname  # noqa: E731
-    closed = "Event loop is closed"  # what is still under way when orbax gives up ends on its closed loop
+@functools.cache
+def _hush() -> None:
+    """Keeps off the terminal, from now on, the pages that orbax and tensorstore log beside the one error they raise.
 
-    absl.addFilter(ours)
-    asyncio.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda what: None if closed in str(what.exc_value) else hook(what)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        asyncio.setLevel(level)
-        absl.removeFilter(ours)
+    For good, because tasks that nobody awaits tell of themselves when they are collected, at the latest at exit. What
+    the error means is said here.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+    hook = sys.unraisablehook
+    # What is still under way in tensorstore's threads when orbax gives up ends on orbax's closed loop.
+    sys.unraisablehook = lambda what: None if "Event loop is closed" in str(what.exc_value) else hook(what)
 
 
 class _Best:
@@ -188,10 +184,10 @@ def restore(
     """
     steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
     for tried, candidate in enumerate(steps):
-        with quietly(), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             found = _read(manager, candidate, templates)
             if isinstance(found, str):
-                gc.collect()  # now, as each future and coroutine that is left writes a page when it is collected
+                gc.collect()  # now, as a coroutine that is left warns when it is collected
         if not isinstance(found, str):
             if not read_only:
                 # Only now that one is good: where none is, all stay in place, and the next start says so again.

@@ -1,7 +1,6 @@
 """Write a trained model as a folder that plain transformers opens, and believe it only after reading it back."""
 
 import copy
-import errno
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import refusal
 from jaxdistill.models import load, torch_names
 from jaxdistill.models.intercept import apply
 
@@ -53,7 +53,7 @@ def export(
             )
         temporary.rename(out)
     except Exception as error:
-        if reason := _write_error(error):
+        if reason := refusal(error):
             raise UserError(f"cannot write {out}: {reason}; nothing is left of it") from error
         raise
     finally:
@@ -183,16 +183,3 @@ def _logits(model: load.Model, params: Any, **inputs: Any) -> np.ndarray:
 
 def _is_hub_name(name: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
-
-
-def _write_error(error: Exception) -> str:
-    """What the operating system said, where it was the disk that failed; "" for any other error.
-
-    The Rust writers of safetensors and tokenizers raise their own types, with the number in the text.
-    """
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        if f"os error {number}" in str(error):
-            return os.strerror(number)
-    return ""

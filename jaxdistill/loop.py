@@ -69,7 +69,6 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
                 tokenizer=models.tokenizer,
                 probe=build.probe_of(held_out),
             )
-        closing.enter_context(checkpoint.quietly())
         manager = checkpoint.open_manager(
             workdir,
             keep=config.checkpoint.keep,
@@ -104,6 +103,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
             accumulation=config.train.accumulation,
             group=config.mask.group,
             capacity=build.capacity(config, group=config.mask.group),
+            freeze=config.train.freeze,
         )
         evaluate = make_evaluator(config, models, text.vocabulary, held_out, mesh=mesh)
         schedule = _schedule(config, steps)

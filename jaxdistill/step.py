@@ -1,6 +1,6 @@
 """The one jitted step: teacher forward, losses, gradient, clipping and update, over the mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdistill import objective as objectives
-from jaxdistill import sharding
+from jaxdistill import optim, sharding
 from jaxdistill.models import intercept
-from jaxdistill.models.load import Model
+from jaxdistill.models.load import Model, without_attention_dropout
 from jaxdistill.objective import Objective, Signals
 
 Batch = Mapping[str, Array]
@@ -99,13 +99,16 @@ def make_train_step(
     accumulation: int,
     group: int,
     capacity: Callable[[int], int],
+    freeze: Sequence[str] = (),
     dropout: bool = True,
 ) -> Callable[[TrainState, PyTree, Batch, Array], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Returns the jitted step(state, teacher_params, batch, key) -> (state, metrics).
 
     The state is donated; the teacher's parameters are an argument and never are. Each batch width compiles once.
-    metrics: `loss`, one mean a term (unweighted), `grad_norm` before clipping.
+    metrics: `loss`, one mean a term (unweighted), `grad_norm` before clipping, of what is not frozen.
     """
+    if objectives.needs_attentions(objective):
+        student = without_attention_dropout(student)
 
     def step(state: TrainState, teacher_params: PyTree, batch: Batch, key: Array):
         counts = objectives.token_counts(
@@ -136,6 +139,8 @@ def make_train_step(
             add = lambda total, x: (jax.tree.map(jnp.add, total, gradient(*x)), None)  # noqa: E731
             ((loss, means), grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), micro))
 
+        # Zeros here, and the compiler leaves the work out.
+        grads = jax.tree.map(lambda g, frozen: jnp.zeros_like(g) if frozen else g, grads, optim.matching(grads, freeze))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **means, "grad_norm": optax.tree.norm(grads)}

@@ -8,9 +8,7 @@ metrics.jsonl    one record a line
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from jaxtyping import PyTree
 
 from jaxdistill import checkpoint
 from jaxdistill.errors import UserError
+from jaxdistill.files import write_text, writing
 from jaxdistill.models import load
 from jaxdistill.models.load import Model
 
@@ -56,18 +55,6 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     return config
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Says in one line what the operating system refused."""
-    try:
-        yield
-    except Exception as e:  # the Rust writer of tokenizers raises plain Exception, with the number in the text
-        if not isinstance(e, OSError) and "os error" not in str(e):
-            raise
-        reason = (isinstance(e, OSError) and e.strerror) or e
-        raise UserError(f"cannot write {path}: {reason}; mend it, or name another --workdir, and start again") from e
-
-
 def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]) -> None:
     """Writes what does not change in a run; config.json last, as it says that the rest is there."""
     with writing(workdir):
@@ -75,14 +62,6 @@ def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe:
         tokenizer.save_pretrained(workdir / "student")
         write_text(workdir / "probe.json", json.dumps({name: x.tolist() for name, x in probe.items()}))
         write_text(workdir / "config.json", config)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str], None]) -> Student:
@@ -97,7 +76,7 @@ def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str]
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")
     model = load.build(load.load_config(workdir / "student"))
-    with checkpoint.quietly(), checkpoint.open_manager(workdir, read_only=True) as manager:
+    with checkpoint.open_manager(workdir, read_only=True) as manager:
         if step is not None and step not in manager.all_steps():
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.workdir import writing
+from jaxdistill.files import writing
 
 Write = Callable[[int, str, Mapping[str, float]], None]  # (step, kind, figures)
 
@@ -83,15 +83,18 @@ def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Call
     """A live bar on a terminal, plain lines elsewhere; the third function prints a line without breaking the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("step"),
         MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[figures]}"),
+        BarColumn(bar_width=12),
         TextColumn("eta"),
         TimeRemainingColumn(elapsed_when_finished=True),
+        # In a narrow terminal the figures are cut, at their end, and not the step.
+        TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        expand=True,
         console=console,
         disable=not console.is_terminal,
     )
@@ -101,11 +104,21 @@ def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Call
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         line = " ".join(f"{name} {_short(name, value)}" for name, value in figures.items())
         if kind == "train":
-            bar.update(task, completed=step, figures=line)
+            bar.update(task, completed=step, figures=_of_bar(figures))
         if kind != "train" or not console.is_terminal:
             console.print(f"{kind} {step}/{total}: {line}", soft_wrap=True)
 
     return write, bar.stop, lambda line: console.print(line, soft_wrap=True)
+
+
+def _of_bar(figures: Mapping[str, float]) -> str:
+    """Loss, speed, input wait, then the terms; the rest stands in metrics.jsonl."""
+    rates = {"tokens_per_s": "tok/s", "input_wait": "wait"}
+    first = [f"loss {_short('loss', figures['loss'])}"]
+    first += [f"{label} {_short(name, figures[name])}" for name, label in rates.items() if name in figures]
+    shown = {"loss", "grad_norm", "learning_rate", *rates}
+    terms = [f"{name} {_short(name, value)}" for name, value in figures.items() if name not in shown]
+    return " ".join(first + terms)
 
 
 def _short(name: str, value: float) -> str:

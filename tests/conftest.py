@@ -1,13 +1,20 @@
-"""One strict session: eight CPU devices, no implicit rank promotion, nothing from the network."""
+"""One strict session: eight CPU devices, checked annotations, no implicit rank promotion, nothing from the network."""
 
 import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nearly all of the suite's time is compilation: this makes one of a gradient 7 times faster (4.2 s to 0.6 s).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # the tower: an int will do for a float
+install_import_hook("jaxdistill", "conftest.check")
 
 if os.environ["JAX_PLATFORMS"] == "cpu":
     jax.config.update("jax_num_cpu_devices", 8)

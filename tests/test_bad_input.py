@@ -101,7 +101,7 @@ def test_a_folder_that_is_not_prepared_text(tiny, tmp_path):
 
 
 def test_prepared_text_of_another_length(tiny, run, tmp_path):
-    (prepared,) = (path for path in (tiny.folder / "cache").iterdir() if path.is_dir())
+    prepared = tiny.folder / "cache" / tiny_run.saved(run)["notes"]["text"]
     refused_run(
         tiny, tmp_path, "max_length 32", "16", data__prepared=prepared, data__max_length=16, data__buckets="(16,)"
     )
@@ -141,10 +141,8 @@ def test_prepared_text_of_another_length(tiny, run, tmp_path):
 def test_values_that_do_not_fit_the_models(tiny, tmp_path, monkeypatch, values, said):
     import importlib.util
 
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else found(name, *rest)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
     refused_run(tiny, tmp_path, *said, **values)
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("objective", "generate", "checkpoint"),
     ("models",),
     ("losses", "fused_head", "optim", "sharding", "writers", "data"),
-    ("config",),
+    ("config", "files"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}

@@ -276,6 +276,7 @@ def run(mesh: str, *, accumulation: int = 1, dropout: bool = False, freeze: tupl
         accumulation=accumulation,
         group=GROUP,
         capacity=lambda length: LABELLED,
+        freeze=freeze,
         dropout=dropout,
     )
     result = SimpleNamespace(step=step, shardings=shardings, optimizer=optimizer, metrics=[])
@@ -372,6 +373,43 @@ def test_frozen_parameters_stay_bitwise_and_have_no_optimizer_state() -> None:
     # The moments, without the gradient that this file's own recorder keeps.
     paths = [optim.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(made.state.opt_state[1])]
     assert paths and not any("embeddings/" in path for path in paths)
+
+
+def test_frozen_parameters_have_no_part_in_the_gradient_norm() -> None:
+    made = run("one", dropout=True, freeze=("embeddings/",))
+    reached = made.state.opt_state[0]
+    for path, gradient in jax.tree_util.tree_leaves_with_path(reached):
+        if "embeddings/" in optim.path_name(path):
+            assert not np.any(gradient)
+    np.testing.assert_allclose(made.metrics[-1]["grad_norm"], optax.tree.norm(reached), rtol=1e-6)
+
+
+def test_attention_maps_are_compared_without_their_dropout() -> None:
+    """A teacher that is its own student: its maps differ from the teacher's by their dropout alone."""
+    from transformers import BertConfig
+
+    sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
+    model = load.build(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=24, **drop))
+    params = random_params(model, np.random.default_rng(1))
+    mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
+    state = TrainState(jnp.int32(0), {"student": jax.tree.map(jnp.array, params), "projections": {}}, ())
+    step = make_train_step(
+        student=model,
+        teacher=model,
+        objective=objectives.Objective({"attention": 1.0}, 1.0, "all", ((1, 1), (2, 2))),
+        optimizer=optax.identity(),
+        mesh=mesh,
+        state_shardings=sharding.by_rule(state, mesh),
+        teacher_shardings=sharding.by_rule(params, mesh),
+        accumulation=1,
+        group=GROUP,
+        capacity=lambda length: LABELLED,
+    )
+    batch = sharding.put_batch(big_batches()[0], mesh)
+    _, metrics = step(state, params, batch, jax.random.key(0))
+    assert abs(float(metrics["attention"])) < 1e-6
+    assert model.config.attention_probs_dropout_prob == 0.5
 
 
 def test_the_loss_falls() -> None:

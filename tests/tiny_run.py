@@ -84,6 +84,8 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
 
     wordpiece = tokenizers.BertWordPieceTokenizer()
     wordpiece.train_from_iterator(texts, vocab_size=200, min_frequency=1, show_progress=False)
+    frame = [(token, wordpiece.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    wordpiece._tokenizer.post_processor = tokenizers.processors.BertProcessing(*frame)
     return BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, Integer
 
 from jaxdistill.errors import UserError
 
@@ -30,7 +30,7 @@ def default_buckets(max_length: int) -> tuple[int, ...]:
 
 
 def plan_epoch(
-    lengths: Int[np.ndarray, "rows"],
+    lengths: Integer[np.ndarray, "rows"],
     *,
     batch_size: int,
     buckets: tuple[int, ...],
@@ -78,7 +78,7 @@ def plan_epoch(
 
 
 def collate(
-    rows: Sequence[Int[np.ndarray, "_"]], *, width: int, pad: int
+    rows: Sequence[Integer[np.ndarray, "_"]], *, width: int, pad: int
 ) -> dict[str, Int32[np.ndarray, "batch width"] | Bool[np.ndarray, "batch width"]]:
     """Right-pads rows of at most `width` tokens: input_ids int32 and attention_mask bool, [batch, width]."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))

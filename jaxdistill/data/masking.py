@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from jaxdistill.data.tokenize import Vocabulary
 
@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 
 def smoothing_weights(
-    counts: Int[np.ndarray, "vocab"], *, smoothing: float, special: Iterable[int]
+    counts: Integer[np.ndarray, "vocab"], *, smoothing: float, special: Iterable[int]
 ) -> Float[np.ndarray, "vocab"]:
     """max(count, 1) ** -smoothing, and 0 for special tokens. The reference smooths with 0.7; 0 is the plain
     draw."""
@@ -97,7 +97,7 @@ def mask_groups(
     return {**batch, "input_ids": input_ids, "labels": labels, "label_mask": label_mask}
 
 
-def _draw(rng: np.random.Generator, weights: Float[np.ndarray, "n"], count: int) -> Int[np.ndarray, "count"]:
+def _draw(rng: np.random.Generator, weights: Float[np.ndarray, "n"], count: int) -> Integer[np.ndarray, "count"]:
     """Positions drawn one after the other without replacement, each with probability ~ weight among those
     left.
 
@@ -114,10 +114,10 @@ def _draw(rng: np.random.Generator, weights: Float[np.ndarray, "n"], count: int)
 
 def _replace(
     rng: np.random.Generator,
-    tokens: Int[np.ndarray, "n"],
+    tokens: Integer[np.ndarray, "n"],
     vocabulary: Vocabulary,
     replace: tuple[float, float, float],
-) -> Int[np.ndarray, "n"]:
+) -> Integer[np.ndarray, "n"]:
     assert vocabulary.mask is not None
     uniform = rng.random(len(tokens)) * sum(replace)
     random_ids = rng.integers(0, vocabulary.size, len(tokens))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from jaxdistill.data.batching import EMPTY, Plan, collate, plan_epoch
 from jaxdistill.data.masking import Batch, mask_batch, mask_groups, smoothing_weights
@@ -52,7 +52,7 @@ def train_batches(
     batch_size: int,
     buckets: tuple[int, ...],
     mask: Masking,
-    token_counts: Int[np.ndarray, "vocab"],
+    token_counts: Integer[np.ndarray, "vocab"],
     seed: int,
     steps: int,
     host: int,
@@ -118,7 +118,7 @@ def eval_batches(
     batch_size: int,
     buckets: tuple[int, ...],
     mask: Masking,
-    token_counts: Int[np.ndarray, "vocab"],
+    token_counts: Integer[np.ndarray, "vocab"],
     seed: int,
     limit: int,
     host: int,
@@ -155,7 +155,7 @@ def eval_batches(
     return Batches(make, min(len(plan.widths), limit or len(plan.widths)))
 
 
-def _weights(vocabulary: Vocabulary, mask: Masking, token_counts: Int[np.ndarray, "vocab"]) -> np.ndarray:
+def _weights(vocabulary: Vocabulary, mask: Masking, token_counts: Integer[np.ndarray, "vocab"]) -> np.ndarray:
     if vocabulary.mask is None:
         raise UserError("the tokenizer has no mask token; masked-LM distillation needs one")
     if len(token_counts) != vocabulary.size:
@@ -187,6 +187,6 @@ def _latest(plan: Callable[[int], Plan]) -> Callable[[int], Plan]:
     return get
 
 
-def _read(store: TokenStore, ids: Int[np.ndarray, "batch"], *, width: int, pad: int) -> Batch:
+def _read(store: TokenStore, ids: Integer[np.ndarray, "batch"], *, width: int, pad: int) -> Batch:
     empty = store.tokens[:0]
-    return collate([empty if row == EMPTY else store[row] for row in ids], width=width, pad=pad)
+    return collate([empty if row == EMPTY else store[int(row)] for row in ids], width=width, pad=pad)

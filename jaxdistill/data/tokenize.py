@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int64, Integer
 
 from jaxdistill.data.sources import Source
 from jaxdistill.errors import UserError
@@ -291,7 +291,7 @@ def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
 
 def _encode(
     texts: Iterator[str], rust: Any
-) -> Iterator[tuple[Int[np.ndarray, "tokens"], Int64[np.ndarray, "documents"]]]:
+) -> Iterator[tuple[Integer[np.ndarray, "tokens"], Int64[np.ndarray, "documents"]]]:
     """Ids of block after block, back to back, and the length of each document.
 
     The Rust side uses all cores without the interpreter lock, so the next block is encoded while this one is
@@ -311,20 +311,20 @@ def _encode(
             yield _flatten(coming.result())
 
 
-def _flatten(encodings: list[Any]) -> tuple[Int[np.ndarray, "tokens"], Int64[np.ndarray, "documents"]]:
+def _flatten(encodings: list[Any]) -> tuple[Integer[np.ndarray, "tokens"], Int64[np.ndarray, "documents"]]:
     ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
 
 
 def frame(
-    tokens: Int[np.ndarray, "tokens"],
+    tokens: Integer[np.ndarray, "tokens"],
     lengths: Int64[np.ndarray, "documents"],
     *,
     bos: int,
     eos: int,
     max_length: int | None,
-) -> tuple[Int[np.ndarray, "framed"], Int64[np.ndarray, "rows"]]:
+) -> tuple[Integer[np.ndarray, "framed"], Int64[np.ndarray, "rows"]]:
     """Documents, back to back, into rows `bos … eos` of at most max_length tokens (None: one row a document).
 
     As the reference cuts: a document that is too long *with its frame* goes in pieces of max_length - 2, and
@@ -356,7 +356,7 @@ def frame(
     return out, row_lengths
 
 
-def _share(rows: Int[np.ndarray, "framed"], lengths: Int64[np.ndarray, "rows"], unk: int | None) -> np.ndarray:
+def _share(rows: Integer[np.ndarray, "framed"], lengths: Int64[np.ndarray, "rows"], unk: int | None) -> np.ndarray:
     """Share of unknown tokens a row."""
     if unk is None:
         return np.zeros(len(lengths))
@@ -371,7 +371,7 @@ class TokenStore:
 
     path: Path
     meta: dict[str, Any]
-    tokens: Int[np.ndarray, "tokens"]
+    tokens: Integer[np.ndarray, "tokens"]
     offsets: Int64[np.ndarray, "rows_and_1"]
     lengths: Int64[np.ndarray, "rows"]
     token_counts: Int64[np.ndarray, "vocab"]
@@ -380,7 +380,7 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, row: int) -> Int[np.ndarray, "length"]:
+    def __getitem__(self, row: int) -> Integer[np.ndarray, "length"]:
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
 
     def slice(self, start: int, stop: int) -> "TokenStore":

@@ -38,6 +38,4 @@ def check_prompts(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> N
         if tokenizer.mask_token_id not in ids:
             raise UserError(f"config.evaluate.prompts: {text!r} does not hold {tokenizer.mask_token}")
         if len(ids) > max_length:
-            raise UserError(
-                f"config.evaluate.prompts: {text!r} is {len(ids)} tokens long, the model has {max_length}"
-            )
+            raise UserError(f"config.evaluate.prompts: {text!r} is {len(ids)} tokens long, the model has {max_length}")

@@ -4,6 +4,7 @@ transformers' own PyTorch-to-Flax loading needs torch, so the tensors are read h
 torch_names.py, and checked one by one: a tensor that is missing, misshapen or not finite is named.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -186,10 +187,21 @@ def build(config: Any, *, dtype: Any = jnp.float32) -> Model:
     return Model(flax=flax, config=config, family=FAMILIES[config.model_type])
 
 
+def without_attention_dropout(model: Model) -> Model:
+    """The model with no dropout on attention maps, which the classes return *after* dropout.
+
+    A map with entries set to 0 is not the distribution that attention transfer compares.
+    """
+    config = copy.deepcopy(model.config)
+    name = "attention_dropout" if hasattr(config, "attention_dropout") else "attention_probs_dropout_prob"
+    setattr(config, name, 0.0)
+    return build(config, dtype=model.flax.dtype)
+
+
 def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
     """Random float32 parameters, by the family's own initialisers."""
     with jax.numpy_rank_promotion("allow"):
-        return model.flax.init_weights(key, (1, 8))
+        return jax.jit(lambda key: model.flax.init_weights(key, (1, 8)))(key)  # eagerly, a compilation an array
 
 
 def param_shapes(model: Model) -> dict[str, Any]:

@@ -35,7 +35,7 @@ _BERT_TO_DISTILBERT = {
 }
 
 
-def resolve_layers(spec: int | str | Sequence[int], *, of: int) -> tuple[int, ...]:
+def resolve_layers(spec: Any, *, of: int) -> tuple[int, ...]:
     """The teacher layers a specification names, ascending, for a teacher of `of` layers.
 
     A list is taken as it is; a count n (or "spread:n") spreads evenly from the first layer to the last,
