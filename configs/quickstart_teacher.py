@@ -2,8 +2,8 @@
 
     python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
 
-1.3 M parameters, 6 passes over 1.1 M tokens. Only masked positions go through the head, and they are
-drawn plainly (no smoothing), as usual for BERT.
+1.3 M parameters, 6 passes over 1.1 M tokens, and the script runs it twice. Only masked positions go through the head,
+and they are drawn plainly (no smoothing), as usual for BERT.
 """
 
 from jaxdistill.config import Config, base

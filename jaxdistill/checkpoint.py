@@ -13,7 +13,8 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,26 +143,22 @@ def finish(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
 
 
-class _disk_full_is_said:
+@contextmanager
+def _disk_full_is_said(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Orbax wraps ENOSPC in errors of many types; its words are what they share."""
-
-    def __init__(self, manager: ocp.CheckpointManager):
-        self.manager = manager
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        chain, seen = error, []
+    try:
+        yield
+    except Exception as error:
+        chain: BaseException | None = error
         while chain is not None:
-            seen.append(str(chain))
+            if "No space left" in str(chain) or "RESOURCE_EXHAUSTED" in str(chain):
+                last = max(manager.all_steps(), default=None)
+                raise UserError(
+                    f"the disk of {manager.directory} is full; the last whole checkpoint is "
+                    f"{'none' if last is None else f'step {last}'}. Make room and run the same command again"
+                ) from error
             chain = chain.__cause__ or chain.__context__
-        if any("No space left" in text or "RESOURCE_EXHAUSTED" in text for text in seen):
-            last = max(self.manager.all_steps(), default=None)
-            raise UserError(
-                f"the disk of {self.manager.directory} is full; the last whole checkpoint is "
-                f"{'none' if last is None else f'step {last}'}. Make room and run the same command again"
-            ) from error
+        raise
 
 
 def restore(

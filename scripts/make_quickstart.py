@@ -17,6 +17,7 @@ from pathlib import Path
 
 ADDRESSES = 120
 VOCABULARY = 4000
+ROUNDS = 2  # of the recipe, each from where the last ended: warm restarts (Loshchilov and Hutter 2017)
 LINE = 360  # characters: about the 64 tokens of a quickstart row
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -70,7 +71,7 @@ def halve(weights: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the text, tokenizer and teacher of the quickstart.")
     parser.add_argument("--text", required=True, type=Path, help="state_of_the_union.txt.gz")
-    parser.add_argument("--workdir", required=True, type=Path, help="run folder of the teacher; resumed where it is")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder for the rounds; resumed where they stand")
     flags, overrides = parser.parse_known_args()
 
     from jaxdistill import config, loop
@@ -80,9 +81,12 @@ def main() -> None:
     write_corpus(flags.text, corpus)
     write_tokenizer(corpus, tokenizer)
     recipe = str(QUICKSTART.parent / "quickstart_teacher.py")
-    overrides = [f"--config.tokenizer.name={tokenizer}", f"--config.data.path={corpus}", *overrides]
-    loop.run(config.parse(recipe, overrides), flags.workdir)
-    loop.export_run(flags.workdir, QUICKSTART / "teacher", to="pytorch", tell=print)
+    common = [f"--config.tokenizer.name={tokenizer}", f"--config.data.path={corpus}", *overrides]
+    rounds = [flags.workdir / f"round{i}" for i in range(ROUNDS)]
+    for i, workdir in enumerate(rounds):
+        begin = [f"--config.student.name={rounds[i - 1]}"] if i else []
+        loop.run(config.parse(recipe, [*common, *begin, f"--config.seed={i}"]), workdir)
+    loop.export_run(rounds[-1], QUICKSTART / "teacher", to="pytorch", tell=print)
     halve(QUICKSTART / "teacher" / "model.safetensors")
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
@@ -128,7 +129,8 @@ def test_export_opens_in_torch(run, tmp_path):
     ours = folders.load_student(run, tell=print)
     inputs = AutoTokenizer.from_pretrained(out)(tiny_run.lines(8, seed=3), return_tensors="np", padding=True)
     ids, mask = inputs["input_ids"], inputs["attention_mask"].astype(bool)
-    logits = np.asarray(apply(ours.model, ours.params, input_ids=ids, attention_mask=mask).logits)
+    outputs = apply(ours.model, ours.params, input_ids=jnp.asarray(ids, jnp.int32), attention_mask=jnp.asarray(mask))
+    logits = np.asarray(outputs.logits)
     with torch.no_grad():
         got = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int))).logits.numpy()
     np.testing.assert_allclose(got[mask], logits[mask], atol=1e-4)
