@@ -84,7 +84,7 @@ def model_card(
         front.append(f"base_model: {base_model}")
     if license:
         front.append(f"license: {license}")
-    origin = f"distilled from `{base_model}`" if base_model else "trained from scratch"
+    origin = f"distilled from `{_without_folders(base_model)}`" if base_model else "trained from scratch"
     terms = f"The teacher's licence is {license}" if license else "The teacher's licence is not recorded here"
     licence = f"{terms}; it applies to this model as far as weights were taken from it." if base_model else ""
     numbers = [f"| {key} | {value:.4g} |" for key, value in results.items()] or ["| not evaluated | |"]
@@ -115,7 +115,7 @@ def model_card(
             "## Recipe",
             "",
             "```json",
-            json.dumps(recipe, indent=2, default=str),
+            json.dumps(_without_folders(recipe), indent=2, default=str),
             "```",
             "",
             "## Licence",
@@ -125,6 +125,15 @@ def model_card(
             "",
         ]
     )
+
+
+def _without_folders(recipe: Any) -> Any:
+    """A recipe whose absolute paths are cut to their last part: a card is public, a user's folders are not."""
+    if isinstance(recipe, Mapping):
+        return {key: _without_folders(value) for key, value in recipe.items() if key != "cache_dir"}
+    if isinstance(recipe, str) and recipe.startswith(("/", "~")):
+        return Path(recipe).name
+    return recipe
 
 
 def _write(folder: Path, *, model: load.Model, params: Mapping[str, Any], tokenizer: Any, to: str, card: str) -> None:
@@ -137,6 +146,7 @@ def _write(folder: Path, *, model: load.Model, params: Mapping[str, Any], tokeni
         from safetensors.numpy import save_file
 
         save_file(torch_names.to_torch(params), folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it writes for the owner alone
     else:
         from flax.serialization import msgpack_serialize
 

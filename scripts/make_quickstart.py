@@ -12,6 +12,7 @@ import argparse
 import gzip
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def halve(weights: Path) -> None:
 
     halved = {name: tensor.astype("float16") for name, tensor in load_file(weights).items()}
     save_file(halved, weights, metadata={"format": "pt"})
+    shutil.copymode(weights.with_name("config.json"), weights)  # it writes for the owner alone
 
 
 def main() -> None:
