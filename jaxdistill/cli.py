@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdistill import __version__, train
+from jaxdistill import __version__, files, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +88,8 @@ def _evaluate(flags: argparse.Namespace, overrides: list[str]) -> None:
         allow_pickle=flags.allow_pickle,
     )
     if flags.json:
-        flags.json.write_text(json.dumps(figures, indent=2) + "\n")
+        with files.writing(flags.json):
+            files.write_text(flags.json, json.dumps(figures, indent=2) + "\n")
     for name, value in figures.items():
         print(f"{name:20} {value:.6g}")
 

@@ -21,8 +21,8 @@ from jaxdistill.errors import UserError
 
 Config: TypeAlias = Any  # an ml_collections.ConfigDict, whose values have no static types
 
-# Sections that may change when a run is resumed: they do not enter the parameters.
-RESUMABLE = ("evaluate", "checkpoint", "log", "export")
+# What may change when a run is resumed: it does not enter the parameters.
+RESUMABLE = ("evaluate.", "checkpoint.", "log.", "export.", "data.threads", "data.prefetch", "data.cache_dir")
 
 
 def base() -> Config:
@@ -250,7 +250,7 @@ def changed(old: dict[str, Any], new: Config) -> list[tuple[str, Any, Any]]:
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if key.split(".")[0] not in RESUMABLE and before.get(key) != after.get(key)
+        if not key.startswith(RESUMABLE) and before.get(key) != after.get(key)
     ]
 
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """Runs and returns an exit code: 0, or 2 after one line for what the user can mend."""
+    """Runs and returns an exit code: 0, 2 after one line for what the user can mend, 130 after Ctrl-C."""
     # Without it, gRPC and XLA write to the terminal before the first line of ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -39,6 +39,9 @@ def guarded(run: Callable[[], None]) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python's own flush at exit must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

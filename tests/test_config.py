@@ -301,7 +301,7 @@ def test_changed_lists_what_would_change_the_parameters(key):
     new = {bool: lambda: not old, int: lambda: old + 1, float: lambda: old + 0.25, str: lambda: f"{old}x",
            tuple: lambda: (*old, 3), type(None): lambda: [0, 1]}[type(old)]()  # fmt: skip
     config.update_from_flattened_dict({key: new})
-    resumable = key.split(".")[0] in configs.RESUMABLE
+    resumable = key.startswith(configs.RESUMABLE)
     keys = [changed for changed, _, _ in configs.changed(recorded, config)]
     assert keys == ([] if resumable else [key])
 
