@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jaxdistill.errors import UserError
 
@@ -165,7 +165,7 @@ def _lines(path: Path) -> Iterator[str]:
             offset += len(line)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> Any:
     if path.suffix not in COMPRESSION:
         return open(path, "rb", buffering=1 << 20)
     # pyarrow rather than gzip and zstandard: it reads both, and it reports a truncated zst, where the
