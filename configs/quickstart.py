@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> Config:
     config.evaluate.batches = 16
     config.evaluate.every = 50
     config.evaluate.prompts = (
-        "The [MASK] of the United States is strong.",
+        "The people of the United [MASK] want peace.",
         "We must work for peace and [MASK].",
         "I ask the Congress to pass this [MASK].",
     )
