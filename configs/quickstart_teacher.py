@@ -6,7 +6,11 @@
 and they are drawn plainly (no smoothing), as usual for BERT.
 """
 
+from pathlib import Path
+
 from jaxdistill.config import Config, base
+
+HERE = Path(__file__).parent / "quickstart"
 
 
 def get_config(variant: str = "") -> Config:
@@ -24,6 +28,7 @@ def get_config(variant: str = "") -> Config:
         "hidden_dropout_prob": 0.0,  # masked anew in every pass: it underfits
         "attention_probs_dropout_prob": 0.0,
     }
+    config.data.path = str(HERE / "corpus.txt.gz")
     config.data.max_length = 128
     config.data.buckets = (64, 96, 128)
     config.mask.fraction = 0.3  # twice BERT's: more to learn from a step, for a small model on little text
@@ -42,6 +47,7 @@ def get_config(variant: str = "") -> Config:
     config.log.every = 50
     config.export.license = "apache-2.0"
     if variant == "smoke":
+        config.tokenizer.name = str(HERE / "teacher")
         config.train.steps, config.data.limit, config.evaluate.batches = 4, 400, 2
         config.log.every = 1
     return config

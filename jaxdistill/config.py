@@ -122,7 +122,7 @@ def base() -> Config:
     config.evaluate.batch_size = 32  # rows
     config.evaluate.metrics = ("perplexity", "agreement")  # and pseudo_perplexity
     config.evaluate.pseudo_rows = 32  # rows that pseudo_perplexity reads (one forward a token)
-    config.evaluate.prompts = ()  # texts with the mask token in them, filled by both models at the end
+    config.evaluate.prompts = ()  # texts with [MASK] in them, filled by both models at the end
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 0  # steps; 0 = after every epoch

@@ -21,7 +21,7 @@ from jaxdistill.build import Models, Tell
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, Context
-from jaxdistill.evaluate.fill_mask import check_prompts, fill_mask
+from jaxdistill.evaluate.fill_mask import encode_prompts, fill_mask
 from jaxdistill.objective import init_projections
 from jaxdistill.step import TrainState, make_train_step
 
@@ -45,7 +45,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     writers.check_installed(tensorboard=config.log.tensorboard, wandb=bool(config.log.wandb))
     source = build.open_text(config)
     models = build.build_models(config, allow_pickle=allow_pickle, tell=print)
-    check_prompts(models.tokenizer, config.evaluate.prompts, max_length=models.student.max_length)
+    encode_prompts(models.tokenizer, config.evaluate.prompts, max_length=models.student.max_length)  # or refuses them
     objective = build.build_objective(config, models)
     optim.check_patterns(models.student_params, config.train.freeze, key="config.train.freeze")
 

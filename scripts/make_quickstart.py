@@ -83,7 +83,7 @@ def main() -> None:
     write_corpus(flags.text, corpus)
     write_tokenizer(corpus, tokenizer)
     recipe = str(QUICKSTART.parent / "quickstart_teacher.py")
-    common = [f"--config.tokenizer.name={tokenizer}", f"--config.data.path={corpus}", *overrides]
+    common = [f"--config.tokenizer.name={tokenizer}", *overrides]
     rounds = [flags.workdir / f"round{i}" for i in range(ROUNDS)]
     for i, workdir in enumerate(rounds):
         begin = [f"--config.student.name={rounds[i - 1]}"] if i else []

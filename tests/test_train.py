@@ -368,3 +368,19 @@ def test_a_run_whose_files_are_gone(run, tmp_path, gone):
     if gone == "student":
         assert err.startswith("error: no checkpoint in ") and err.count("\n") == 1
         assert out.count("is damaged") == 2
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_has_a_smoke_variant_that_runs_offline(recipe, tmp_path):
+    argv = [
+        f"--config={recipe}:smoke",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+    ]
+    code, _, err = tiny_run.call(train.main, [*argv, "--config.mask.group=1"])  # eight devices share 16 rows
+    assert code == 0, err
+    assert tiny_run.records(tmp_path / "run", "eval")[-1]["step"] == 4

@@ -18,12 +18,11 @@ def fill_mask(
     """The `top` words and their probabilities for the first mask token of every text.
 
     Raises:
-      UserError: as `check_prompts`.
+      UserError: as `encode_prompts`.
     """
     results = []
-    check_prompts(tokenizer, texts, max_length=model.max_length)
-    for text in texts:
-        ids = jnp.asarray(tokenizer(text)["input_ids"])[None]
+    for encoded in encode_prompts(tokenizer, texts, max_length=model.max_length):
+        ids = jnp.asarray(encoded)[None]
         at = jnp.flatnonzero(ids[0] == tokenizer.mask_token_id)
         logits = intercept.apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits
         best, words = jax.lax.top_k(jax.nn.softmax(logits[0, at[0]].astype(jnp.float32)), top)
@@ -31,11 +30,18 @@ def fill_mask(
     return results
 
 
-def check_prompts(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> None:
-    """Raises UserError for a text without the mask token, or of more than max_length tokens."""
+def encode_prompts(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
+    """Token ids of texts in which `[MASK]` stands for the tokenizer's mask token, whatever that is called.
+
+    Raises:
+      UserError: a text without it, or of more than max_length tokens.
+    """
+    encoded = []
     for text in texts:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer(text.replace("[MASK]", tokenizer.mask_token))["input_ids"]
         if tokenizer.mask_token_id not in ids:
-            raise UserError(f"config.evaluate.prompts: {text!r} does not hold {tokenizer.mask_token}")
+            raise UserError(f"config.evaluate.prompts: {text!r} holds no [MASK]")
         if len(ids) > max_length:
             raise UserError(f"config.evaluate.prompts: {text!r} is {len(ids)} tokens long, the model has {max_length}")
+        encoded.append(ids)
+    return encoded
