@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxdistill.config import Config, base
 
-HERE = Path(__file__).parent / "quickstart"
+HERE = Path(__file__).resolve().parent / "quickstart"
 
 
 def get_config(variant: str = "") -> Config:

@@ -28,5 +28,5 @@ def get_config(variant: str = "") -> Config:
     config.evaluate.prompts = ("This is so [MASK]!",)
     if variant == "smoke":
         # Recipes are files, not modules of a package: any of them can be copied and changed by itself.
-        runpy.run_path(str(Path(__file__).parent / "quickstart.py"))["smoke"](config)
+        runpy.run_path(str(Path(__file__).resolve().parent / "quickstart.py"))["smoke"](config)
     return config
