@@ -172,6 +172,7 @@ def test_every_file_is_damaged_in_turn(two):
 
 
 # Reads that tensorstore has under way when orbax gives up end later, in threads of its own, on a closed event loop.
+@pytest.mark.slow  # many; the tests below are of the same kind
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["deleted", "empty", "half", "first", "middle", "last"])
 @pytest.mark.parametrize("pattern", FILES)

@@ -144,6 +144,7 @@ def test_export_opens_in_torch(run, tmp_path):
     assert sorted(path.name for path in out.parent.iterdir()) == ["flax", "student"]
 
 
+@pytest.mark.slow
 def test_stopped_and_run_again(tiny, run, tmp_path, monkeypatch):
     """The short form of test_resume."""
     workdir = tmp_path / "run"
@@ -317,6 +318,7 @@ def test_distilling_brings_the_student_to_its_teacher(tiny, tmp_path):
     assert last["kl"] < first["kl"] / 2 and last["top1"] > first["top1"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     make = loop.make_train_step

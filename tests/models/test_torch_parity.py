@@ -75,6 +75,7 @@ def test_our_weights_in_torch(kind, tie, tmp_path):
         np.testing.assert_allclose(got[name], grad, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tie"), BOTH)
 def test_torch_weights_in_ours(kind, tie, tmp_path):
     """A folder torch saved, in several shards; hidden states and attention maps too."""
