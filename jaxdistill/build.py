@@ -16,7 +16,7 @@ from jaxdistill import workdir as folders
 from jaxdistill.config import Config
 from jaxdistill.data import batching, masking, pipeline, sources, tokenize
 from jaxdistill.errors import UserError
-from jaxdistill.models import load, student
+from jaxdistill.models import layer_drop, load, student
 from jaxdistill.models.load import Model
 from jaxdistill.objective import BY_LAYER, Objective
 
@@ -30,6 +30,14 @@ class Models(NamedTuple):
     teacher_params: PyTree  # {} without a teacher
     tokenizer: Any
     layers: tuple[int, ...] | None  # of the teacher, that the student was cut from
+
+
+class Made(NamedTuple):
+    """A student before its parameters."""
+
+    model: Model
+    layers: tuple[int, ...] | None  # of the teacher, that it is cut from
+    folder: Path | None  # that it is read from
 
 
 class Text(NamedTuple):
@@ -46,33 +54,64 @@ def build_models(config: Config, *, allow_pickle: bool, tell: Tell) -> Models:
     Raises:
       UserError: whatever does not fit; before any text is read and anything compiled.
     """
-    key = jax.random.key(config.seed)
     teacher, teacher_params = build_teacher(config, allow_pickle=allow_pickle)
-    made, params, layers, student_folder = _build_student(
-        config, teacher, teacher_params, key=key, allow_pickle=allow_pickle, tell=tell
-    )
+    made = _student_model(config, teacher, allow_pickle=allow_pickle)
+    _check_model(config, made.model, "student")
+    params = _student_params(config, made, teacher, teacher_params, allow_pickle=allow_pickle, tell=tell)
     if config.tokenizer.name:
         folder = load.resolve(config.tokenizer.name, revision=config.tokenizer.revision)
     elif config.teacher.name:
         folder = load.resolve(config.teacher.name, revision=config.teacher.revision)
     else:
-        assert student_folder is not None  # validate() saw to it
-        folder = student_folder
+        assert made.folder is not None  # validate() saw to it
+        folder = made.folder
     tokenizer = load.load_tokenizer(folder)
-    load.check_tokenizer(tokenizer, made.config)
+    load.check_tokenizer(tokenizer, made.model.config)
     if tokenizer.mask_token_id is None:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
-        own = [load.load_tokenizer(student_folder)] if student_folder and _has_tokenizer(student_folder) else []
-        student.check_same_vocabulary(teacher.config, made.config, [tokenizer, *own])
-    for role, model in (("teacher", teacher), ("student", made)):
-        if model is not None and config.data.max_length > model.max_length:
-            raise UserError(
-                f"config.data.max_length={config.data.max_length} is longer than the {role}'s "
-                f"{model.max_length} positions; lower it"
-            )
-    teacher_params = jax.tree.map(lambda x: np.asarray(x, jnp.dtype(config.teacher.dtype)), teacher_params)
-    return Models(made, params, teacher, teacher_params, tokenizer, layers)
+        own = [load.load_tokenizer(made.folder)] if made.folder and _has_tokenizer(made.folder) else []
+        student.check_same_vocabulary(teacher.config, made.model.config, [tokenizer, *own])
+    teacher_params = stored(teacher_params, config.teacher.dtype)
+    return Models(made.model, params, teacher, teacher_params, tokenizer, made.layers)
+
+
+def build_shapes(config: Config) -> Models:
+    """As `build_models`, with shapes for parameters and no tokenizer: for `plan`, which reads no weights.
+
+    Raises:
+      UserError: as `build_models`.
+    """
+    teacher = _teacher_model(config, allow_pickle=False)[0]
+    made = _student_model(config, teacher, allow_pickle=False)
+    _check_model(config, made.model, "student")
+    if teacher is not None:
+        _check_model(config, teacher, "teacher")
+        student.check_same_vocabulary(teacher.config, made.model.config)
+    dtype = jnp.dtype(config.teacher.dtype)
+    shapes = {} if teacher is None else load.param_shapes(teacher)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+    return Models(made.model, load.param_shapes(made.model), teacher, shapes, None, made.layers)
+
+
+def _check_model(config: Config, model: Model, role: str) -> None:
+    """What needs no tokenizer and no weights: a masked LM, and rows that fit its positions."""
+    if model.family.causal:
+        masked = ", ".join(kind for kind, family in load.FAMILIES.items() if not family.causal)
+        raise UserError(
+            f"the {role} is a {model.config.model_type}, a causal language model; training and evaluating are for "
+            f"masked ones ({masked})"
+        )
+    if config.data.max_length > model.max_length:
+        raise UserError(
+            f"config.data.max_length={config.data.max_length} is longer than the {role}'s "
+            f"{model.max_length} positions; lower it"
+        )
+
+
+def stored(params: PyTree, dtype: str) -> PyTree:
+    """Parameters on the host in the dtype they are kept in: a teacher's are not trained, so bfloat16 will do."""
+    return jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), params)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -81,41 +120,34 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def build_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
     """The teacher and its float32 parameters; (None, {}) where the config names none."""
-    if not config.teacher.name:
+    teacher, folder = _teacher_model(config, allow_pickle=allow_pickle)
+    if teacher is None or folder is None:
         return None, {}
-    folder = load.resolve(config.teacher.name, revision=config.teacher.revision, allow_pickle=allow_pickle)
-    teacher = load.build(load.load_config(folder), dtype=jnp.dtype(config.teacher.dtype))
+    _check_model(config, teacher, "teacher")  # before its weights are read
     return teacher, load.load_params(folder, teacher, allow_pickle=allow_pickle)
 
 
-def _build_student(
-    config: Config,
-    teacher: Model | None,
-    teacher_params: PyTree,
-    *,
-    key: jax.Array,
-    allow_pickle: bool,
-    tell: Tell,
-) -> tuple[Model, PyTree, tuple[int, ...] | None, Path | None]:
+def _teacher_model(config: Config, *, allow_pickle: bool) -> tuple[Model | None, Path | None]:
+    if not config.teacher.name:
+        return None, None
+    folder = load.resolve(config.teacher.name, revision=config.teacher.revision, allow_pickle=allow_pickle)
+    return load.build(load.load_config(folder), dtype=jnp.dtype(config.teacher.dtype)), folder
+
+
+def _student_model(config: Config, teacher: Model | None, *, allow_pickle: bool) -> Made:
     """Restore order after this run's own checkpoints: another run, a Hugging Face folder, the teacher, scratch."""
     c = config.student
     dtype = jnp.dtype(c.dtype)
-    if c.name and (Path(c.name) / "config.json").exists() and (Path(c.name) / "student").is_dir():
-        other = folders.load_student(Path(c.name), tell=tell)
-        # To the host, as they lie on one device and the run's state may lie on others.
-        params = jax.device_get(other.params)
-        return load.build(other.model.config, dtype=dtype), params, None, Path(c.name) / "student"
     if c.name:
-        folder = load.resolve(c.name, revision=c.revision, allow_pickle=allow_pickle)
-        model = load.build(load.load_config(folder), dtype=dtype)
-        params = load.load_params(folder, model, allow_pickle=allow_pickle, missing="init", key=key)
-        return model, params, None, folder
+        own = Path(c.name) / "student"
+        folder = own if _is_run(c.name) else load.resolve(c.name, revision=c.revision, allow_pickle=allow_pickle)
+        return Made(load.build(load.load_config(folder), dtype=dtype), None, folder)
     overrides = dict(c.overrides or {})
     if c.init == "random":
         base = _scratch_config(overrides) if teacher is None else teacher.config
         family = overrides.pop("model_type", base.model_type)
-        model = load.build(student.student_config(base, family=family, layers=(), overrides=overrides), dtype=dtype)
-        return model, load.init_params(model, key), None, None
+        made = student.student_config(base, family=family, layers=(), overrides=overrides)
+        return Made(load.build(made, dtype=dtype), None, None)
     assert teacher is not None  # validate() saw to it
     spec = c.layers if c.layers is not None else max(teacher.num_layers // 2, 1)
     spec = tuple(spec) if isinstance(spec, list | tuple) else spec
@@ -123,16 +155,33 @@ def _build_student(
     cut = student.student_config(
         teacher.config, family=c.family or teacher.config.model_type, layers=layers, overrides=overrides
     )
-    model = load.build(cut, dtype=dtype)
-    params = student.cut_student(
-        teacher_params,
-        teacher=teacher,
-        student=model,
-        layers=layers,
-        reference_init=c.reference_init,
-        key=key,
-    )
-    return model, params, layers, None
+    return Made(load.build(cut, dtype=dtype), layers, None)
+
+
+def _student_params(
+    config: Config, made: Made, teacher: Model | None, teacher_params: PyTree, *, allow_pickle: bool, tell: Tell
+) -> PyTree:
+    key = jax.random.key(config.seed)
+    if made.layers is not None:
+        assert teacher is not None
+        return student.cut_student(
+            teacher_params,
+            teacher=teacher,
+            student=made.model,
+            layers=made.layers,
+            reference_init=config.student.reference_init,
+            key=key,
+        )
+    if made.folder is None:
+        return load.init_params(made.model, key)
+    if _is_run(config.student.name):
+        # To the host, as they lie on one device and the run's state may lie on others.
+        return jax.device_get(folders.load_student(Path(config.student.name), tell=tell).params)
+    return load.load_params(made.folder, made.model, allow_pickle=allow_pickle, missing="init", key=key)
+
+
+def _is_run(name: str) -> bool:
+    return (Path(name) / "config.json").exists() and (Path(name) / "student").is_dir()
 
 
 def _scratch_config(overrides: dict[str, Any]) -> Any:
@@ -219,7 +268,13 @@ def build_objective(config: Config, models: Models) -> Objective:
         if "attention" in weights and not any(s > 0 and t > 0 for s, t in layer_map):
             raise UserError("config.loss.layer_map holds only embeddings (-1), which have no attention to transfer")
     return Objective(
-        weights=weights, temperature=config.loss.temperature, tokens=config.loss.tokens, layer_map=layer_map
+        weights=weights,
+        temperature=config.loss.temperature,
+        tokens=config.loss.tokens,
+        layer_map=layer_map,
+        divergence=config.loss.divergence,
+        beta=config.loss.beta,
+        head=config.loss.head,
     )
 
 
@@ -243,7 +298,33 @@ def _layer_map(pairs: Sequence[Sequence[int]] | None, models: Models) -> tuple[t
     return tuple(result)
 
 
-def make_batches(config: Config, text: Text, *, steps: int, limit: int) -> Any:
+def pruned(config: Config, model: Model) -> dict[str, tuple[int, ...]]:
+    """The sub-networks to measure: evaluate.pruned, resolved on a student.
+
+    Raises:
+      UserError: one names layers that are not there.
+    """
+    try:
+        return {spec: student.resolve_layers(spec, of=model.num_layers) for spec in config.evaluate.pruned}
+    except UserError as e:
+        raise UserError(f"config.evaluate.pruned, of the student's {model.num_layers} layers: {e}") from None
+
+
+def drop_rates(config: Config, model: Model, *, steps: int) -> layer_drop.DropRates | None:
+    """LayerDrop's rate of every student layer at every step; None where it is off."""
+    c = config.student
+    if not c.layer_drop:
+        return None
+    return layer_drop.make_drop_rates(
+        rate=c.layer_drop,
+        layers=model.num_layers,
+        depth=c.layer_drop_depth,
+        schedule=c.layer_drop_schedule,
+        steps=steps,
+    )
+
+
+def make_batches(config: Config, text: Text, *, steps: int) -> Any:
     """The training batches as a grain iterator with checkpointable state."""
     return pipeline.train_batches(
         text.train,
@@ -254,12 +335,19 @@ def make_batches(config: Config, text: Text, *, steps: int, limit: int) -> Any:
         token_counts=text.token_counts,
         seed=config.seed,
         steps=steps,
-        limit_batches=limit,
+        limit_batches=config.train.limit_batches,
         host=jax.process_index(),
         hosts=jax.process_count(),
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
+
+
+def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a training batch of the widest rows looks like."""
+    shape = config.train.batch_size, config.data.max_length
+    kinds = {"input_ids": jnp.int32, "labels": jnp.int32, "attention_mask": jnp.bool_, "label_mask": jnp.bool_}
+    return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
 
 
 def make_held_out(config: Config, text: Text) -> Sequence[dict[str, np.ndarray]]:

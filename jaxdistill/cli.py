@@ -1,4 +1,7 @@
-"""`jaxdistill train | prepare | init-student | evaluate | export`. Imports of weight wait until a command runs."""
+"""`jaxdistill train | prepare | init-student | evaluate | export | plan | generate`.
+
+Imports of weight wait until a command runs.
+"""
 
 import argparse
 import json
@@ -25,8 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     student.add_argument("--teacher", required=True, help="folder or hub name")
     student.add_argument("--revision", default="", help="of the hub name")
     student.add_argument(
-        "--layers", required=True, help="0,2,4 | a count, spread evenly | every_other | first:N | last:N"
+        "--layers",
+        required=True,
+        help="0,2,4 | a count, spread evenly | every_other | first:N | last:N | search:N, which needs --text; "
+        "without :N half of the layers",
     )
+    student.add_argument("--text", default="", help="lines that a search scores the candidate layers on")
     student.add_argument("--family", default="", help="distilbert: a DistilBERT out of a BERT; default the teacher's")
     student.add_argument("--reference-init", action="store_true", help="DistilBERT as the reference scripts made it")
     student.add_argument("--seed", type=int, default=0, help="of the transform that --reference-init draws")
@@ -50,8 +57,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     form.add_argument("--to-flax", dest="to", action="store_const", const="flax", help="flax_model.msgpack")
     export.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
 
+    plan = commands.add_parser("plan", help="what a step costs, before a machine is rented", allow_abbrev=False)
+    plan.add_argument("--config", required=True, help="recipe; --config.key=value as for train")
+    plan.add_argument(
+        "--topology", default="", help="compile for a TPU slice such as v5e:2x4; default the devices here"
+    )
+
+    generate = commands.add_parser("generate", help="continue prompts with a causal model", allow_abbrev=False)
+    generate.add_argument("--model", required=True, help="folder or hub name")
+    generate.add_argument("--revision", default="", help="of the hub name")
+    generate.add_argument("--input", type=Path, help='a prompt a line, or .jsonl with "prompt"; default standard input')
+    generate.add_argument("--out", type=Path, help="write prompt, completion, tokens, stop here as JSON lines")
+    generate.add_argument("--max-new-tokens", type=int, default=100)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
+    generate.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest; 0: all")
+    generate.add_argument("--top-p", type=float, default=1.0, help="draw among the fewest with this probability")
+    generate.add_argument(
+        "--stop-repeats",
+        type=int,
+        nargs=2,
+        metavar=("N", "TIMES"),
+        default=(0, 0),
+        help="end a text where its last N new tokens have stood in it TIMES times",
+    )
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--batch-size", type=int, default=8, help="prompts at a time")
+    generate.add_argument(
+        "--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only"
+    )
+
     flags, overrides = parser.parse_known_args(argv)
-    if overrides and flags.command not in ("prepare", "evaluate"):
+    if overrides and flags.command not in ("prepare", "evaluate", "plan"):
         parser.error(f"unknown argument {overrides[0]!r}")
     return train.guarded(lambda: COMMANDS[flags.command](flags, overrides))
 
@@ -69,6 +105,7 @@ def _init_student(flags: argparse.Namespace, overrides: list[str]) -> None:
         teacher=flags.teacher,
         revision=flags.revision,
         layers=flags.layers,
+        text=flags.text,
         family=flags.family,
         reference_init=flags.reference_init,
         seed=flags.seed,
@@ -100,7 +137,44 @@ def _export(flags: argparse.Namespace, overrides: list[str]) -> None:
     loop.export_run(flags.workdir, flags.out, to=flags.to, tell=print, step=flags.step)
 
 
-COMMANDS = {"prepare": _prepare, "init-student": _init_student, "evaluate": _evaluate, "export": _export}
+def _plan(flags: argparse.Namespace, overrides: list[str]) -> None:
+    from jaxdistill.plan import plan
+
+    plan(flags.config, overrides, topology=flags.topology)
+
+
+def _generate(flags: argparse.Namespace, overrides: list[str]) -> None:
+    from jaxdistill import commands
+    from jaxdistill.generate import Decoding
+
+    decoding = Decoding(
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+        repeat_ngram=flags.stop_repeats[0],
+        repeat_times=flags.stop_repeats[1],
+    )
+    commands.generate(
+        model=flags.model,
+        revision=flags.revision,
+        allow_pickle=flags.allow_pickle,
+        input=flags.input,
+        out=flags.out,
+        decoding=decoding,
+        batch_size=flags.batch_size,
+        seed=flags.seed,
+    )
+
+
+COMMANDS = {
+    "prepare": _prepare,
+    "init-student": _init_student,
+    "evaluate": _evaluate,
+    "export": _export,
+    "plan": _plan,
+    "generate": _generate,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -46,6 +46,9 @@ def base() -> Config:
     # Architecture fields, {"num_attention_heads": 6, ...}; sizes only with init=random; no teacher: also "model_type".
     config.student.overrides = config_dict.placeholder(object)
     config.student.dtype = "float32"  # compute; parameters and losses are float32
+    config.student.layer_drop = 0.0  # LayerDrop: probability that a layer is left out of a training step
+    config.student.layer_drop_depth = "constant"  # constant | linear: from 1 / layers of it to all of it in the last
+    config.student.layer_drop_schedule = "constant"  # constant | linear: from 0 at the first step to it at the last
 
     config.tokenizer = ConfigDict()
     config.tokenizer.name = ""  # folder or hub name; "" = the teacher's, or else the student's
@@ -83,7 +86,11 @@ def base() -> Config:
     config.loss = ConfigDict()
     config.loss.temperature = 2.0  # of alpha_ce
     config.loss.tokens = "all"  # alpha_ce and alpha_mse on: all | masked (positions gathered before the head)
-    config.loss.alpha_ce = 5.0  # KL(teacher || student) at the temperature, times temperature squared
+    config.loss.alpha_ce = 5.0  # the divergence of teacher and student at the temperature, times temperature squared
+    # forward_kl | reverse_kl | jsd | skewed_kl | skewed_reverse_kl | total_variation
+    config.loss.divergence = "forward_kl"
+    config.loss.beta = 0.5  # of jsd: 0 = forward_kl to 1 = reverse_kl; of the skewed ones their skew (DistiLLM: 0.1)
+    config.loss.head = "fused"  # fused: head and losses in chunks of tokens | dense: all logits, for comparison
     config.loss.alpha_mlm = 2.0  # cross entropy at the masked positions
     config.loss.alpha_cos = 1.0  # 1 - cosine of the last hidden states
     config.loss.alpha_mse = 0.0  # squared difference of logits, summed over the vocabulary
@@ -122,6 +129,8 @@ def base() -> Config:
     config.evaluate.batch_size = 32  # rows
     config.evaluate.metrics = ("perplexity", "agreement")  # and pseudo_perplexity
     config.evaluate.pseudo_rows = 32  # rows that pseudo_perplexity reads (one forward a token)
+    # Sub-networks measured as well, each as student.layers names layers: ("every_other", "first:2", "0,3").
+    config.evaluate.pruned = ()
     config.evaluate.prompts = ()  # texts with [MASK] in them, filled by both models at the end
 
     config.checkpoint = ConfigDict()
@@ -256,6 +265,7 @@ def changed(old: dict[str, Any], new: Config) -> list[tuple[str, Any, Any]]:
 
 DTYPES = ("float32", "bfloat16")
 ALPHAS = ("ce", "mlm", "cos", "mse", "hidden_mse", "hidden_cos", "attention")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skewed_kl", "skewed_reverse_kl", "total_variation")
 NEED_TEACHER = tuple(name for name in ALPHAS if name != "mlm")
 
 
@@ -326,6 +336,9 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "student.dtype": _choice(*DTYPES),
     "student.init": _choice("teacher", "random"),
     "student.family": _choice("", "distilbert"),
+    "student.layer_drop": lambda v: None if 0 <= v < 1 else "must be at least 0 and below 1",
+    "student.layer_drop_depth": _choice("constant", "linear"),
+    "student.layer_drop_schedule": _choice("constant", "linear"),
     "data.source": _choice("text", "csv", "tsv", "jsonl", "parquet", "hf", "tfds"),
     "data.limit": _at_least(0),
     "data.eval_fraction": _between(0, 0.5),
@@ -342,6 +355,9 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "mask.group": _at_least(1),
     "loss.temperature": _above(0),
     "loss.tokens": _choice("all", "masked"),
+    "loss.divergence": _choice(*DIVERGENCES),
+    "loss.beta": _between(0, 1),
+    "loss.head": _choice("fused", "dense"),
     **{f"loss.alpha_{name}": _at_least(0) for name in ALPHAS},
     "loss.layer_map": _pairs,
     "train.steps": _at_least(0),
@@ -365,6 +381,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "evaluate.batches": _at_least(0),
     "evaluate.batch_size": _at_least(1),
     "evaluate.pseudo_rows": _at_least(1),
+    "evaluate.pruned": _texts,
     "evaluate.prompts": _texts,
     "checkpoint.every": _at_least(0),
     "checkpoint.keep": _at_least(1),
@@ -411,6 +428,8 @@ def validate(config: Config) -> None:
         raise UserError(f"config.student.family={c.student.family!r} goes with layers cut from the teacher alone")
     if not (c.data.eval_path or c.data.eval_split or c.data.eval_fraction):
         raise UserError("config.data.eval_fraction is 0 and no held-out text is named; set it, or data.eval_path")
+    if c.loss.divergence.startswith("skewed") and c.loss.beta == 1:
+        raise UserError(f"config.loss.beta=1.0 makes {c.loss.divergence} 0 everywhere; it must lie below 1")
     if c.data.buckets and c.data.buckets[-1] != c.data.max_length:
         raise UserError(
             f"config.data.buckets={c.data.buckets!r}: the last must be config.data.max_length={c.data.max_length}"
@@ -425,6 +444,8 @@ def validate(config: Config) -> None:
             raise UserError(
                 f"config.evaluate.metrics holds {name!r}; there are perplexity, agreement, pseudo_perplexity"
             )
+    if c.evaluate.pruned and "perplexity" not in c.evaluate.metrics:
+        raise UserError("config.evaluate.pruned is set: add perplexity to config.evaluate.metrics, which measures it")
     for name in c.export.to:
         if name not in ("pytorch", "flax"):
             raise UserError(f"config.export.to holds {name!r}; there are pytorch and flax")

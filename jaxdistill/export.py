@@ -67,6 +67,7 @@ def model_card(
     license: str,
     recipe: Mapping[str, Any],
     results: Mapping[str, float],
+    causal: bool = False,
 ) -> str:
     """README.md in the hub's form. `license` is the teacher's, as a hub id, or empty where unknown.
 
@@ -75,7 +76,7 @@ def model_card(
     front = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: fill-mask",
+        f"pipeline_tag: {'text-generation' if causal else 'fill-mask'}",
         "tags:",
         "- jaxdistill",
         "- distillation",
@@ -87,6 +88,12 @@ def model_card(
     origin = f"distilled from `{_without_folders(base_model)}`" if base_model else "trained from scratch"
     terms = f"The teacher's licence is {license}" if license else "The teacher's licence is not recorded here"
     licence = f"{terms}; it applies to this model as far as weights were taken from it." if base_model else ""
+    use = [
+        f'fill = pipeline("fill-mask", model="{name}")',
+        'fill(f"Paris is the {fill.tokenizer.mask_token} of France.")',
+    ]
+    if causal:
+        use = [f'write = pipeline("text-generation", model="{name}")', 'write("Once upon a time", max_new_tokens=50)']
     numbers = [f"| {key} | {value:.4g} |" for key, value in results.items()] or ["| not evaluated | |"]
     return "\n".join(
         [
@@ -95,15 +102,14 @@ def model_card(
             "",
             f"# {name}",
             "",
-            f"A masked language model {origin} with jaxdistill.",
+            f"A {'causal' if causal else 'masked'} language model {origin} with jaxdistill.",
             "",
             "## Use",
             "",
             "```python",
             "from transformers import pipeline",
             "",
-            f'fill = pipeline("fill-mask", model="{name}")',
-            'fill(f"Paris is the {fill.tokenizer.mask_token} of France.")',
+            *use,
             "```",
             "",
             "## Results",
@@ -150,7 +156,9 @@ def _write(folder: Path, *, model: load.Model, params: Mapping[str, Any], tokeni
     else:
         from flax.serialization import msgpack_serialize
 
-        (folder / "flax_model.msgpack").write_bytes(msgpack_serialize(params))
+        # A tied causal head too: FlaxLlama and FlaxMistral would draw it at random.
+        whole = jax.tree.map(np.asarray, load.with_tied_head(model, params))
+        (folder / "flax_model.msgpack").write_bytes(msgpack_serialize(whole))
     _tokenizer_for(model, tokenizer).save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxdistill import config as configs
 from jaxdistill import workdir as folders
 from jaxdistill.build import Models, Tell
 from jaxdistill.config import Config
+from jaxdistill.data.pipeline import steps_per_epoch
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, Context
 from jaxdistill.evaluate.fill_mask import encode_prompts, fill_mask
@@ -47,19 +48,21 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     models = build.build_models(config, allow_pickle=allow_pickle, tell=print)
     encode_prompts(models.tokenizer, config.evaluate.prompts, max_length=models.student.max_length)  # or refuses them
     objective = build.build_objective(config, models)
+    build.pruned(config, models.student)  # or refuses it
     optim.check_patterns(models.student_params, config.train.freeze, key="config.train.freeze")
 
     with ExitStack() as closing:
         text = build.prepare_text(config, source, models.tokenizer, tell=print)
         held_out = build.make_held_out(config, text)
-        per_epoch = math.ceil(len(text.train) / config.train.batch_size)
-        per_epoch = min(per_epoch, config.train.limit_batches or per_epoch)
+        per_epoch = steps_per_epoch(
+            text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
+        )
         steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
 
-        state, state_shardings, optimizer = _init_state(config, models, objective, mesh=mesh, steps=steps)
-        teacher_shardings = sharding.by_rule(models.teacher_params, mesh)
-        teacher_params = jax.device_put(models.teacher_params, teacher_shardings)
-        batches = iter(build.make_batches(config, text, steps=steps, limit=config.train.limit_batches))
+        training = make_training(config, models, objective, mesh=mesh, steps=steps)
+        state = training.init(models.student_params)
+        teacher_params = jax.device_put(models.teacher_params, training.teacher_shardings)
+        batches = iter(build.make_batches(config, text, steps=steps))
 
         if began is None:
             folders.create(
@@ -92,19 +95,6 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
 
         write, tell = _open_writers(config, workdir, start=start, total=steps, closing=closing)
         tell(build.describe(config, models, text, mesh=dict(mesh.shape), steps=steps, per_epoch=per_epoch))
-        step = make_train_step(
-            student=models.student,
-            teacher=models.teacher,
-            objective=objective,
-            optimizer=optimizer,
-            mesh=mesh,
-            state_shardings=state_shardings,
-            teacher_shardings=teacher_shardings,
-            accumulation=config.train.accumulation,
-            group=config.mask.group,
-            capacity=build.capacity(config, group=config.mask.group),
-            freeze=config.train.freeze,
-        )
         evaluate = make_evaluator(config, models, text.vocabulary, held_out, mesh=mesh)
         schedule = _schedule(config, steps)
 
@@ -126,7 +116,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         began_at = time.perf_counter()
         for at in range(start + 1, steps + 1):
             batch = log.next(batches)
-            state, metrics = step(state, teacher_params, sharding.put_batch(batch, mesh), key)
+            state, metrics = training.step(state, teacher_params, sharding.put_batch(batch, mesh), key)
             if at == start + 1:
                 jax.block_until_ready(metrics)
                 tell(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
@@ -205,7 +195,16 @@ def _schedule(config: Config, steps: int) -> optax.Schedule:
     return optim.make_schedule(learning_rate=c.learning_rate, schedule=c.schedule, warmup=c.warmup, steps=steps)
 
 
-def _init_state(config: Config, models: Models, objective: Any, *, mesh: Any, steps: int) -> tuple:
+class Training(NamedTuple):
+    """The compiled parts of a run, and where their arguments lie."""
+
+    init: Callable[[PyTree], TrainState]  # of the student's parameters, which it copies
+    step: Any  # see make_train_step
+    teacher_shardings: Any
+
+
+def make_training(config: Config, models: Models, objective: Any, *, mesh: Any, steps: int) -> Training:
+    """From models, or from their shapes alone: nothing is computed here."""
     c = config.optim
     projections = {}
     if models.teacher is not None:
@@ -216,9 +215,9 @@ def _init_state(config: Config, models: Models, objective: Any, *, mesh: Any, st
             num_layers=(models.student.num_layers, models.teacher.num_layers),
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
         )
-    params = {"student": models.student_params, "projections": projections}
+    shapes = {"student": models.student_params, "projections": projections}
     optimizer = optim.make_optimizer(
-        params,
+        shapes,
         name=c.name,
         learning_rate=_schedule(config, steps),
         betas=tuple(c.betas),
@@ -229,13 +228,29 @@ def _init_state(config: Config, models: Models, objective: Any, *, mesh: Any, st
         freeze=config.train.freeze,
     )
 
-    def init(params: PyTree) -> TrainState:
+    def init(student_params: PyTree) -> TrainState:
         # A copy, as the step donates the state and the parameters here are somebody's.
+        params = {"student": student_params, "projections": projections}
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    shardings = sharding.by_rule(jax.eval_shape(init, params), mesh)
-    return jax.jit(init, out_shardings=shardings)(params), shardings, optimizer
+    state_shardings = sharding.by_rule(jax.eval_shape(init, models.student_params), mesh)
+    teacher_shardings = sharding.by_rule(models.teacher_params, mesh)
+    step = make_train_step(
+        student=models.student,
+        teacher=models.teacher,
+        objective=objective,
+        optimizer=optimizer,
+        mesh=mesh,
+        state_shardings=state_shardings,
+        teacher_shardings=teacher_shardings,
+        accumulation=config.train.accumulation,
+        group=config.mask.group,
+        capacity=build.capacity(config, group=config.mask.group),
+        freeze=config.train.freeze,
+        drop_rates=build.drop_rates(config, models.student, steps=steps),
+    )
+    return Training(jax.jit(init, out_shardings=state_shardings), step, teacher_shardings)
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
@@ -250,20 +265,26 @@ def _from_items(items: dict[str, PyTree]) -> TrainState:
     return TrainState(rest["step"], params, rest["opt_state"])
 
 
-def make_evaluator(
-    config: Config, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any
-) -> Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]:
-    """All of config.evaluate.metrics as one evaluator; each is compiled once."""
-    context = Context(
+def make_context(config: Config, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any) -> Context:
+    """What is measured on: the held-out batches, whose rows are masked one by one."""
+    return Context(
         student=models.student,
         teacher=models.teacher,
         batches=held_out,
         mesh=mesh,
-        capacity=build.capacity(config, group=1),  # held-out rows are masked one by one
+        capacity=build.capacity(config, group=1),
         mask_id=vocabulary.mask,
         special_ids=vocabulary.special,
         pseudo_rows=config.evaluate.pseudo_rows,
+        pruned=build.pruned(config, models.student),
     )
+
+
+def make_evaluator(
+    config: Config, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any
+) -> Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]:
+    """All of config.evaluate.metrics as one evaluator; each is compiled once."""
+    context = make_context(config, models, vocabulary, held_out, mesh=mesh)
     makers = [EVALUATORS[name] for name in config.evaluate.metrics]
     evaluators = [make(context) for make, needs_teacher in makers if models.teacher or not needs_teacher]
 

@@ -4,14 +4,16 @@ A term's mean is `sum / count`. The counts depend on the masks alone, so they ar
 micro-batches divide by the count of the *whole* batch, and their gradients simply add up.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdistill import losses
+from jaxdistill import fused_head, losses
+from jaxdistill.fused_head import Head
 from jaxdistill.models.intercept import Outputs
 
 
@@ -20,6 +22,9 @@ class Objective(NamedTuple):
     temperature: float
     tokens: str  # the head's terms on: all | masked
     layer_map: tuple[tuple[int, int], ...]  # (student, teacher) indexes into hidden_states
+    divergence: str = "forward_kl"  # what `ce` is, one of losses.DIVERGENCES
+    beta: float = 0.0  # of the divergences that have one
+    head: str = "fused"  # fused: the head's terms from features and kernels, in chunks | dense: from logits
 
 
 class Signals(NamedTuple):
@@ -30,13 +35,15 @@ class Signals(NamedTuple):
     labels: Int[Array, "*head"]
     masks: Mapping[str, Bool[Array, "..."]]  # tokens: [batch length]; head and labels: as the logits
     projections: Mapping[str, Mapping[str, Array]]  # student width -> teacher width, by `student>teacher` layer
+    heads: tuple[Head, Head | None] | None = None  # student's and teacher's; None = the head's terms take the logits
 
 
 Term = Callable[[Objective, Signals], Float[Array, "..."]]
 
 
 def _ce(o: Objective, x: Signals) -> Float[Array, "*head"]:
-    return losses.forward_kl(x.student.logits, x.teacher.logits, temperature=o.temperature)
+    divergence = losses.DIVERGENCES[o.divergence]
+    return divergence(x.student.logits, x.teacher.logits, temperature=o.temperature, beta=o.beta)
 
 
 def _mlm(o: Objective, x: Signals) -> Float[Array, "*head"]:
@@ -90,6 +97,7 @@ TERMS: dict[str, tuple[Term, str]] = {
     "hidden_cos": (_hidden_cos, "tokens"),
     "attention": (_attention, "tokens"),
 }
+ON_HEAD = ("ce", "mlm", "mse")
 ON_HIDDEN = ("cos", "hidden_mse", "hidden_cos")
 BY_LAYER = ("hidden_mse", "hidden_cos", "attention")
 
@@ -118,17 +126,52 @@ def token_counts(
 
 
 def weighted_sum(
-    objective: Objective, signals: Signals, counts: Mapping[str, Float[Array, ""]]
+    objective: Objective,
+    signals: Signals,
+    counts: Mapping[str, Float[Array, ""]],
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns sum_i w_i mean_i, and each mean_i unweighted.
 
-    The means are those of the batch that `counts` was taken from; a micro-batch gives its share of them.
+    The means are those of the batch that `counts` was taken from; a micro-batch gives its share of them. Where
+    `signals` has heads, the terms on the head come from them, and `mesh` is the one their tokens are split over.
     """
-    means = {}
+    parts, means = [], {}
+    fused = [name for name in objective.weights if name in ON_HEAD and signals.heads is not None]
+    if fused:
+        total, sums = _fused(objective, signals, counts, fused, mesh=mesh)
+        parts.append(total)
+        means |= {name: sums[name] / counts[TERMS[name][1]] for name in fused}
     for name in objective.weights:
-        term, mask = TERMS[name]
-        means[name] = losses.masked_sum(term(objective, signals), signals.masks[mask]) / counts[mask]
-    return jnp.stack([objective.weights[name] * mean for name, mean in means.items()]).sum(), means
+        if name not in fused:
+            term, mask = TERMS[name]
+            means[name] = losses.masked_sum(term(objective, signals), signals.masks[mask]) / counts[mask]
+            parts.append(objective.weights[name] * means[name])
+    return jnp.stack(parts).sum(), {name: means[name] for name in objective.weights}
+
+
+def _fused(
+    objective: Objective,
+    signals: Signals,
+    counts: Mapping[str, Float[Array, ""]],
+    names: Sequence[str],
+    *,
+    mesh: Mesh | None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """(sum_i w_i mean_i, {i: sum_i}) of terms on the head, from features and kernels."""
+    assert signals.heads is not None
+    loss_of = {"ce": objective.divergence, "mlm": "cross_entropy", "mse": "logit_mse"}
+    total, sums = fused_head.fused_head(
+        *signals.heads,
+        signals.labels,
+        {loss_of[name]: signals.masks[TERMS[name][1]] for name in names},
+        {loss_of[name]: objective.weights[name] / counts[TERMS[name][1]] for name in names},
+        temperature=objective.temperature,
+        beta=objective.beta,
+        mesh=mesh,
+    )
+    return total, {name: sums[loss_of[name]] for name in names}
 
 
 def projection_name(student_layer: int, teacher_layer: int) -> str:

@@ -1,6 +1,7 @@
 """The device mesh and where arrays lie on it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,18 +13,18 @@ from jaxdistill.errors import UserError
 AXES = ("data", "fsdp")  # both split the batch; fsdp splits the parameters as well
 
 
-def make_mesh(*, data: int, fsdp: int) -> Mesh:
-    """A (data, fsdp) mesh over all devices; data=-1 takes all that fsdp leaves.
+def make_mesh(*, data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """A (data, fsdp) mesh over `devices`, or all there are; data=-1 takes all that fsdp leaves.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    if data == -1 and devices % fsdp == 0:
-        data = devices // fsdp
-    if data * fsdp != devices:
-        raise UserError(f"config.mesh.data={data} x config.mesh.fsdp={fsdp} must be the {devices} devices here")
-    return Mesh(np.asarray(jax.devices()).reshape(data, fsdp), AXES)
+    devices = jax.devices() if devices is None else devices
+    if data == -1 and len(devices) % fsdp == 0:
+        data = len(devices) // fsdp
+    if data * fsdp != len(devices):
+        raise UserError(f"config.mesh.data={data} x config.mesh.fsdp={fsdp} must be the {len(devices)} devices here")
+    return Mesh(np.asarray(devices).reshape(data, fsdp), AXES)
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdistill import objective as objectives
 from jaxdistill import optim, sharding
-from jaxdistill.models import intercept
+from jaxdistill.models import intercept, layer_drop
 from jaxdistill.models.load import Model, without_attention_dropout
 from jaxdistill.objective import Objective, Signals
 
 Batch = Mapping[str, Array]
+
+LAYER_DROP = 2**31 - 1  # folded into a step's key for its layers; micro-batches fold in 0, 1, 2, ... for dropout
 
 
 class TrainState(NamedTuple):
@@ -36,6 +38,8 @@ def loss_fn(
     objective: Objective,
     group: int,
     capacity: Callable[[int], int],
+    kept: Bool[Array, "layers"] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Both forward passes and the weighted sum of terms, as (loss, mean of each term).
 
@@ -43,8 +47,10 @@ def loss_fn(
       batch: input_ids and labels int32, attention_mask and label_mask bool, all [batch length].
       counts: tokens behind each mask, of the whole batch where this is a micro-batch of it.
       dropout_key: None switches the student's dropout off; the teacher never has any.
+      kept: the student's layers that run (LayerDrop); None = all, and the plain model.
       group: rows whose masked positions were drawn together.
       capacity: length -> the most masked positions a group can have.
+      mesh: that the rows are split over, for the fused head; None = one device.
     """
     positions, labels = None, batch["labels"]
     masks = {
@@ -69,9 +75,14 @@ def loss_fn(
     taught = None
     if teacher is not None:
         taught = jax.lax.stop_gradient(intercept.apply(teacher, teacher_params, **inputs))
-    learnt = intercept.apply(student, params["student"], **inputs, dropout_key=dropout_key)
-    signals = Signals(learnt, taught, labels, masks, params["projections"])
-    return objectives.weighted_sum(objective, signals, counts)
+    dropped = () if kept is None else (layer_drop.keep_layers(student.family, kept),)
+    learnt = intercept.apply(student, params["student"], **inputs, dropout_key=dropout_key, interceptors=dropped)
+    heads = None
+    if objective.head == "fused":
+        taught_head = None if taught is None or teacher is None else intercept.head_of(teacher, teacher_params, taught)
+        heads = (intercept.head_of(student, params["student"], learnt), taught_head)
+    signals = Signals(learnt, taught, labels, masks, params["projections"], heads)
+    return objectives.weighted_sum(objective, signals, counts, mesh=mesh)
 
 
 def micro_batches(batch: Batch, *, accumulation: int, group: int) -> Batch:
@@ -101,11 +112,14 @@ def make_train_step(
     capacity: Callable[[int], int],
     freeze: Sequence[str] = (),
     dropout: bool = True,
+    drop_rates: layer_drop.DropRates | None = None,
 ) -> Callable[[TrainState, PyTree, Batch, Array], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Returns the jitted step(state, teacher_params, batch, key) -> (state, metrics).
 
     The state is donated; the teacher's parameters are an argument and never are. Each batch width compiles once.
-    metrics: `loss`, one mean a term (unweighted), `grad_norm` before clipping, of what is not frozen.
+    With `drop_rates`, the student's layers are drawn anew in every step, the same for all rows and devices.
+    metrics: `loss`, one mean a term (unweighted), `grad_norm` before clipping, of what is not frozen; with `drop_rates`
+    also the number of `layers` that ran.
     """
     if objectives.needs_attentions(objective):
         student = without_attention_dropout(student)
@@ -115,6 +129,9 @@ def make_train_step(
             objective, attention_mask=batch["attention_mask"], label_mask=batch["label_mask"]
         )
         key = jax.random.fold_in(key, state.step)
+        kept = None
+        if drop_rates is not None:
+            kept = layer_drop.draw_kept(jax.random.fold_in(key, LAYER_DROP), drop_rates(state.step))
 
         def gradient(index: Array, micro: Batch):
             return jax.value_and_grad(loss_fn, has_aux=True)(
@@ -128,6 +145,8 @@ def make_train_step(
                 objective=objective,
                 group=group,
                 capacity=capacity,
+                kept=kept,
+                mesh=mesh,
             )
 
         if accumulation == 1:
@@ -144,6 +163,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **means, "grad_norm": optax.tree.norm(grads)}
+        if kept is not None:
+            metrics["layers"] = kept.sum(dtype=jnp.float32)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     rows, everywhere = sharding.by_batch(mesh), sharding.replicated(mesh)

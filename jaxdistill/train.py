@@ -34,6 +34,8 @@ def guarded(run: Callable[[], None]) -> int:
     # Without it, gRPC and XLA write to the terminal before the first line of ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # A program that took a second or more to compile is kept for the next run; read where jax is first imported.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jaxdistill/compiled").expanduser()))
     try:
         run()
     except UserError as e:

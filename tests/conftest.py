@@ -23,6 +23,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SHARED = Path(__file__).parents[2] / "shared"  # real models and corpora, beside the checkout where there are any
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Text, tokenizer, teacher and recipe of runs that take seconds."""
+    import tiny_run
+
+    return tiny_run.make(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():

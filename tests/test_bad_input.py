@@ -15,11 +15,6 @@ from jaxdistill import cli, train
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_run.make(tmp_path_factory.mktemp("bad"))
-
-
-@pytest.fixture(scope="module")
 def run(tiny):
     workdir = tiny.folder / "run"
     tiny_run.train(tiny, workdir, train__steps=1, evaluate__metrics="('perplexity',)")
@@ -122,6 +117,10 @@ def test_prepared_text_of_another_length(tiny, run, tmp_path):
         ({"mesh__data": 3}, ["config.mesh.data=3", "8 devices"]),
         ({"data__max_length": 64, "data__buckets": "(64,)"}, ["config.data.max_length=64", "teacher's", "40"]),
         ({"evaluate__metrics": "('bleu',)"}, ["'bleu'", "perplexity"]),
+        ({"evaluate__pruned": "('first:9',)"}, ["config.evaluate.pruned", "student's 2 layers", "first:9"]),
+        ({"evaluate__pruned": "('first:1',)", "evaluate__metrics": "('agreement',)"}, ["pruned", "perplexity"]),
+        ({"student__layer_drop": "1.0"}, ["config.student.layer_drop=1.0", "below 1"]),
+        ({"student__layer_drop_depth": "cubic"}, ["'cubic'", "constant, linear"]),
         ({"evaluate__prompts": "('no mask here',)"}, ["'no mask here'", "[MASK]"]),
         ({"evaluate__prompts": f"('{'the ' * 40}[MASK]',)"}, ["43 tokens", "40"]),
         ({"loss__alpha_hidden_mse": 1, "loss__layer_map": "((0,9),)"}, ["config.loss.layer_map", "(0, 9)", "-1 to 3"]),
@@ -269,6 +268,10 @@ def test_init_student_refuses(tiny, tmp_path):
     command = ["init-student", f"--teacher={tiny.teacher}", f"--out={out}"]
     refused(cli.main, [*command, "--layers=0,9"], "9 is out of range")
     refused(cli.main, [*command, "--layers=2", "--family=gpt2"], "'gpt2'")
+    refused(cli.main, [*command, "--layers=search"], "--text")
+    refused(cli.main, [*command, "--layers=2", f"--text={tiny.text}"], "--text")
+    refused(cli.main, [*command, "--layers=search:9", f"--text={tiny.text}"], "9", "the teacher has 4")
+    refused(cli.main, [*command, "--layers=search", "--text=/nowhere.txt"], "'/nowhere.txt'")
     assert not out.exists()
 
 

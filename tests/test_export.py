@@ -181,6 +181,9 @@ def test_model_card():
     assert "trained from scratch" in scratch and "teacher" not in scratch
     local = ModelCard(model_card(name="s", base_model="./teacher", license="", recipe={}, results={}))
     assert local.data.base_model is None and local.data.license is None
+    causal = model_card(name="s", base_model="", license="", recipe={}, results={}, causal=True)
+    assert ModelCard(causal).data.pipeline_tag == "text-generation" and "A causal language model" in causal
+    assert "fill" not in causal and "mask" not in causal
     private = {"teacher": {"name": "/home/me/bert"}, "data": {"path": "~/text.txt", "cache_dir": "/home/me/.cache"}}
     card = model_card(name="s", base_model="/home/me/bert", license="", recipe=private, results={})
     assert "/home" not in card and "~" not in card and "`bert`" in card and "text.txt" in card

@@ -15,17 +15,19 @@ LAYERS = (
     ("cli",),
     ("train",),
     ("commands",),
-    ("loop",),
-    ("build", "step", "policy", "evaluate", "export", "report", "plan"),
+    ("plan",),
+    ("loop", "search"),
+    ("build", "step", "policy", "evaluate", "export", "report"),
     ("workdir",),
     ("objective", "generate", "checkpoint"),
     ("models",),
-    ("losses", "fused_head", "optim", "sharding", "writers", "data"),
+    ("fused_head", "optim", "sharding", "writers", "data"),
+    ("losses",),
     ("config", "files"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
-SEE_THE_CONFIG = {"train", "cli", "config", "loop", "commands", "build"}
+SEE_THE_CONFIG = {"train", "cli", "config", "loop", "commands", "build", "plan"}
 HEAVY = (
     "jax",
     "jaxlib",

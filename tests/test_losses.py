@@ -30,6 +30,29 @@ def np_forward_kl(s: np.ndarray, t: np.ndarray, temperature: float = 2.0) -> np.
     return temperature**2 * (p * (np.log(p) - np.log(q))).sum(-1)
 
 
+def np_kl(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * (np.log(a) - np.log(b))).sum(-1)
+
+
+def np_reverse_kl(s: np.ndarray, t: np.ndarray) -> np.ndarray:
+    return 4 * np_kl(softmax(s / 2), softmax(t / 2))
+
+
+def np_jsd(s: np.ndarray, t: np.ndarray, beta: float) -> np.ndarray:
+    p, q = softmax(t / 2), softmax(s / 2)
+    middle = beta * p + (1 - beta) * q
+    return 4 * (beta * np_kl(p, middle) + (1 - beta) * np_kl(q, middle)) / (beta * (1 - beta))
+
+
+def np_skewed_kl(s: np.ndarray, t: np.ndarray, alpha: float = 0.1) -> np.ndarray:
+    p, q = softmax(t / 2), softmax(s / 2)
+    return 4 * np_kl(p, alpha * p + (1 - alpha) * q)
+
+
+def np_total_variation(s: np.ndarray, t: np.ndarray) -> np.ndarray:
+    return 2 / 2 * np.abs(softmax(s / 2) - softmax(t / 2)).sum(-1)
+
+
 def np_cosine_distance(s: np.ndarray, t: np.ndarray) -> np.ndarray:
     return 1 - (s * t).sum(-1) / np.sqrt(((s**2).sum(-1) + 1e-12) * ((t**2).sum(-1) + 1e-12))
 
@@ -44,6 +67,16 @@ def np_cross_entropy(s: np.ndarray, t: np.ndarray) -> np.ndarray:
 # name -> (ours, NumPy's); both of (student, teacher), the labels of cross_entropy in the teacher's place.
 LOSSES: dict[str, tuple[Callable, Callable]] = {
     "forward_kl": (jax.jit(lambda s, t: losses.forward_kl(s, t, temperature=2.0)), np_forward_kl),
+    "reverse_kl": (jax.jit(lambda s, t: losses.reverse_kl(s, t, temperature=2.0)), np_reverse_kl),
+    "jsd_half": (jax.jit(lambda s, t: losses.jsd(s, t, temperature=2.0, beta=0.5)), lambda s, t: np_jsd(s, t, 0.5)),
+    "jsd_tenth": (jax.jit(lambda s, t: losses.jsd(s, t, temperature=2.0, beta=0.1)), lambda s, t: np_jsd(s, t, 0.1)),
+    "skewed_kl": (jax.jit(lambda s, t: losses.skewed_kl(s, t, temperature=2.0, alpha=0.1)), np_skewed_kl),
+    # KL(q || (1 - alpha) p + alpha q): the roles of the two exchanged.
+    "skewed_reverse_kl": (
+        jax.jit(lambda s, t: losses.skewed_reverse_kl(s, t, temperature=2.0, alpha=0.1)),
+        lambda s, t: np_skewed_kl(t, s),
+    ),
+    "total_variation": (jax.jit(lambda s, t: losses.total_variation(s, t, temperature=2.0)), np_total_variation),
     "cross_entropy": (jax.jit(lambda s, t: losses.cross_entropy(s, jnp.asarray(LABELS))), np_cross_entropy),
     "logit_mse": (jax.jit(losses.logit_mse), lambda s, t: ((s - t) ** 2).sum(-1)),
     "hidden_mse": (jax.jit(losses.hidden_mse), lambda s, t: ((s - t) ** 2).mean(-1)),
@@ -200,8 +233,70 @@ def test_huge_values(name: str) -> None:
     ours, theirs = LOSSES[name]
     value = np.asarray(ours(s, t))
     assert np.isfinite(value).all() and np.isfinite(GRADIENTS[name](s, t)).all()
-    if name not in ("forward_kl", "cross_entropy"):  # there NumPy's own softmax runs to 0
+    if name in ("logit_mse", "hidden_mse", "cosine_distance"):  # elsewhere NumPy's own softmax runs to 0
         np.testing.assert_allclose(value, theirs(s.astype(np.float64), t.astype(np.float64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", losses.DIVERGENCES)
+@pytest.mark.parametrize("both", [True, False])
+def test_no_divergence_is_nan_with_a_word_ruled_out(name: str, both: bool) -> None:
+    s, t = pair_of(1.0, dtype=np.float32)
+    t[..., 3] = -np.inf
+    if both:
+        s[..., 3] = -np.inf
+    loss = jax.jit(lambda s, t: losses.DIVERGENCES[name](s, t, temperature=2.0, beta=0.1))
+    value, gradient = loss(s, t), jax.grad(lambda s: loss(s, t).sum())(s)
+    assert np.isfinite(value).all() and np.asarray(value).min() > 0 and np.isfinite(gradient).all()
+    rest = [i for i in range(SHAPE[-1]) if i != 3]
+    if both:  # as if the vocabulary did not have the word
+        np.testing.assert_allclose(value, loss(s[..., rest], t[..., rest]), rtol=1e-4, atol=1e-5)
+    else:
+        assert np.asarray(gradient)[..., 3].min() > 0  # whatever the divergence, the word is pushed down
+
+
+@pytest.mark.parametrize("beta", [1e-6, 1e-3, 1 - 1e-3, 1 - 1e-6])
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_jsd_is_continuous_at_its_ends(beta: float, scale: float) -> None:
+    """As beta -> 0 it is the forward, as beta -> 1 the reverse KL, in value and gradient; unscaled it would be 0."""
+    s, t = pair_of(scale)
+
+    def at(beta: float) -> tuple[jax.Array, jax.Array]:
+        loss = lambda s: losses.jsd(s, jnp.float32(t), temperature=2.0, beta=beta)  # noqa: E731
+        return loss(jnp.float32(s)), jax.grad(lambda s: loss(s).sum())(jnp.float32(s))
+
+    value, gradient = at(beta)
+    np.testing.assert_allclose(value, np_jsd(s, t, beta), rtol=1e-5, atol=2e-6)
+    if min(beta, 1 - beta) > 1e-5:  # nearer to an end, float64 differences of NumPy's are too coarse
+        wanted = central_difference(lambda x: np_jsd(x, t, beta), s)
+        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+        return
+    end, end_gradient = at(float(round(beta)))
+    plain = losses.reverse_kl if beta > 0.5 else losses.forward_kl
+    np.testing.assert_array_equal(end, plain(jnp.float32(s), jnp.float32(t), temperature=2.0))
+    np.testing.assert_allclose(value, end, rtol=1e-3, atol=2e-6)
+    np.testing.assert_allclose(gradient, end_gradient, rtol=0, atol=1e-3 * np.abs(end_gradient).max())
+
+
+def test_skew_zero_is_no_skew() -> None:
+    s, t = (jnp.asarray(x, jnp.float32) for x in pair_of(3.0))
+    for skewed, plain in ((losses.skewed_kl, losses.forward_kl), (losses.skewed_reverse_kl, losses.reverse_kl)):
+        np.testing.assert_array_equal(skewed(s, t, temperature=2.0, alpha=0.0), plain(s, t, temperature=2.0))
+        np.testing.assert_allclose(
+            skewed(s, t, temperature=2.0, alpha=1e-5), plain(s, t, temperature=2.0), rtol=1e-3, atol=1e-5
+        )
+        far = skewed(-30 * t, 30 * t, temperature=2.0, alpha=0.1)
+        assert float(far.max()) <= 4 * np.log(10) * (1 + 1e-6)  # T^2 log(1 / alpha)
+
+
+@pytest.mark.parametrize("name", losses.DIVERGENCES)
+def test_a_gradient_keeps_its_size_as_the_temperature_grows(name: str) -> None:
+    s, t = (jnp.asarray(x, jnp.float32) for x in pair_of(1.0))
+
+    def size(temperature: float) -> float:
+        loss = lambda s: losses.DIVERGENCES[name](s, t, temperature=temperature, beta=0.1).sum()  # noqa: E731
+        return float(jnp.abs(jax.grad(loss)(s)).mean())
+
+    assert size(40.0) == pytest.approx(size(20.0), rel=0.05)
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -103,6 +103,15 @@ def test_every_weight_of_the_config_is_a_term() -> None:
     assert set(configs.ALPHAS) == set(TERMS)
 
 
+def test_every_divergence_of_the_config_is_there_and_is_what_ce_weighs() -> None:
+    assert set(configs.DIVERGENCES) == set(losses.DIVERGENCES)
+    for name, divergence in losses.DIVERGENCES.items():
+        objective = make_objective({"ce": 1.0})._replace(divergence=name, beta=0.3)
+        values = divergence(STUDENT.logits, TEACHER.logits, temperature=2.0, beta=0.3)
+        mean = means_of(objective, make_signals(objective))["ce"]
+        assert mean == pytest.approx(float(np.asarray(values)[ATTENDED].mean()), rel=1e-5), name
+
+
 weights = st.dictionaries(st.sampled_from(sorted(TERMS)), st.floats(0.01, 10), min_size=1)
 
 

@@ -236,7 +236,14 @@ def big_batches() -> list[dict]:
 
 
 @functools.cache
-def run(mesh: str, *, accumulation: int = 1, dropout: bool = False, freeze: tuple[str, ...] = ()) -> SimpleNamespace:
+def run(
+    mesh: str,
+    *,
+    accumulation: int = 1,
+    dropout: bool = False,
+    freeze: tuple[str, ...] = (),
+    layer_drop: float | None = None,
+) -> SimpleNamespace:
     """Three updates; the gradient that reached the optimizer in the last one is kept in its state."""
     made = models()
     data, fsdp = MESHES[mesh]
@@ -278,6 +285,7 @@ def run(mesh: str, *, accumulation: int = 1, dropout: bool = False, freeze: tupl
         capacity=lambda length: LABELLED,
         freeze=freeze,
         dropout=dropout,
+        drop_rates=None if layer_drop is None else lambda step: jnp.full(made.student.num_layers, layer_drop),
     )
     result = SimpleNamespace(step=step, shardings=shardings, optimizer=optimizer, metrics=[])
     result.begin = lambda: jax.jit(init, out_shardings=shardings)(made.params)
@@ -318,6 +326,24 @@ def test_eight_devices_are_one(mesh: str) -> None:
 def test_dropout_on_eight_devices_is_dropout_on_one() -> None:
     frozen = ("embeddings/",)
     assert_same_run(run("fsdp", dropout=True, freeze=frozen), run("one", dropout=True, freeze=frozen))
+
+
+def test_layers_are_drawn_once_for_all_devices_and_micro_batches() -> None:
+    one, many = run("one", layer_drop=0.3), run("fsdp", accumulation=2, layer_drop=0.3)
+    assert_same_run(many, one)
+    assert {float(metrics["layers"]) for metrics in one.metrics} == {0.0, 1.0}  # both happen, in these three updates
+
+
+def test_layer_drop_at_rate_zero_is_the_plain_step() -> None:
+    """Up to the rounding of a program that branches; a run at rate 0 has no branches and is the plain one itself."""
+    assert_same_run(run("one", layer_drop=0.0), run("one"))
+
+
+def test_a_step_without_its_layer_trains_what_is_around_it() -> None:
+    dropped = run("one", layer_drop=1.0)
+    gradient = dropped.state.opt_state[0]["student"]["roberta"]
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
+    assert np.any(gradient["embeddings"]["word_embeddings"]["embedding"])
 
 
 def test_dropout_is_a_function_of_key_and_step() -> None:

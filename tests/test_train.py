@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -18,11 +21,6 @@ CLI_NAMES = {"mlm_loss", "perplexity", "mlm_accuracy", "kl", "top1", "top5"}
 TRAIN_NAMES = {"step", "time", "kind", "loss", "ce", "mlm", "cos", "grad_norm", "learning_rate"}
 TIMED_NAMES = {"tokens_per_s", "input_wait"}
 PROMPT = "the cat [MASK] the dog."
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_run.make(tmp_path_factory.mktemp("train"))
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +200,52 @@ def test_init_student(tiny, tmp_path):
     np.testing.assert_array_equal(kernel.T, student["bert.encoder.layer.1.output.dense.weight"])  # its rate was 0
 
 
+def test_the_figures_of_a_sub_network_are_those_of_the_student_cut_out(tiny, tmp_path):
+    """Through the commands: measured in the whole model, then cut out, and measured again."""
+    plain = {"student__layers": "[0,1,2,3]", "train__steps": 1, "optim__warmup": 1.0}  # its rate is 0
+    whole = tmp_path / "whole"
+    tiny_run.train(tiny, whole, **plain, evaluate__pruned="('every_other','first:1')")
+    measured = tiny_run.records(whole, "eval")[-1]
+    for spec in ("every_other", "first:1"):
+        out, workdir = tmp_path / spec / "student", tmp_path / spec / "run"
+        code, _, err = tiny_run.call(
+            cli.main, ["init-student", f"--teacher={tiny.teacher}", f"--layers={spec}", f"--out={out}"]
+        )
+        assert code == 0, err
+        tiny_run.train(tiny, workdir, student__name=out, train__steps=1, optim__warmup=1.0)
+        cut = tiny_run.records(workdir, "eval")[-1]
+        for name in ("mlm_loss", "perplexity"):
+            assert measured[f"{name}/{spec}"] == pytest.approx(cut[name], rel=1e-6)
+        assert measured["mlm_loss"] != pytest.approx(cut["mlm_loss"], rel=1e-3)
+
+
+def test_a_layer_drop_teacher_is_trained_cut_and_distilled(tiny, tmp_path):
+    """The way of configs/bert_layerdrop_teacher.py: no teacher; layers dropped; the cut opens in torch; distilled."""
+    from transformers import BertForMaskedLM
+
+    scratch = {
+        "model_type": "bert", "vocab_size": 200, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 40,
+    }  # fmt: skip
+    teacher, out = tmp_path / "teacher", tmp_path / "cut"
+    tiny_run.train(
+        tiny, teacher, teacher__name="", tokenizer__name=tiny.teacher, student__init="random",
+        student__overrides=scratch, student__layer_drop=0.5, student__layer_drop_depth="linear",
+        student__layer_drop_schedule="linear", evaluate__pruned="('every_other',)", train__steps=12,
+        export__to="('pytorch',)",
+    )  # fmt: skip
+    depths = [record["layers"] for record in tiny_run.records(teacher, "train")]
+    assert depths[0] == 3 and min(depths) < 3  # the rate grows from 0
+    folder = teacher / "export-pytorch"
+    assert tiny_run.call(
+        cli.main, ["init-student", f"--teacher={folder}", "--layers=every_other", f"--out={out}"]
+    )[0] == 0  # fmt: skip
+    assert BertForMaskedLM.from_pretrained(out).config.num_hidden_layers == 2
+    student = tmp_path / "student"
+    tiny_run.train(tiny, student, teacher__name=folder, student__name=out, train__freeze="('position_embeddings',)")
+    assert tiny_run.records(student, "eval")[-1]["step"] == 4
+
+
 def test_a_student_of_another_vocabulary_is_refused(tiny, tmp_path):
     """As large as the teacher's, and yet other tokens: sizes alone would let it pass."""
     from transformers import AutoTokenizer
@@ -305,6 +349,17 @@ def test_without_a_teacher(tiny, tmp_path):
     assert code == 2 and "no teacher" in err
     code, _, err = tiny_run.call(cli.main, ["export", "--to-pytorch", f"--workdir={workdir}", f"--out={tmp_path}/out"])
     assert code == 0, err
+
+
+def test_compiled_programs_are_kept_for_the_next_run(tmp_path):
+    """As a user starts it: no cache is named, and the programs land under the home folder all the same."""
+    code = "import jax; jax.jit(lambda x: x + 1)(1.0)"
+    main = f"import sys; from jaxdistill import train; sys.exit(train.guarded(lambda: exec({code!r})))"
+    env = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    env |= {"HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    subprocess.run([sys.executable, "-c", main], check=True, env=env)
+    assert list((tmp_path / ".cache" / "jaxdistill" / "compiled").iterdir())
 
 
 @pytest.mark.slow

@@ -40,9 +40,10 @@ class Batches(Sequence):
         return self.make(step)
 
 
-def steps_per_epoch(store: TokenStore, batch_size: int) -> int:
-    """Batches that show each row once."""
-    return -(-len(store) // batch_size)
+def steps_per_epoch(store: TokenStore, *, batch_size: int, limit_batches: int) -> int:
+    """Batches that show each row once, but at most `limit_batches` where that is not 0."""
+    steps = -(-len(store) // batch_size)
+    return min(steps, limit_batches or steps)
 
 
 def train_batches(
@@ -85,8 +86,7 @@ def train_batches(
 
     weights = _weights(vocabulary, mask, token_counts)
     rows = _rows_of_host(batch_size, hosts, mask.group)
-    epoch_steps = steps_per_epoch(store, batch_size)
-    epoch_steps = min(epoch_steps, limit_batches or epoch_steps)
+    epoch_steps = steps_per_epoch(store, batch_size=batch_size, limit_batches=limit_batches)
     plan_of = _latest(
         lambda epoch: plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=seed, epoch=epoch)
     )

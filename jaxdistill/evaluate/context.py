@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdistill import sharding
-from jaxdistill.models import intercept
+from jaxdistill.models import intercept, layer_drop
 from jaxdistill.models.load import Model
 
 # (student_params, teacher_params) -> figures
@@ -25,12 +25,20 @@ class Context(NamedTuple):
     mask_id: int
     special_ids: tuple[int, ...]
     pseudo_rows: int
+    pruned: Mapping[str, tuple[int, ...]]  # sub-networks of the student to measure too: name -> its layers
 
 
 def masked_logits(
-    context: Context, model: Model, params: PyTree, batch: Mapping[str, Array]
+    context: Context,
+    model: Model,
+    params: PyTree,
+    batch: Mapping[str, Array],
+    kept: Bool[Array, "layers"] | None = None,
 ) -> tuple[Float[Array, "batch k vocab"], Int[Array, "batch k"], Bool[Array, "batch k"]]:
-    """Logits, labels and validity at the masked positions, which alone go through the head."""
+    """Logits, labels and validity at the masked positions, which alone go through the head.
+
+    kept: the layers that run; None = all.
+    """
     capacity = context.capacity(batch["input_ids"].shape[1])
     positions, valid = intercept.head_positions(batch["label_mask"], group=1, capacity=capacity)
     logits = intercept.apply(
@@ -39,6 +47,7 @@ def masked_logits(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         positions=positions,
+        interceptors=() if kept is None else (layer_drop.keep_layers(model.family, kept),),
     ).logits
     return logits.astype("float32"), intercept.gather_tokens(batch["labels"], positions), valid
 

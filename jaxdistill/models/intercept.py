@@ -5,17 +5,18 @@ An interceptor is `f(next, args, kwargs, context)`; it sees every submodule call
 LayerDrop and rematerialisation are further interceptors, made elsewhere and handed in.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-if TYPE_CHECKING:
-    from jaxdistill.models.load import Model
+from jaxdistill.fused_head import Head
+from jaxdistill.models.load import Model, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
 
@@ -25,16 +26,19 @@ class Outputs(NamedTuple):
 
     `logits` is [batch, length, vocab], or [groups, k, vocab] where positions were given. `hidden_states` has
     num_layers + 1 arrays [batch, length, width], the embeddings first; `attentions` has num_layers arrays of
-    probabilities [batch, heads, length, length]; both are empty where they were not asked for.
+    probabilities [batch, heads, length, length]; both are empty where they were not asked for. As in torch, the last
+    hidden states of a causal family are those that the head sees, after the final norm (GPT-2's ln_f). `features` are
+    what the vocabulary projection sees. Of logits and features, the compiler leaves out the work for what is not used.
     """
 
     logits: Float[Array, "rows tokens vocab"]
     hidden_states: tuple[Float[Array, "batch length width"], ...]
     attentions: tuple[Float[Array, "batch heads length length"], ...]
+    features: Float[Array, "rows tokens width"] | None = None
 
 
 def apply(
-    model: "Model",
+    model: Model,
     params: Any,
     *,
     input_ids: Int[Array, "batch length"],
@@ -51,13 +55,17 @@ def apply(
     only. The first of `interceptors` is the outermost.
     """
     family = model.family
-    active = list(interceptors)
+    features: list[Array] = []
+    active = [*interceptors, _record_input(family.projection, features)]
     if family.head_activation:
         active = [_fixed_head_activation(family.head, family.head_activation), *active]
     if positions is not None:
-        active = [_gather_before(family.head, positions), *active]
+        active = [gather_before(family.head, positions), *active]
     # Said aloud because FlaxElectra alone fills in type 1 for every token, where torch has 0.
-    token_types = {"token_type_ids": jnp.zeros_like(input_ids)} if family.token_types else {}
+    inputs = {"token_type_ids": jnp.zeros_like(input_ids)} if family.token_types else {}
+    if family.causal:
+        inputs["position_ids"] = position_ids(attention_mask)
+    train = dropout_key is not None
     with ExitStack() as stack:
         for interceptor in active:
             stack.enter_context(nn.intercept_methods(interceptor))
@@ -65,15 +73,34 @@ def apply(
         out = model.flax(
             input_ids,
             attention_mask,
-            **token_types,
-            params=params,
+            **inputs,
+            params=with_tied_head(model, params),
             dropout_rng=dropout_key,
-            train=dropout_key is not None,
+            **({"deterministic": not train} if family.deterministic_argument else {"train": train}),
             output_hidden_states=hidden_states,
             output_attentions=attentions,
             return_dict=True,
         )
-    return Outputs(out.logits, out.hidden_states or (), out.attentions or ())
+    return Outputs(out.logits, out.hidden_states or (), out.attentions or (), *features)
+
+
+def head_of(model: "Model", params: Any, outputs: Outputs) -> Head:
+    """The vocabulary projection by itself: `outputs.logits` without the [tokens, vocab] array."""
+    family = model.family
+    leaf = lambda path: functools.reduce(lambda tree, name: tree[name], path.split("/"), params)  # noqa: E731
+    if family.causal:
+        kernel = with_tied_head(model, params)[family.projection]["kernel"]
+    elif model.config.tie_word_embeddings:
+        kernel = leaf(f"{family.layers.split('/')[0]}/embeddings/word_embeddings/embedding").T
+    else:
+        kernel = leaf(f"{family.projection}/kernel")
+    assert outputs.features is not None
+    return Head(outputs.features, kernel, leaf(family.projection_bias) if family.projection_bias else None)
+
+
+def position_ids(attention_mask: Bool[Array, "batch length"]) -> Int[Array, "batch length"]:
+    """Real tokens counted from 0, so that padding on either side changes nothing; padding before them has 0."""
+    return jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
 
 
 def head_positions(
@@ -106,7 +133,20 @@ def _is_call(context: Any, path: str) -> bool:
     return context.method_name == "__call__" and "/".join(context.module.path) == path
 
 
-def _gather_before(head: str, positions: Int[Array, "groups k"]) -> Interceptor:
+def _record_input(projection: str, inputs: list[Array]) -> Interceptor:
+    def record(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        # With a shared embedding, BERT and its like run decoder.apply(...), a root module of the same name.
+        root = not context.module.path and context.module.name == projection.split("/")[-1]
+        if _is_call(context, projection) or (root and context.method_name == "__call__"):
+            inputs.append(args[0])
+        return next_call(*args, **kwargs)
+
+    return record
+
+
+def gather_before(head: str, positions: Int[Array, "groups k"]) -> Interceptor:
+    """The head sees only the tokens at `positions` (see `gather_tokens`)."""
+
     def gather(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         if _is_call(context, head):
             args = (gather_tokens(args[0], positions), *args[1:])

@@ -5,6 +5,7 @@ torch_names.py, and checked one by one: a tensor that is missing, misshapen or n
 """
 
 import copy
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,22 @@ _SPECIAL_TOKENS = {
 }
 
 
+_ROTARY = ("llama", "mistral", "gemma")
+_ROPE_THETA = 10_000.0  # written into the Flax classes
+# What the causal Flax classes do not look at: in which families, and the one value that is right for them.
+_FIXED_FIELDS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "scale_attn_weights": (("gpt2",), True),
+    "scale_attn_by_inverse_layer_idx": (("gpt2",), False),
+    "add_cross_attention": (("gpt2",), False),
+    "enable_bias": (("opt",), True),
+    "layer_norm_elementwise_affine": (("opt",), True),
+    "mlp_bias": (("llama",), False),
+    "attention_bias": (("mistral",), False),
+    "attention_dropout": (("mistral",), 0.0),  # its class asks for no dropout key
+    "partial_rotary_factor": (_ROTARY, 1.0),
+}
+
+
 @dataclass(frozen=True)
 class Model:
     """A Flax class without parameters: those are arguments everywhere."""
@@ -69,6 +86,11 @@ class Model:
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is a causal one that shares the input embedding, and so is not in the parameters."""
+        return self.family.causal and self.config.tie_word_embeddings
 
     @property
     def max_length(self) -> int:
@@ -147,7 +169,8 @@ def load_tokenizer(folder: Path) -> Any:
         # transformers 5 writes this name for what 4 calls PreTrainedTokenizerFast.
         backend = named.get("tokenizer_class") == "TokenizersBackend"
         reader = PreTrainedTokenizerFast if backend else AutoTokenizer
-        tokenizer = reader.from_pretrained(folder, local_files_only=True)
+        with _quiet():
+            tokenizer = reader.from_pretrained(folder, local_files_only=True)
     except UserError:
         raise
     except Exception as error:  # the Rust parser raises plain Exception
@@ -177,14 +200,35 @@ def check_tokenizer(tokenizer: Any, config: Any) -> None:
         )
 
 
+def end_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a text: by generation_config.json, else config.json, else the tokenizer; () for none."""
+    path = folder / "generation_config.json"
+    fields: Any = {}
+    if path.is_file():
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error})") from error
+    named = fields.get("eos_token_id") if isinstance(fields, dict) else None
+    for ids in (named, config.eos_token_id, tokenizer.eos_token_id):
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    return ()
+
+
 def build(config: Any, *, dtype: Any = jnp.float32) -> Model:
-    """The Flax masked-LM class of `config`, without parameters; `dtype` is the dtype of the computation."""
-    from transformers import FlaxAutoModelForMaskedLM
+    """The Flax masked or causal LM class of `config`, without parameters; `dtype` is that of the computation.
+
+    Raises UserError for a configuration that the Flax class cannot follow.
+    """
+    from transformers import FlaxAutoModelForCausalLM, FlaxAutoModelForMaskedLM
 
     _check_config(config)
+    family = FAMILIES[config.model_type]
+    auto = FlaxAutoModelForCausalLM if family.causal else FlaxAutoModelForMaskedLM
     with _quiet(), jax.numpy_rank_promotion("allow"):  # the library's classes broadcast biases implicitly
-        flax = FlaxAutoModelForMaskedLM.from_config(config, _do_init=False, dtype=dtype)
-    return Model(flax=flax, config=config, family=FAMILIES[config.model_type])
+        flax = auto.from_config(_flax_config(config, family), _do_init=False, dtype=dtype)
+    return Model(flax=flax, config=config, family=family)
 
 
 def without_attention_dropout(model: Model) -> Model:
@@ -193,20 +237,54 @@ def without_attention_dropout(model: Model) -> Model:
     A map with entries set to 0 is not the distribution that attention transfer compares.
     """
     config = copy.deepcopy(model.config)
-    name = "attention_dropout" if hasattr(config, "attention_dropout") else "attention_probs_dropout_prob"
-    setattr(config, name, 0.0)
+    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    setattr(config, next(name for name in names if hasattr(config, name)), 0.0)
+    return build(config, dtype=model.flax.dtype)
+
+
+def shortened(model: Model, length: int) -> Model:
+    """The same computation for sequences of at most `length` tokens, where positions are rotary and have no parameters.
+
+    Those classes make a causal mask of all their positions squared, a layer: 1 GB at 32,768, again for every token
+    that is generated.
+    """
+    config = copy.deepcopy(model.config)
+    if config.model_type not in _ROTARY:
+        return model
+    least = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    config.max_position_embeddings = min(max(length, least), config.max_position_embeddings)
     return build(config, dtype=model.flax.dtype)
 
 
 def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
     """Random float32 parameters, by the family's own initialisers."""
+
+    def draw(key: Key[Array, ""]) -> dict[str, Any]:
+        return _own_params(model, model.flax.init_weights(key, (1, 8)))
+
     with jax.numpy_rank_promotion("allow"):
-        return jax.jit(lambda key: model.flax.init_weights(key, (1, 8)))(key)  # eagerly, a compilation an array
+        return jax.jit(draw)(key)  # eagerly, a compilation an array
 
 
 def param_shapes(model: Model) -> dict[str, Any]:
     """The parameter tree as jax.ShapeDtypeStruct, without computing anything."""
-    return model.flax.params_shape_tree
+    return _own_params(model, model.flax.params_shape_tree)
+
+
+def with_tied_head(model: Model, params: Any) -> Any:
+    """The tree as the Flax class wants it: a tied causal head, which has no parameter of its own, is filled in.
+
+    Its kernel is the transposed input embedding, so gradients of the head reach the embedding.
+    """
+    if not model.tied_head:
+        return params
+    embedding = functools.reduce(lambda tree, name: tree[name], model.family.embedding.split("/"), params)
+    return {**params, model.family.projection: {"kernel": embedding.T}}
+
+
+def _own_params(model: Model, tree: Any) -> dict[str, Any]:
+    """The inverse of `with_tied_head`."""
+    return {name: x for name, x in tree.items() if not (model.tied_head and name == model.family.projection)}
 
 
 def count_params(params: Any) -> int:
@@ -235,7 +313,8 @@ def load_params(
     if absent and missing == "error":
         some = ", ".join(names[path] for path in absent[:3])
         raise UserError(
-            f"{source} lacks {len(absent)} of the {len(names)} tensors of a masked {model.config.model_type} "
+            f"{source} lacks {len(absent)} of the {len(names)} tensors of a "
+            f"{'causal' if model.family.causal else 'masked'} {model.config.model_type} "
             f"model: {some}{', ...' if len(absent) > 3 else ''}"
         )
     _check_unexpected(source, tensors, model=model, names=set(names.values()))
@@ -254,7 +333,8 @@ def load_params(
 def _check_config(config: Any) -> None:
     """What the Flax class would compute differently from torch, or die on without naming the key."""
     kind = config.model_type
-    if config.hidden_size % config.num_attention_heads:
+    # Gemma's heads have a size of their own.
+    if kind != "gemma" and config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"{kind} config: hidden size {config.hidden_size} is not divisible by {config.num_attention_heads} heads"
         )
@@ -264,13 +344,72 @@ def _check_config(config: Any) -> None:
         raise UserError(
             f"{kind} config: position_embedding_type {config.position_embedding_type!r}; only 'absolute' is known here"
         )
-    if getattr(config, "is_decoder", False):
+    if FAMILIES[kind].causal:
+        _check_causal_config(config)
+    elif getattr(config, "is_decoder", False):
         raise UserError(f"{kind} config: is_decoder is true; a masked LM must see both sides")
     from transformers.modeling_flax_utils import ACT2FN
 
-    activation = getattr(config, "activation", None) or getattr(config, "hidden_act", None)
+    names = ("activation", "hidden_act", "activation_function")
+    activation = next((value for name in names if (value := getattr(config, name, None))), None)
     if activation not in ACT2FN:
         raise UserError(f"{kind} config: activation {activation!r} is none of {', '.join(ACT2FN)}")
+
+
+def _check_causal_config(config: Any) -> None:
+    """Fields that a causal Flax class passes over in silence, and computes something else than torch."""
+    kind = config.model_type
+    for name, (kinds, only) in _FIXED_FIELDS.items():
+        value = getattr(config, name, only)
+        if kind in kinds and value != only:
+            raise UserError(f"{kind} config: {name} is {value!r}, and transformers' Flax class knows only {only!r}")
+    if kind == "gpt_neo" and len(config.attention_layers) != config.num_layers:
+        raise UserError(
+            f"gpt_neo config: attention_types names {len(config.attention_layers)} layers, num_layers is "
+            f"{config.num_layers}"
+        )
+    if kind not in _ROTARY:
+        return
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(
+            f"{kind} config: {config.num_attention_heads} heads are not divisible by "
+            f"{config.num_key_value_heads} key/value heads"
+        )
+    head_size = config.hidden_size // config.num_attention_heads
+    own_size = getattr(config, "head_dim", None) or head_size
+    if kind != "gemma" and own_size != head_size:
+        raise UserError(
+            f"{kind} config: head_dim is {own_size}, and transformers' Flax class knows only hidden_size / heads, "
+            f"{head_size}"
+        )
+    # transformers 5 writes rope_parameters, which 4.57 passes over.
+    rope = {"rope_theta": config.rope_theta, **(getattr(config, "rope_scaling", None) or {})}
+    rope |= getattr(config, "rope_parameters", None) or {}
+    name = rope.get("rope_type", rope.get("type", "default"))
+    if name != "default" or rope["rope_theta"] != _ROPE_THETA:
+        raise UserError(
+            f"{kind} config: rotary positions of type {name!r} with theta {rope['rope_theta']:g}; transformers' Flax "
+            f"class knows only 'default' with {_ROPE_THETA:g}"
+        )
+    if config.max_position_embeddings < 2 * own_size:
+        raise UserError(
+            f"{kind} config: {config.max_position_embeddings} positions; transformers' Flax class needs at least "
+            f"twice the head size, {2 * own_size}"
+        )
+
+
+def _flax_config(config: Any, family: Family) -> Any:
+    """The configuration with which the Flax class computes what torch computes with `config`."""
+    if not family.causal:
+        return config
+    changed = copy.deepcopy(config)
+    changed.tie_word_embeddings = False  # with_tied_head does it
+    if config.model_type == "mistral":
+        # Torch sees a window of w keys, the query's own included; Flax w + 1, and without a window the query's alone.
+        changed.sliding_window = (config.sliding_window or config.max_position_embeddings) - 1
+    if config.model_type == "gemma":
+        changed.hidden_activation = config.hidden_act  # torch does not look at hidden_activation
+    return changed
 
 
 @contextmanager
@@ -388,7 +527,7 @@ def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[st
         if name not in names and f"{base}.{name}" in names:
             name = f"{base}.{name}"
         result[name] = array
-    if bias not in result and decoder_bias in result:
+    if bias and bias not in result and decoder_bias in result:
         result[bias] = result[decoder_bias]
     return result
 
@@ -396,8 +535,11 @@ def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[st
 def _check_unexpected(source: Path, tensors: Mapping[str, Any], *, model: Model, names: set[str]) -> None:
     """Heads of other tasks are passed over; a tensor of the encoder that has no place means a wrong config.json."""
     base = model.family.layers.split("/")[0] + "."
+    layers = model.family.layers.removesuffix("{}").replace("/", ".")
     for name in sorted(set(tensors) - names):
-        if name.startswith(base) and not any(part in name for part in model.family.ignored):
+        # A file without the base prefix (GPT-2's on the hub) still holds its layers under their name.
+        inside = name.startswith(base) or (base + name).startswith(layers)
+        if inside and not any(part in name for part in model.family.ignored):
             raise UserError(
                 f"{source} holds {name}, for which the configuration ({model.num_layers} layers) has no place: "
                 "config.json and weights do not belong together"

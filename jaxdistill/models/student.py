@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxdistill.models.load import Model
 
 _SPECS = "a list of indices, a count, 'every_other', 'first:N', 'last:N', 'spread:N' or '0,2,4'"
+_ENDS = ("first", "last", "spread")  # with :N, or half of the layers
 
 # Where a BERT module, or the one bias on its own, stands in DistilBERT (Sanh et al. 2019).
 _BERT_TO_DISTILBERT = {
@@ -40,7 +41,8 @@ def resolve_layers(spec: Any, *, of: int) -> tuple[int, ...]:
 
     A list is taken as it is; a count n (or "spread:n") spreads evenly from the first layer to the last,
     layer i at i * (of - 1) / (n - 1) rounded half up (12 -> 6 gives DistilBERT's 0,2,4,7,9,11; n = 1 gives 0);
-    "every_other" is 0,2,4,...; "first:n" and "last:n" are ends; "0,2,4" is a list.
+    "every_other" is 0,2,4,...; "first:n" and "last:n" are ends; without a number these three take half of the layers;
+    "0,2,4" is a list.
     Raises UserError where an index is out of range, repeated or out of order, or where nothing is selected.
     """
     if isinstance(spec, str):
@@ -92,6 +94,8 @@ def student_config(
         config.num_hidden_layers = len(layers)
         if kind == "albert":
             config.num_hidden_groups = len(_albert_groups(teacher_config, layers))
+        if kind == "gpt_neo":
+            config.attention_types = [[[teacher_config.attention_layers[i] for i in layers], 1]]
     config.architectures = None
     config.name_or_path = ""
     fields = sorted({*config.to_dict(), *config.attribute_map})
@@ -108,6 +112,8 @@ def student_config(
                 f"the teacher's is {getattr(config, name)!r}"
             )
         setattr(config, name, value)
+    if kind == "gpt_neo":  # which the class reads, and derives only when it is made
+        config.attention_layers = config.expand_attention_types_params(config.attention_types)
     return config
 
 
@@ -186,8 +192,10 @@ def _parse(spec: str, *, of: int) -> tuple[int, ...]:
     if spec == "every_other":
         return tuple(range(0, of, 2))
     name, colon, number = spec.partition(":")
+    if name in _ENDS and not colon:
+        number = str(max(of // 2, 1))
     try:
-        if not colon:
+        if not number:
             indices = [int(part) for part in spec.split(",") if part.strip()]
             # "6" is a count, as 6 is; "3," is a list of one.
             return tuple(indices) if "," in spec or not indices else _spread(_count(indices[0], spec, of=of), of=of)
@@ -199,7 +207,7 @@ def _parse(spec: str, *, of: int) -> tuple[int, ...]:
         "last": tuple(range(of - count, of)),
         "spread": _spread(count, of=of),
     }
-    if name not in selections:
+    if name not in _ENDS:
         raise UserError(f"layers: {spec!r} is not {_SPECS}")
     return selections[name]
 
@@ -291,5 +299,5 @@ def _albert_groups(config: Any, layers: Sequence[int]) -> tuple[int, ...]:
 
 def _in_head_transform(path: str, model: "Model") -> bool:
     base = model.family.layers.split("/")[0]
-    projection = (model.family.projection + "/", model.family.projection_bias)
-    return not path.startswith((base + "/", *projection))
+    projection = model.family.projection + "/"
+    return not path.startswith((base + "/", projection)) and path != model.family.projection_bias

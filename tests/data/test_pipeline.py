@@ -79,7 +79,7 @@ def rows_of(batches):
 
 
 def test_each_row_once_an_epoch():
-    assert steps_per_epoch(STORE, 8) == 6
+    assert [steps_per_epoch(STORE, batch_size=8, limit_batches=limit) for limit in (0, 4, 9)] == [6, 4, 6]
     batches = list(train(steps=12))
     assert len(batches) == 12
     first, second = rows_of(batches[:6]), rows_of(batches[6:])

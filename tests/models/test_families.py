@@ -38,7 +38,8 @@ def test_row_matches_the_class(kind):
     assert not any(path.startswith(family.head) for path in order[: order.index(layers[-1])])
 
     paths = flatten_dict(params, sep="/")
-    assert paths[family.projection_bias].shape == (model.vocab_size,)
+    assert family.causal or paths[family.projection_bias].shape == (model.vocab_size,)
+    assert not family.causal or paths[family.embedding].shape[0] == model.vocab_size
     untied = flatten_dict(tiny.params(kind, tie_word_embeddings=False), sep="/")
     assert set(untied) - set(paths) == {f"{family.projection}/kernel"}
     assert untied[f"{family.projection}/kernel"].shape[1] == model.vocab_size

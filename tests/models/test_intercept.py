@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply, gather_tokens, head_positions
 
+CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 jitted_positions = jax.jit(head_positions, static_argnames=("group", "capacity"))
 
 
@@ -39,7 +40,7 @@ def test_gather_tokens_indexes_flattened_groups():
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_gather_before_the_head_is_gather_after(kind):
-    depth = {"n_layers" if kind == "distilbert" else "num_hidden_layers": 2 if kind == "albert" else 1}
+    depth = tiny.depth(kind, 2 if kind == "albert" else 1)
     model, params = tiny.model(kind, **depth), tiny.params(kind, **depth)
     ids, mask = (jnp.asarray(array) for array in tiny.batch(kind, rows=4))
     labels = mask & (np.random.default_rng(3).random(mask.shape) < 0.3)
@@ -78,8 +79,63 @@ def test_padded_tokens_are_not_seen(kind):
     np.testing.assert_allclose(run(jnp.asarray(ids))[mask], run(jnp.asarray(other))[mask], atol=1e-6)
     # and a real token is
     other = ids.copy()
-    other[:, 1] = 7
-    assert np.abs(run(jnp.asarray(ids))[:, 0] - run(jnp.asarray(other))[:, 0]).max() > 1e-3
+    if model.family.causal:
+        other[:, -2] = 7
+        assert np.abs(run(jnp.asarray(ids))[:, -1] - run(jnp.asarray(other))[:, -1]).max() > 1e-3
+    else:
+        other[:, 1] = 7
+        assert np.abs(run(jnp.asarray(ids))[:, 0] - run(jnp.asarray(other))[:, 0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_padding_on_either_side_changes_nothing(kind):
+    """Left, right or none: the same logits, hidden states and attention maps at the real tokens."""
+    model, params = tiny.model(kind), tiny.params(kind)
+    ids = np.random.default_rng(5).integers(5, 101, (1, 6)).astype(np.int32)
+
+    def run(left, right):
+        width = ((0, 0), (left, right))
+        rows, mask = np.pad(ids, width, constant_values=9), np.pad(np.ones_like(ids, bool), width)
+        out = apply(
+            model,
+            params,
+            input_ids=jnp.asarray(rows),
+            attention_mask=jnp.asarray(mask),
+            hidden_states=True,
+            attentions=True,
+        )
+        real = slice(left, left + 6)
+        return [
+            out.logits[:, real],
+            *(x[:, real] for x in out.hidden_states),
+            *(x[:, :, real, real] for x in out.attentions),
+        ]
+
+    alone = run(0, 0)
+    assert len(alone) == 1 + 3 + 2
+    for padded in (run(3, 0), run(0, 3), run(1, 2)):
+        for x, y in zip(alone, padded, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_no_token_sees_a_later_one(kind):
+    """The gradient of a token's logits by the input embeddings is exactly 0 at later tokens, not at earlier ones."""
+    model, params = tiny.model(kind), tiny.params(kind)
+    ids = jnp.arange(10, 16)[None]  # each token once, so that an embedding row is a position
+    path = model.family.embedding.split("/")
+
+    def of_logits(params, place):
+        out = apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool), hidden_states=True)
+        # Hidden states after the final norm, not logits: a tied head would add gradients of the whole table.
+        return jnp.sum(out.hidden_states[-1][0, place] * jnp.arange(1, model.width + 1))
+
+    grads = jax.jit(jax.vmap(jax.grad(of_logits), (None, 0)), compiler_options=tiny.QUICK)(params, jnp.arange(6))
+    table = functools.reduce(lambda tree, name: tree[name], path, grads)  # [place, vocabulary, width]
+    moved = np.abs(table[:, 10:16]).max(-1) > 0
+    np.testing.assert_array_equal(moved & ~np.tri(6, dtype=bool), False)
+    assert moved.diagonal().all() and moved[5, 4]  # and windows of 3 hide no neighbour
+    assert not np.abs(table[:, :10]).any()
 
 
 def test_dropout_needs_a_key_and_follows_it():

@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 from jaxdistill.errors import UserError
 from jaxdistill.models import load, torch_names
 
+CAUSAL = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "gemma")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -64,7 +66,7 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         ("[]", ["model_type None"]),
         (
             '{"model_type": "t5"}',
-            ["model_type 't5'", "bert, roberta, xlm-roberta, distilbert, electra, albert"],
+            ["model_type 't5'", "bert, roberta, xlm-roberta, distilbert, electra, albert, gpt2, gpt_neo, opt"],
         ),
     ],
 )
@@ -95,6 +97,33 @@ def test_configurations_the_class_cannot_follow(fields, part):
     refused(lambda: load.build(tiny.config("bert", **fields)), part)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "part"),
+    [
+        ("gpt2", {"n_embd": 15}, "hidden size 15 is not divisible by 2 heads"),
+        ("gpt2", {"activation_function": "mish"}, "activation 'mish'"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
+        ("opt", {"enable_bias": False}, "enable_bias is False"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine is False"),
+        ("llama", {"mlp_bias": True}, "mlp_bias is True"),
+        ("llama", {"head_dim": 8}, "head_dim is 8"),
+        ("llama", {"num_key_value_heads": 3}, "4 heads are not divisible by 3 key/value heads"),
+        ("llama", {"rope_theta": 5e5}, "type 'default' with theta 500000"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "type 'linear'"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "with theta 500000"),
+        ("llama", {"max_position_embeddings": 7}, "7 positions"),
+        ("mistral", {"head_dim": 8}, "head_dim is 8"),
+        ("mistral", {"rope_theta": 1e6}, "theta 1e+06"),
+        ("mistral", {"attention_dropout": 0.1}, "attention_dropout is 0.1"),
+        ("gemma", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type 'dynamic'"),
+    ],
+)
+def test_configurations_the_causal_class_would_pass_over(kind, fields, part):
+    refused(lambda: load.build(tiny.config(kind, **fields)), f"{kind} config: ", part)
+
+
 def test_build_is_quiet_and_leaves_the_verbosity(caplog):
     from transformers.utils import logging as hf_logging
 
@@ -108,7 +137,10 @@ def test_build_is_quiet_and_leaves_the_verbosity(caplog):
         hf_logging.set_verbosity_warning()
 
 
-@pytest.mark.parametrize(("kind", "length"), [("bert", 20), ("roberta", 18), ("xlm-roberta", 18), ("albert", 20)])
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [("bert", 20), ("roberta", 18), ("xlm-roberta", 18), ("albert", 20), *((kind, 20) for kind in CAUSAL)],
+)
 def test_sizes(kind, length):
     model = tiny.model(kind)
     assert (model.width, model.vocab_size, model.max_length) == (16, 101, length)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.load import build
 from jaxdistill.models.student import check_same_vocabulary, cut_student, resolve_layers, student_config
@@ -25,6 +26,9 @@ from jaxdistill.models.student import check_same_vocabulary, cut_student, resolv
         ("spread:1", 12, (0,)),
         ("every_other", 5, (0, 2, 4)),
         ("first:2", 5, (0, 1)),
+        ("first", 6, (0, 1, 2)),
+        ("last", 5, (3, 4)),
+        ("spread", 12, (0, 2, 4, 7, 9, 11)),
         ("last:2", 5, (3, 4)),
         ("0, 2,4", 5, (0, 2, 4)),
         ("3,", 5, (3,)),
@@ -72,9 +76,9 @@ def test_bad_layer_specifications(spec, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "albert"])
 def test_selected_layers_are_the_teachers_bit_for_bit(kind):
-    depth = {"n_layers" if kind == "distilbert" else "num_hidden_layers": 3}
+    depth = tiny.depth(kind, 3)
     teacher, params = tiny.model(kind, **depth), tiny.params(kind, **depth)
     student = build(student_config(teacher.config, family=kind, layers=(0, 2)))
     assert teacher.num_layers == 3 and student.num_layers == 2
@@ -100,6 +104,29 @@ def test_distilbert_with_every_layer_is_its_bert_teacher(tie):
     assert full.hidden_states is not None and half.hidden_states is not None
     np.testing.assert_allclose(full.hidden_states[0], half.hidden_states[0], atol=1e-6)
     np.testing.assert_allclose(full.logits[mask], half.logits[mask], atol=1e-5)
+
+
+def test_gpt_neo_layers_keep_their_kind_of_attention():
+    """Layers 0 and 2 of local, global, local, global are both local; the config file says so too."""
+    depth = tiny.depth("gpt_neo", 4)
+    teacher, params = tiny.model("gpt_neo", **depth), tiny.params("gpt_neo", **depth)
+    assert teacher.config.attention_layers == ["local", "global", "local", "global"]
+    config = student_config(teacher.config, family="gpt_neo", layers=(0, 2))
+    for kept in (config, type(config).from_dict(config.to_dict())):
+        assert (kept.num_layers, kept.attention_layers) == (2, ["local", "local"])
+    # The first two layers are the same computation in both, when layer 1 is the one that is kept.
+    config = student_config(teacher.config, family="gpt_neo", layers=(0, 1))
+    student = build(config)
+    cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1))
+    ids, mask = (jnp.asarray(array) for array in tiny.batch("gpt_neo"))
+    full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
+    half = apply(student, cut, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
+    np.testing.assert_allclose(half[1], full[1], atol=1e-6)
+    # A student of other sizes says which attention its layers have.
+    random = {"num_layers": 3, "attention_types": [[["local"], 3]]}
+    assert student_config(teacher.config, family="gpt_neo", overrides=random).attention_layers == ["local"] * 3
+    with pytest.raises(UserError, match="attention_types names 4 layers, num_layers is 3"):
+        build(student_config(teacher.config, family="gpt_neo", overrides={"num_layers": 3}))
 
 
 def test_reference_init_drops_token_types_and_draws_the_head():

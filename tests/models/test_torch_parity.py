@@ -14,15 +14,24 @@ from flax.traverse_util import flatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from jaxdistill.errors import UserError
 from jaxdistill.models import load, torch_names
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
 
 BOTH = [(kind, tie) for kind in FAMILIES for tie in (True, False)]
+CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 
 
 def torch_class(model):
     return getattr(transformers, type(model.flax).__name__.removeprefix("Flax"))
+
+
+def torch_inputs(kind, ids, mask):
+    inputs = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask).long()}
+    if kind in CAUSAL:  # as generate() gives them: padding on the left has no position
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+    return inputs
 
 
 def write(folder, model, tensors):
@@ -44,7 +53,8 @@ def test_names_round_trip_bitwise(kind, tie):
 
 
 @pytest.mark.parametrize(
-    ("kind", "tie"), [*((kind, True) for kind in FAMILIES), ("bert", False), ("distilbert", False)]
+    ("kind", "tie"),
+    [*((kind, True) for kind in FAMILIES), *((kind, False) for kind in ("bert", "distilbert", "gpt2", "llama"))],
 )
 def test_our_weights_in_torch(kind, tie, tmp_path):
     model, params = tiny.model(kind, tie_word_embeddings=tie), tiny.params(kind, tie_word_embeddings=tie)
@@ -65,7 +75,7 @@ def test_our_weights_in_torch(kind, tie, tmp_path):
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     (_, logits), grads = ours(params)
-    out = theirs(torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long())
+    out = theirs(**torch_inputs(kind, ids, mask))
     ((torch.log_softmax(out.logits, -1) * torch.tensor(weights)).sum() / mask.sum()).backward()
     np.testing.assert_allclose(logits[mask], out.logits.detach().numpy()[mask], atol=1e-4)
     expected = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
@@ -97,8 +107,7 @@ def test_torch_weights_in_ours(kind, tie, tmp_path):
     )
     with torch.no_grad():
         out = theirs(
-            torch.tensor(ids).long(),
-            attention_mask=torch.tensor(mask).long(),
+            **torch_inputs(kind, ids, mask),
             output_hidden_states=True,
             output_attentions=True,
         )
@@ -125,6 +134,49 @@ def test_same_tensors_as_torch_saves(kind, tmp_path):
         assert {name: array.shape for name, array in ours.items()} == shapes
 
 
+def test_causal_buffers_and_no_prefix(tmp_path):
+    """GPT-2 as it stands on the hub: saved without "transformer.", the causal masks in it."""
+    model, params = tiny.model("gpt2"), tiny.params("gpt2")
+    tensors = {name.removeprefix("transformer."): array for name, array in torch_names.to_torch(params).items()}
+    extra = {"h.0.attn.bias": np.ones((1, 1, 20, 20), np.float32), "h.1.attn.masked_bias": np.float32([-1e4])}
+    head = {"lm_head.weight": np.zeros((101, 16), np.float32)}  # tied: what stands here does not count, as in torch
+    write(tmp_path, model, tensors | extra | head)
+    jax.tree.map(np.testing.assert_array_equal, load.load_params(tmp_path, model), params)
+    # A tensor of a layer that config.json does not have is no buffer.
+    write(tmp_path, model, tensors | {"h.2.attn.c_attn.bias": np.ones(48, np.float32)})
+    with pytest.raises(UserError, match=r"h\.2\.attn\.c_attn\.bias.*do not belong together"):
+        load.load_params(tmp_path, model)
+
+
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 12}
+VARIANTS = [
+    ("opt", OPT_350M),  # norms after the blocks, embeddings narrower than the layers
+    ("opt", {"_remove_final_layer_norm": True}),
+    ("mistral", {"sliding_window": None}),
+    ("mistral", {"sliding_window": 1}),
+    ("gemma", {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}),  # torch goes by hidden_act
+    ("gemma", {"attention_bias": True}),
+    ("gpt2", {"n_inner": None}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "fields"), VARIANTS)
+def test_variants_of_causal_families(kind, fields, tmp_path):
+    """Settings of published models that take another path through the Flax class, or through torch's."""
+    model, params = tiny.model(kind, **fields), tiny.params(kind, **fields)
+    write(tmp_path, model, torch_names.to_torch(params))
+    theirs, info = torch_model(tmp_path, model)
+    assert not any(info.values()), info
+    ids, mask = tiny.batch(kind)
+    got = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True)
+    with torch.no_grad():
+        out = theirs(**torch_inputs(kind, ids, mask), output_hidden_states=True)
+    np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4)
+    for ours, other in zip(got.hidden_states, out.hidden_states, strict=True):
+        np.testing.assert_allclose(ours[mask], other.numpy()[mask], atol=1e-4)
+
+
 def test_old_names_and_no_prefix(tmp_path):
     """LayerNorm.gamma/beta, and an encoder saved without "bert."."""
     model, params = tiny.model("bert"), tiny.params("bert")
@@ -139,9 +191,11 @@ def test_old_names_and_no_prefix(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load.load_params(tmp_path, model), params)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_upcast_exactly(dtype, tmp_path):
-    model = tiny.model("bert")
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("bert", torch.float16), ("bert", torch.bfloat16), ("llama", torch.bfloat16)]
+)
+def test_half_precision_is_upcast_exactly(kind, dtype, tmp_path):
+    model = tiny.model(kind)
     theirs = torch_class(model)(model.config).to(dtype)
     theirs.save_pretrained(tmp_path)
     got = torch_names.to_torch(load.load_params(tmp_path, model))
@@ -151,8 +205,6 @@ def test_half_precision_is_upcast_exactly(dtype, tmp_path):
 
 
 def test_pickles_only_when_allowed(tmp_path):
-    from jaxdistill.errors import UserError
-
     model, params = tiny.model("bert"), tiny.params("bert")
     model.config.save_pretrained(tmp_path)
     state = {name: torch.tensor(array) for name, array in torch_names.to_torch(params).items()}
@@ -163,8 +215,6 @@ def test_pickles_only_when_allowed(tmp_path):
 
 
 def test_pickles_run_no_code(tmp_path):
-    from jaxdistill.errors import UserError
-
     class Touch:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
@@ -204,4 +254,22 @@ def test_real_weights(shared):
     with torch.no_grad():
         out = theirs(torch.tensor(ids), attention_mask=torch.tensor(encoded["attention_mask"]))
     np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4)
+    assert load.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
+
+
+@pytest.mark.slow
+def test_real_causal_weights(shared):
+    folder = shared / "models" / "stories260k-llama"
+    model = load.build(load.load_config(folder))
+    params = load.load_params(folder, model)
+    tokenizer = load.load_tokenizer(folder)
+    encoded = tokenizer(["Once upon a time, there was a little girl", "Tom"])["input_ids"]
+    width = max(map(len, encoded))
+    ids = np.array([[0] * (width - len(row)) + row for row in encoded], np.int32)
+    mask = np.array([[False] * (width - len(row)) + [True] * len(row) for row in encoded])
+    got = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask))
+    theirs = torch_class(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = theirs(**torch_inputs("llama", ids, mask))
+    np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4, rtol=1e-4)
     assert load.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.load import Model, build, init_params
 
 _SIZES: dict[str, Any] = {
@@ -16,6 +17,25 @@ _SIZES: dict[str, Any] = {
     "intermediate_size": 24,
     "max_position_embeddings": 20,
     "layer_norm_eps": 1e-3,
+}
+
+_CAUSAL: dict[str, Any] = {
+    "vocab_size": 101,
+    "pad_token_id": 1,
+    "bos_token_id": 3,
+    "eos_token_id": 2,
+    "tie_word_embeddings": True,
+}
+
+_ROTARY: dict[str, Any] = {
+    **_CAUSAL,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+    "rms_norm_eps": 1e-3,
 }
 
 # Tiny programs run once: compiling them unoptimised takes half the time.
@@ -42,6 +62,41 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_groups": 2,
         "inner_group_num": 2,
     },
+    "gpt2": {
+        **_CAUSAL,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_inner": 24,
+        "n_positions": 20,
+        "activation_function": "silu",
+        "layer_norm_epsilon": 1e-3,
+    },
+    "gpt_neo": {
+        **_CAUSAL,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 20,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 3,
+        "activation_function": "relu",
+        "layer_norm_epsilon": 1e-3,
+    },
+    "opt": {
+        **_CAUSAL,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 24,
+        "max_position_embeddings": 20,
+        "word_embed_proj_dim": 16,
+        "activation_function": "gelu",
+    },
+    "llama": {**_ROTARY, "hidden_act": "gelu_new", "attention_bias": True},
+    "mistral": {**_ROTARY, "sliding_window": 3},
+    "gemma": {**_ROTARY, "head_dim": 6, "hidden_act": "gelu"},
 }
 
 
@@ -64,9 +119,18 @@ def params(kind: str, **overrides: Any) -> dict[str, Any]:
     return jax.tree.map(lambda x: np.asarray(x + 0.2 * rng.normal(size=x.shape), np.float32), drawn)
 
 
+def depth(kind: str, layers: int) -> dict[str, Any]:
+    """The overrides that give the family's tiny model so many layers."""
+    if kind == "gpt_neo":
+        return {"num_layers": layers, "attention_types": (((("local", "global") * layers)[:layers], 1),)}
+    return {{"distilbert": "n_layers", "gpt2": "n_layer"}.get(kind, "num_hidden_layers"): layers}
+
+
 def batch(kind: str, rows: int = 2, length: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """(input_ids, attention_mask) [rows, length], the last rows padded."""
+    """(input_ids, attention_mask) [rows, length], the last rows padded: causal ones on the left, as to generate."""
     rng = np.random.default_rng(1)
     ids = rng.integers(5, 101, (rows, length)).astype(np.int32)
     mask = np.arange(length)[None, :] < np.linspace(length, 3, rows).astype(int)[:, None]
+    if FAMILIES[kind].causal:
+        mask = np.flip(mask, axis=1).copy()
     return np.where(mask, ids, config(kind).pad_token_id), mask

@@ -1,0 +1,55 @@
+"""A BERT teacher trained with LayerDrop, to be cut to every other layer (Fan et al. 2019, arXiv:1909.11556).
+
+    python -m jaxdistill.train --config configs/bert_layerdrop_teacher.py --workdir runs/teacher \
+        --config.tokenizer.name=bert-base-uncased --config.data.path=corpus.txt
+    jaxdistill export --to-pytorch --workdir runs/teacher --out teacher/
+    jaxdistill init-student --teacher teacher/ --layers every_other --out student/
+    python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/student \
+        --config.teacher.name=teacher/ --config.student.name=student/ --config.data.path=corpus.txt
+
+Masked LM alone, no next-sentence task, from scratch; to go on from a trained model add --config.student.name=FOLDER.
+Each layer is left out of a step with probability 0.2, which saves its work; the paper takes 0.1 to 0.2 for quality, and
+0.5 where more than half will be pruned. In evaluation all layers run; what half of them would be worth is measured too.
+Whether it helps a distilled student: docs/results.md.
+
+`:smoke` runs the same path in seconds, on the text and tokenizer of the quickstart.
+"""
+
+from pathlib import Path
+
+from jaxdistill.config import Config, base
+
+QUICKSTART = Path(__file__).resolve().parent / "quickstart"
+
+
+def get_config(variant: str = "") -> Config:
+    config = base()
+    config.student.init = "random"
+    config.student.overrides = {
+        "model_type": "bert",
+        "hidden_dropout_prob": 0.0,  # the paper: take 0.1 off the dropout where layers are dropped
+        "attention_probs_dropout_prob": 0.0,
+    }
+    config.student.layer_drop = 0.2
+    config.data.batching = "packed"
+    config.mask.smoothing = 0.0  # as BERT: the smoothed draw is for the student
+    config.loss.tokens = "masked"
+    config.loss.alpha_mlm = 1.0
+    config.train.epochs = 40.0
+    config.train.batch_size = 256
+    config.train.accumulation = 4
+    config.optim.learning_rate = 1e-4
+    config.optim.weight_decay = 0.01
+    config.optim.clip = 1.0
+    config.evaluate.pruned = ("every_other", "first:6")
+    if variant == "smoke":
+        sizes = {"vocab_size": 4000, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+        config.student.overrides = {"model_type": "bert", **sizes, "intermediate_size": 64}
+        config.tokenizer.name = str(QUICKSTART / "teacher")
+        config.data.path = str(QUICKSTART / "corpus.txt.gz")
+        config.data.limit, config.data.max_length = 400, 64
+        config.train.steps, config.train.batch_size, config.train.accumulation = 4, 16, 2
+        config.evaluate.pruned = ("every_other", "first:2")
+        config.evaluate.batches, config.evaluate.batch_size = 2, 8
+        config.log.every = 1
+    return config

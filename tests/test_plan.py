@@ -1,0 +1,155 @@
+"""Costs before a machine is rented: what is counted, against programs whose cost is known, and the command itself."""
+
+import re
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdistill import cli, plan
+
+CHIP = plan.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
+
+
+def run(tiny, *overrides: str) -> str:
+    code, out, err = tiny_run.call(cli.main, ["plan", f"--config={tiny.recipe}", *overrides])
+    assert code == 0, err
+    return out
+
+
+def number(pattern: str, text: str) -> float:
+    match = re.search(pattern, text)
+    assert match, text
+    return float(match[1].replace(",", ""))
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny, tmp_path_factory):
+    """The tiny recipe with a teacher that has no weights: its config.json is all that is read."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "teacher").mkdir()
+    shutil.copy(tiny.teacher / "config.json", folder / "teacher")
+    path = folder / "recipe.py"
+    path.write_text(tiny.recipe.read_text().replace(repr(str(tiny.teacher)), repr(str(folder / "teacher"))))
+    return tiny._replace(recipe=path)
+
+
+def test_a_plan_of_the_devices_here(recipe):
+    out = run(recipe)
+    assert "teacher bert 0.0M, student bert 0.0M parameters; 8 x cpu" in out
+    assert "16 rows x 32 = 512 tokens in 1 micro-batch(es)" in out
+    assert number(r"temporaries ([\d.e-]+) GB", out) > 0 and number(r"work a device: ([\d.e-]+) TFLOP", out) > 0
+    assert "all-reduce" in out  # eight devices add up their gradients
+    assert "expected" not in out  # nothing is known of this processor's peaks
+
+
+def test_a_plan_writes_nothing(recipe):
+    before = tiny_run.bits(recipe.folder)
+    run(recipe)
+    assert tiny_run.bits(recipe.folder) == before
+
+
+def test_micro_batches_change_the_memory_and_not_the_work(recipe):
+    """XLA counts the body of a loop once: naively, half the work would be gone."""
+    flags = ["--config.data.max_length=32", "--config.train.batch_size=256"]
+    one, four = run(recipe, *flags), run(recipe, *flags, "--config.train.accumulation=4")
+    work = [number(r"work a device: ([\d.e-]+) TFLOP", out) for out in (one, four)]
+    assert work[1] == pytest.approx(work[0], rel=0.1)
+    temporaries = [number(r"temporaries ([\d.e-]+) GB", out) for out in (one, four)]
+    assert temporaries[1] < 0.5 * temporaries[0]
+
+
+def test_a_known_chip_has_a_range_and_a_largest_batch(recipe, monkeypatch):
+    monkeypatch.setitem(plan.CHIPS, "cpu", CHIP)
+    out = run(recipe, "--config.train.batch_size=64")
+    low, high = number(r"expected: ([\d,]+)", out), number(r"to ([\d,]+) tokens/s", out)
+    assert 0 < low < high
+    assert re.search("bound by (arithmetic|memory)", out)
+    assert number(r"about ([\d,]+) rows", out) > 64
+
+
+def test_what_does_not_fit_and_what_would(recipe, monkeypatch):
+    flags = ["--config.train.batch_size=256"]
+    peaks = {n: peak_of(run(recipe, *flags, f"--config.train.accumulation={n}")) for n in (1, 2, 4)}
+    assert peaks[4] < peaks[2] < peaks[1]
+    monkeypatch.setitem(plan.CHIPS, "cpu", CHIP._replace(memory=(peaks[4] + peaks[2]) / 2))
+    out = run(recipe, *flags)
+    assert "does not fit" in out and "config.train.accumulation=4 would" in out and "expected" not in out
+    monkeypatch.setitem(plan.CHIPS, "cpu", CHIP._replace(memory=1000))
+    out = run(recipe, *flags)
+    assert "no number of micro-batches would" in out and "config.mesh.fsdp=2" in out
+
+
+def peak_of(out: str) -> float:
+    return 1e9 * number(r"peak ([\d.e-]+) GB", out)
+
+
+def test_what_is_refused(recipe, tmp_path):
+    for argv, said in (
+        (["plan", f"--config={recipe.recipe}", "--topology=v99:1x1"], "--topology v99:1x1"),
+        (["plan", f"--config={recipe.recipe}", "--config.train.batch_size=12"], "config.train.batch_size=12"),
+        (["plan", f"--config={recipe.recipe}", "--config.teacher.name=/nowhere"], "/nowhere"),
+        (["plan", f"--config={recipe.recipe}", "--config.data.max_length=64"], "config.data.max_length=64"),
+    ):
+        code, _, err = tiny_run.call(cli.main, argv)
+        assert code == 2 and said in err and err.count("\n") == 1, err
+
+
+def test_memory_and_work_of_a_matrix_product():
+    m, k, n = 64, 128, 32
+    compiled = jax.jit(lambda a, b: a @ b).lower(jnp.zeros((m, k)), jnp.zeros((k, n))).compile()
+    memory = plan.memory_of(compiled)
+    assert memory.arguments == 4 * (m * k + k * n)
+    assert memory.peak == memory.arguments + 4 * m * n + memory.temporaries
+    work = plan.work_of(compiled, times=3)
+    assert work.flops == pytest.approx(3 * 2 * m * k * n, rel=0.01)
+    assert work.bytes_accessed >= 3 * 4 * (m * k + k * n + m * n)
+
+
+def test_a_donated_argument_is_not_counted_twice():
+    x = jnp.zeros((1000,))
+    kept = plan.memory_of(jax.jit(lambda x: x + 1).lower(x).compile())
+    donated = plan.memory_of(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
+    assert kept.peak - donated.peak == 4000
+
+
+def test_collectives_of_a_compiled_program():
+    mesh = Mesh(np.asarray(jax.devices()), ("x",))
+    split, whole = NamedSharding(mesh, PartitionSpec("x")), NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
+    gathered = jax.jit(lambda x: x, in_shardings=split, out_shardings=whole).lower(x).compile()
+    assert plan.collectives_of(gathered) == {"all-gather": 8 * 256 * 4}
+    summed = jax.jit(lambda x: x.sum(axis=0), in_shardings=split, out_shardings=whole).lower(x).compile()
+    assert plan.collectives_of(summed) == {"all-reduce": 256 * 4}
+
+
+def test_collectives_that_start_early_are_counted_once():
+    lines = [
+        "  %a = (f32[2,4]{1,0}, f32[16,4]{1,0}) all-gather-start(%p), dimensions={0}",
+        "  %b = f32[16,4]{1,0} all-gather-done(%a)",
+        "  ROOT %c = (bf16[8]{0}, bf16[4]{0}) all-reduce(%d, %e), to_apply=%add",
+        "  %f = f32[8]{0} add(%all-reduce.1, %g)",
+    ]
+    compiled = SimpleNamespace(as_text=lambda: "\n".join(lines))
+    assert plan.collectives_of(compiled) == {"all-gather": 16 * 4 * 4, "all-reduce": (8 + 4) * 2}
+
+
+def test_what_a_tpu_compiler_says_is_read():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm. Exceeded by 9.75G."
+    assert plan.needed_bytes(RuntimeError(said)) == int(25.5 * 2**30)
+    assert plan.needed_bytes(RuntimeError("something else")) is None
+
+
+def test_ranges_and_the_line_through_two_sizes():
+    work = plan.Work(flops=4e9, bytes_accessed=1e9)
+    assert plan.seconds(work, CHIP) == (4.0, 1.0)
+    low, high = plan.tokens_per_second(100, work, CHIP)
+    assert (low, high) == (pytest.approx(100 * plan.REACHED / 5), 25.0)
+    at, also = (64, plan.Memory(0, 0, 1000)), (32, plan.Memory(0, 0, 600))
+    assert plan.largest(64, step=8, at=at, also=also, limit=1500) == 104  # 200 + 12.5 a row
+    assert plan.largest(64, step=8, at=at, also=also, limit=100) == 0

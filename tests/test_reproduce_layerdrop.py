@@ -1,0 +1,74 @@
+"""The report of scripts/reproduce_layerdrop.py: figures made up, so that its means, spreads and tests are known."""
+
+import argparse
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce_layerdrop.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(SCRIPT))
+
+
+def write_runs(script, workdir: Path, seeds) -> None:
+    """Every figure of run r and seed s is 10 r + s (1 + r / 100)."""
+    for seed in seeds:
+        for r, folder in enumerate(script["folders"](workdir, seed).values()):
+            folder.mkdir(parents=True)
+            value = 10 * r + seed * (1 + r / 100)
+            names = ["train/last", "train/average"]
+            names += [f"{split}/{name}" for split in ("valid", "test") for name in ("mlm_loss", "kl", "top1")]
+            names += [f"{split}/mlm_loss/every_other" for split in ("valid", "test")]
+            (folder / "result.json").write_text(json.dumps(dict.fromkeys(names, value)))
+            lines = [
+                {"step": step, "kind": "eval", "mlm_loss": 7 - step, "mlm_loss/every_other": 8 - step}
+                for step in (0, 1, 2)
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (workdir / f"seed{seed}" / "complete").touch()
+
+
+def test_the_report(script, tmp_path, capsys):
+    write_runs(script, tmp_path, [1, 2, 4])
+    (tmp_path / "seed9").mkdir()  # begun and not complete: not in the report
+    out = tmp_path / "results.md"
+    out.write_text(f"# Mine\n\n{script['BEGIN']}\nold\n{script['END']}\n\nAnd mine.\n")
+    script["report"](argparse.Namespace(workdir=tmp_path, out=out))
+    text = out.read_text()
+    assert text.startswith("# Mine\n") and text.endswith("\nAnd mine.\n") and "old" not in text
+    assert "Seeds 1, 2, 4." in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| teacher, rate 0.1 ")]
+    assert row.count(f"12.357 ± {1.01 * np.std([1, 2, 4], ddof=1):.3f}") == 5  # the second run
+    tests = [line for line in text.splitlines() if ", p " in line]
+    assert len(tests) == len(script["ARMS"]) - 1
+    # Run 8 against run 3: 50 + 0.05 s. With two degrees of freedom p = 1 - t / sqrt(t^2 + 2).
+    differences = 50 + 0.05 * np.array([1, 2, 4])
+    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(3))
+    assert f"{differences.mean():+.3f} [" in tests[-1] and f"p {1 - t / np.sqrt(t**2 + 2):.2g}" in tests[-1]
+    picture = (tmp_path / "layerdrop.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+    first = out.read_text()
+    script["report"](argparse.Namespace(workdir=tmp_path, out=out))
+    assert out.read_text() == first
+
+
+def test_one_seed_makes_no_report(script, tmp_path, capsys):
+    write_runs(script, tmp_path, [3])
+    script["report"](argparse.Namespace(workdir=tmp_path, out=None))
+    assert "takes two" in capsys.readouterr().out
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_texts_are_cleaned_and_must_be_there(script, tmp_path):
+    (tmp_path / "wiki.txt").write_text("a state @-@ of @-@ the @-@ art <unk> of 1 @,@ 000 or 1 @.@ 5\n")
+    paths = {"valid": tmp_path / "wiki.txt", "test": tmp_path / "wiki.txt"}
+    written = script["write_text"](f"{tmp_path}/*.txt", **paths, folder=tmp_path / "text")
+    assert written["valid"].read_text() == "a state-of-the-art [UNK] of 1,000 or 1.5\n"
+    with pytest.raises(SystemExit, match="--train names no file"):
+        script["write_text"]("/nowhere/*.txt", **paths, folder=tmp_path / "text")

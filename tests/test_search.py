@@ -1,0 +1,96 @@
+"""The search for layers to keep: its figures against students that are really cut out, and whom it picks."""
+
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from jaxdistill import build, cli, loop, search, sharding
+from jaxdistill import config as configs
+from jaxdistill.models import intercept, load
+from jaxdistill.models.student import cut_student, student_config
+
+
+@pytest.fixture(scope="module")
+def made(tiny):
+    """The tiny teacher of four layers, and a context that measures it on held-out lines."""
+    config = configs.parse(str(tiny.recipe), ["--config.student.layers=4", "--config.evaluate.batches=1"])
+    models = build.build_models(config, allow_pickle=False, tell=print)
+    text = build.prepare_text(config, build.open_text(config), models.tokenizer, tell=print)
+    held_out = build.make_held_out(config, text)
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    context = loop.make_context(config, models, text.vocabulary, held_out, mesh=mesh)
+    params = jax.device_put(models.student_params, sharding.replicated(mesh))
+    return SimpleNamespace(context=context, params=params, model=models.student, batch=held_out[0])
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def by_cutting(made, layers: tuple[int, ...]) -> tuple[float, float]:
+    """(mlm_loss, kl) of the student cut out, in NumPy float64 from all its logits."""
+
+    def log_probabilities(model, params) -> np.ndarray:
+        inputs = {name: jnp.asarray(made.batch[name]) for name in ("input_ids", "attention_mask")}
+        logits = jax.jit(lambda params: intercept.apply(model, params, **inputs).logits)(params)
+        return log_softmax(np.asarray(logits, np.float64))[made.batch["label_mask"]]
+
+    params = jax.device_get(made.params)
+    student = load.build(student_config(made.model.config, family="bert", layers=layers))
+    p = log_probabilities(made.model, params)
+    q = log_probabilities(student, cut_student(params, teacher=made.model, student=student, layers=layers))
+    labels = made.batch["labels"][made.batch["label_mask"]]
+    return -q[np.arange(len(labels)), labels].mean(), np.sum(np.exp(p) * (p - q), axis=-1).mean()
+
+
+def test_scores_are_those_of_students_cut_out(made):
+    chosen = [(0, 1, 2, 3), (1, 3), (2,)]
+    for layers, score in zip(chosen, search.make_scorer(made.context)(made.params, chosen), strict=True):
+        loss, kl = by_cutting(made, layers)
+        assert score.layers == layers
+        assert score.mlm_loss == pytest.approx(loss, rel=1e-5)
+        assert score.kl == pytest.approx(kl, rel=1e-4, abs=1e-6)
+
+
+def test_few_subsets_are_all_scored(made):
+    whole, scores = search.search_layers(made.context, made.params, count=2)
+    assert whole.layers == (0, 1, 2, 3) and whole.kl == pytest.approx(0, abs=1e-6)
+    assert {score.layers for score in scores} == set(itertools.combinations(range(4), 2))
+    assert [score.kl for score in scores] == sorted(score.kl for score in scores)
+
+
+def test_many_subsets_are_eliminated_backward(made, monkeypatch):
+    monkeypatch.setattr(search, "EXHAUSTIVE", 1)
+    _, scores = search.search_layers(made.context, made.params, count=2)
+    found = {score.layers for score in scores}
+    assert found >= set(search.named(2, of=4)) == {(0, 2), (0, 1), (2, 3), (0, 3)}
+    # The first to go is the one whose loss costs least; the rest are its neighbours.
+    threes = list(itertools.combinations(range(4), 3))
+    best = min(search.make_scorer(made.context)(made.params, threes), key=lambda s: s.kl).layers
+    assert found == set(itertools.combinations(best, 2)) | set(search.named(2, of=4))
+
+
+def test_init_student_prints_the_table_and_cuts_the_best(tiny, tmp_path):
+    from safetensors.numpy import load_file
+
+    out = tmp_path / "student"
+    argv = ["init-student", f"--teacher={tiny.teacher}", "--layers=search:2", f"--text={tiny.text}", f"--out={out}"]
+    code, said, err = tiny_run.call(cli.main, argv)
+    assert code == 0, err
+    lines = said.splitlines()
+    start = next(i for i, line in enumerate(lines) if "candidates" in line)
+    rows = [line.split() for line in lines[start + 1 : start + 8]]
+    assert rows[0] == ["0.0000", rows[0][1], "all", "4"]
+    assert len(rows) == 7 and {row[3] for row in rows[1:] if len(row) > 3} == {"every_other", "first", "last", "spread"}
+    best = rows[1][2]
+    assert f"layers {best} of {tiny.teacher}" in said
+    teacher, student = (load_file(folder / "model.safetensors") for folder in (tiny.teacher, out))
+    for new, old in enumerate(best.split(",")):
+        name = "bert.encoder.layer.{}.output.dense.weight"
+        np.testing.assert_array_equal(student[name.format(new)], teacher[name.format(old)])
