@@ -82,21 +82,12 @@ def train_batches(
     Raises:
       UserError: batch, hosts and group do not divide, no mask token, token counts of another vocabulary.
     """
-    import grain
-
     weights = _weights(vocabulary, mask, token_counts)
-    rows = _rows_of_host(batch_size, hosts, mask.group)
-    epoch_steps = steps_per_epoch(store, batch_size=batch_size, limit_batches=limit_batches)
-    plan_of = _latest(
-        lambda epoch: plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=seed, epoch=epoch)
-    )
+    rows = rows_of_host(batch_size, hosts, mask.group)
 
-    def make(step: int) -> Batch:
-        epoch, index = divmod(step, epoch_steps)
-        plan: Plan = plan_of(epoch)
-        ids = plan.ids[index, host * rows : (host + 1) * rows]
+    def masked(step: int, ids: Integer[np.ndarray, "batch"], width: int) -> Batch:
         return mask_batch(
-            _read(store, ids, width=int(plan.widths[index]), pad=vocabulary.pad),
+            read(store, ids, width=width, pad=vocabulary.pad),
             vocabulary=vocabulary,
             weights=weights,
             fraction=mask.fraction,
@@ -106,6 +97,50 @@ def train_batches(
             step=step,
             first_group=host * rows // mask.group,
         )
+
+    return planned(
+        masked,
+        store,
+        batch_size=batch_size,
+        buckets=buckets,
+        seed=seed,
+        steps=steps,
+        hosts=slice(host * rows, (host + 1) * rows),
+        threads=threads,
+        prefetch=prefetch,
+        limit_batches=limit_batches,
+    )
+
+
+def planned(
+    make_rows: Callable[[int, Integer[np.ndarray, "batch"], int], Batch],
+    store: TokenStore,
+    *,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    seed: int,
+    steps: int,
+    hosts: slice,
+    threads: int,
+    prefetch: int,
+    limit_batches: int,
+) -> Any:
+    """A grain iterator over make_rows(step, ids of rows, width), epoch after epoch.
+
+    Args:
+      hosts: the rows of a batch that are this host's.
+    """
+    import grain
+
+    epoch_steps = steps_per_epoch(store, batch_size=batch_size, limit_batches=limit_batches)
+    plan_of = _latest(
+        lambda epoch: plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=seed, epoch=epoch)
+    )
+
+    def make(step: int) -> Batch:
+        epoch, index = divmod(step, epoch_steps)
+        plan: Plan = plan_of(epoch)
+        return make_rows(step, plan.ids[index, hosts], int(plan.widths[index]))
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     return iter(grain.MapDataset.source(Batches(make, steps)).to_iter_dataset(options))
@@ -138,19 +173,36 @@ def eval_batches(
       UserError: as `train_batches`.
     """
     weights = _weights(vocabulary, mask, token_counts)
-    rows = _rows_of_host(batch_size, hosts, 1)
-    plan = plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=0, epoch=0, shuffle=False)
+    rows = rows_of_host(batch_size, hosts, 1)
 
-    def make(step: int) -> Batch:
-        ids = plan.ids[step, host * rows : (host + 1) * rows]
+    def masked(ids: Integer[np.ndarray, "batch"], width: int) -> Batch:
         return mask_groups(
-            _read(store, ids, width=int(plan.widths[step]), pad=vocabulary.pad),
+            read(store, ids, width=width, pad=vocabulary.pad),
             keys=[(seed, int(row) + 1) for row in ids],  # + 1: EMPTY is -1 and keys are not negative
             vocabulary=vocabulary,
             weights=weights,
             fraction=mask.fraction,
             replace=mask.replace,
         )
+
+    here = slice(host * rows, (host + 1) * rows)
+    return in_order(masked, store, batch_size=batch_size, buckets=buckets, hosts=here, limit=limit)
+
+
+def in_order(
+    make_rows: Callable[[Integer[np.ndarray, "batch"], int], Batch],
+    store: TokenStore,
+    *,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    hosts: slice,
+    limit: int,
+) -> Batches:
+    """make_rows(ids of rows, width) over the whole store once, without shuffling."""
+    plan = plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=0, epoch=0, shuffle=False)
+
+    def make(step: int) -> Batch:
+        return make_rows(plan.ids[step, hosts], int(plan.widths[step]))
 
     return Batches(make, min(len(plan.widths), limit or len(plan.widths)))
 
@@ -165,7 +217,7 @@ def _weights(vocabulary: Vocabulary, mask: Masking, token_counts: Integer[np.nda
     return smoothing_weights(token_counts, smoothing=mask.smoothing, special=vocabulary.special)
 
 
-def _rows_of_host(batch_size: int, hosts: int, group: int) -> int:
+def rows_of_host(batch_size: int, hosts: int, group: int) -> int:
     if batch_size % (hosts * group):
         raise UserError(f"a batch of {batch_size} rows does not divide into {hosts} hosts with groups of {group} rows")
     return batch_size // hosts
@@ -187,6 +239,6 @@ def _latest(plan: Callable[[int], Plan]) -> Callable[[int], Plan]:
     return get
 
 
-def _read(store: TokenStore, ids: Integer[np.ndarray, "batch"], *, width: int, pad: int) -> Batch:
+def read(store: TokenStore, ids: Integer[np.ndarray, "batch"], *, width: int, pad: int) -> Batch:
     empty = store.tokens[:0]
     return collate([empty if row == EMPTY else store[int(row)] for row in ids], width=width, pad=pad)

@@ -18,6 +18,9 @@ from jaxdistill.errors import UserError
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
+Columns = tuple[str, ...]  # (text,) or (prompt, completion)
+Document = str | tuple[str, str]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -27,8 +30,8 @@ class Source:
     """One line for logs."""
     fingerprint: str
     """Hash of the content and of every setting that changes the documents."""
-    texts: Callable[[], Iterator[str]]
-    """Non-empty documents without surrounding white space."""
+    texts: Callable[[], Iterator[Document]]
+    """Non-empty documents without surrounding white space; pairs (prompt, completion) with a prompt column."""
 
 
 def open_source(
@@ -41,6 +44,7 @@ def open_source(
     split: str,
     streaming: bool,
     limit: int,
+    prompt_column: str = "",
 ) -> Source:
     """Opens one of `SOURCES`; nothing is read yet but what the fingerprint needs.
 
@@ -54,6 +58,7 @@ def open_source(
       streaming: hf: read over the network without a copy on disk. See `_hf` for what the fingerprint then
         means.
       limit: documents at most; 0 = all.
+      prompt_column: name of the column of prompts, `column` then being that of completions; "" = plain text.
 
     Raises:
       UserError: unknown source, missing, empty, truncated or binary file, missing column, no network.
@@ -64,9 +69,11 @@ def open_source(
         raise UserError(f"data.path is empty; data.source={source!r} needs a file, glob, folder or name")
     if limit < 0:
         raise UserError(f"data.limit={limit} is negative; give a number of documents, or 0 for all")
+    if prompt_column and source == "text":
+        raise UserError(f"data.prompt_column={prompt_column!r}: data.source='text' has no columns; choose another")
     opened = SOURCES[source](
         path=path,
-        column=column,
+        columns=(prompt_column, column) if prompt_column else (column,),
         subset=subset,
         revision=revision,
         split=split or "train",
@@ -93,7 +100,7 @@ def _one_line(error: BaseException) -> str:
 # Files
 
 
-def _files(*, kind: str, path: str, column: str, **_: object) -> Source:
+def _files(*, kind: str, path: str, columns: Columns, **_: object) -> Source:
     """One of the `READERS`, file after file in sorted order. Contents are hashed, names and times are not."""
     paths = _expand(path)
     digests = []
@@ -110,8 +117,8 @@ def _files(*, kind: str, path: str, column: str, **_: object) -> Source:
     names = paths[0].name if len(paths) == 1 else f"{len(paths)} files, {paths[0].name} … {paths[-1].name}"
     return Source(
         describe=f"{kind}: {names} ({size / 1e6:.1f} MB)",
-        fingerprint=_digest(kind, "" if kind == "text" else column, digests),
-        texts=lambda: itertools.chain.from_iterable(map(partial(READERS[kind], column=column), paths)),
+        fingerprint=_digest(kind, "" if kind == "text" else columns[-1], digests, *columns[:-1]),
+        texts=lambda: itertools.chain.from_iterable(map(partial(READERS[kind], columns=columns), paths)),
     )
 
 
@@ -176,32 +183,40 @@ def _open(path: Path) -> Any:
     return io.BufferedReader(stream, 1 << 20)
 
 
-def _text(path: Path, *, column: str) -> Iterator[str]:
-    del column
+def _text(path: Path, *, columns: Columns) -> Iterator[Document]:
+    del columns
     return (text for line in _lines(path) if (text := line.strip()))
 
 
-def _documents(values: Iterable[object], where: Callable[[], str], column: str) -> Iterator[str]:
-    """Strips; skips nulls and blanks; refuses what is not text."""
-    for value in values:
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise UserError(f"{where()}: column {column!r} holds {type(value).__name__}, not text")
-        if not value.isascii():
-            try:
-                value.encode()  # JSON can carry half a surrogate pair, which no tokenizer takes
-            except UnicodeEncodeError as error:
-                raise UserError(f"{where()}: column {column!r} is not valid Unicode: {error.reason}") from error
-        if text := value.strip():
-            yield text
+def _documents(rows: Iterable[tuple[object, ...]], where: Callable[[], str], columns: Columns) -> Iterator[Document]:
+    """Strips; skips rows with a null or a blank; refuses what is not text."""
+    for row in rows:
+        texts = [_stripped(value, where, column) for value, column in zip(row, columns, strict=True)]
+        if all(texts):
+            yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
-def _missing(column: str, there: Iterable[str], where: str) -> UserError:
-    return UserError(f"{where}: no column {column!r}; it has {', '.join(map(repr, there))}; set data.column")
+def _stripped(value: object, where: Callable[[], str], column: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where()}: column {column!r} holds {type(value).__name__}, not text")
+    if not value.isascii():
+        try:
+            value.encode()  # JSON can carry half a surrogate pair, which no tokenizer takes
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where()}: column {column!r} is not valid Unicode: {error.reason}") from error
+    return value.strip()
 
 
-def _csv(path: Path, *, column: str, delimiter: str) -> Iterator[str]:
+def _check_columns(columns: Columns, there: Iterable[str], where: str) -> None:
+    for i, column in enumerate(columns):
+        if column not in there:
+            key = "data.column" if i == len(columns) - 1 else "data.prompt_column"
+            raise UserError(f"{where}: no column {column!r}; it has {', '.join(map(repr, there))}; set {key}")
+
+
+def _csv(path: Path, *, columns: Columns, delimiter: str) -> Iterator[Document]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB refuses long articles; a C long holds no more on Windows
     reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
 
@@ -218,26 +233,25 @@ def _csv(path: Path, *, column: str, delimiter: str) -> Iterator[str]:
     header = next(records, None)
     if header is None:
         raise UserError(f"{str(path)!r} holds no header line; the first line must name the columns")
-    if column not in header:
-        raise _missing(column, header, repr(str(path)))
-    index = header.index(column)
+    _check_columns(columns, header, repr(str(path)))
+    indexes = [header.index(column) for column in columns]
 
-    def values() -> Iterator[str]:
+    def values() -> Iterator[tuple[object, ...]]:
         for row in records:
             if len(row) != len(header):
                 raise UserError(f"{where()}: {len(row)} fields where the header has {len(header)}")
-            yield row[index]
+            yield tuple(row[index] for index in indexes)
 
-    return _documents(values(), where, column)
+    return _documents(values(), where, columns)
 
 
-def _jsonl(path: Path, *, column: str) -> Iterator[str]:
+def _jsonl(path: Path, *, columns: Columns) -> Iterator[Document]:
     number = 0
 
     def where() -> str:
         return f"{str(path)!r} line {number}"
 
-    def values() -> Iterator[object]:
+    def values() -> Iterator[tuple[object, ...]]:
         nonlocal number
         for line in _lines(path):
             number += 1
@@ -249,31 +263,30 @@ def _jsonl(path: Path, *, column: str) -> Iterator[str]:
                 raise UserError(f"{where()} is not JSON: {_one_line(error)}") from error
             if not isinstance(record, dict):
                 raise UserError(f"{where()} is a JSON {type(record).__name__}; each line must be one object")
-            if column not in record:
-                raise _missing(column, record, where())
-            yield record[column]
+            _check_columns(columns, record, where())
+            yield tuple(record[column] for column in columns)
 
-    return _documents(values(), where, column)
+    return _documents(values(), where, columns)
 
 
-def _parquet(path: Path, *, column: str) -> Iterator[str]:
+def _parquet(path: Path, *, columns: Columns) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def values() -> Iterator[object]:
+    def values() -> Iterator[tuple[object, ...]]:
         try:
             with _reading(path), pq.ParquetFile(path) as file:
-                if column not in file.schema_arrow.names:
-                    raise _missing(column, file.schema_arrow.names, repr(str(path)))
-                for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                    yield from batch.column(0).to_pylist()
+                _check_columns(columns, file.schema_arrow.names, repr(str(path)))
+                for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
+                    table = batch.to_pydict()
+                    yield from zip(*(table[column] for column in columns), strict=True)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{str(path)!r} is not a whole Parquet file: {_one_line(error)}") from error
 
-    return _documents(values(), lambda: repr(str(path)), column)
+    return _documents(values(), lambda: repr(str(path)), columns)
 
 
-READERS: dict[str, Callable[..., Iterator[str]]] = {
+READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "text": _text,
     "csv": partial(_csv, delimiter=","),
     "tsv": partial(_csv, delimiter="\t"),
@@ -297,7 +310,7 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _hf(*, path: str, column: str, subset: str, revision: str, split: str, streaming: bool) -> Source:
+def _hf(*, path: str, columns: Columns, subset: str, revision: str, split: str, streaming: bool) -> Source:
     """A dataset of the Hugging Face hub, or a folder that `datasets.load_dataset` accepts.
 
     The fingerprint is the dataset's own, over its files and processing. With streaming nothing has been read
@@ -320,28 +333,27 @@ def _hf(*, path: str, column: str, subset: str, revision: str, split: str, strea
     names = data.column_names
     if names is None:  # a stream that does not know its columns before it is read
         names = list(next(iter(data), {}))
-    if column not in names:
-        raise _missing(column, names, where)
-    data = data.select_columns([column])
+    _check_columns(columns, names, where)
+    data = data.select_columns(list(columns))
 
-    def values() -> Iterator[object]:
+    def values() -> Iterator[tuple[object, ...]]:
         try:
             for batch in data.iter(batch_size=1000):
-                yield from batch[column]
+                yield from zip(*(batch[column] for column in columns), strict=True)
         except OSError as error:
             raise UserError(f"reading {where} failed: {_one_line(error)}") from error
 
     size = "streamed" if streaming else f"{len(data):,} rows"
     return Source(
         describe=f"hf: {'/'.join(filter(None, (path, subset)))} {split} ({size})",
-        fingerprint=_digest("hf", path, subset, revision, split, column)
+        fingerprint=_digest("hf", path, subset, revision, split, *columns[::-1])
         if streaming
-        else _digest("hf", data._fingerprint, column),
-        texts=lambda: _documents(values(), lambda: where, column),
+        else _digest("hf", data._fingerprint, *columns[::-1]),
+        texts=lambda: _documents(values(), lambda: where, columns),
     )
 
 
-def _tfds(*, path: str, column: str, subset: str, revision: str, split: str, **_: object) -> Source:
+def _tfds(*, path: str, columns: Columns, subset: str, revision: str, split: str, **_: object) -> Source:
     """A TensorFlow Datasets name, or a prepared folder of one, read through its data source without
     TensorFlow.
 
@@ -364,25 +376,27 @@ def _tfds(*, path: str, column: str, subset: str, revision: str, split: str, **_
     except Exception as error:  # whatever a builder raises is about the name that the user gave
         raise UserError(f"cannot load {where}, split {split!r}: {_one_line(error)}") from error
     info = data.dataset_info
-    if column not in info.features:
-        raise _missing(column, info.features, where)
+    _check_columns(columns, info.features, where)
     digests = []
     for part in info.splits[split].file_instructions:
         with _reading(Path(part.filename)), open(part.filename, "rb") as f:
             digests.append(hashlib.file_digest(f, "sha256").hexdigest())
 
-    def values() -> Iterator[object]:
+    def decoded(value: object, index: int, column: str) -> object:
+        try:
+            return value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}, example {index}: column {column!r} is not UTF-8 text") from error
+
+    def values() -> Iterator[tuple[object, ...]]:
         for index in range(len(data)):
-            value = data[index][column]
-            try:
-                yield value.decode() if isinstance(value, bytes) else value
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where}, example {index}: column {column!r} is not UTF-8 text") from error
+            example = data[index]
+            yield tuple(decoded(example[column], index, column) for column in columns)
 
     return Source(
         describe=f"tfds: {info.full_name} {split} ({len(data):,} rows)",
-        fingerprint=_digest("tfds", info.full_name, split, column, digests),
-        texts=lambda: _documents(values(), lambda: where, column),
+        fingerprint=_digest("tfds", info.full_name, split, columns[-1], digests, *columns[:-1]),
+        texts=lambda: _documents(values(), lambda: where, columns),
     )
 
 

@@ -3,11 +3,13 @@
 The folder is named by a hash of everything that decides on its content, so a second run reuses it and a
 changed file, tokenizer or setting does not. It holds tokens.bin (rows back to back; uint16, or int32 for
 65,536 ids and more), offsets.npy (int64, where each row starts, and the end), counts.npy (int64, how often
-each id stands in tokens.bin) and meta.json (settings and counts).
+each id stands in tokens.bin) and meta.json (settings and counts). For causal models also documents.npy (int64, where
+each document starts, and the end) and prompts.npy (int64, how many of its tokens are prompt).
 """
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -15,17 +17,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
-from jaxdistill.data.sources import Source
+from jaxdistill.data.sources import Document, Source
 from jaxdistill.errors import UserError
 
 FORMAT_VERSION = 1
@@ -54,13 +56,13 @@ class Vocabulary:
     """All special ids, ascending: these are never masked."""
 
 
-def vocabulary_of(tokenizer: Any) -> Vocabulary:
+def vocabulary_of(tokenizer: Any, *, causal: bool = False) -> Vocabulary:
     """The Vocabulary of a fast tokenizer of transformers.
 
     Without a padding token (GPT-2) pad is unk, as in the reference, or else eos.
 
     Raises:
-      UserError: a slow tokenizer, or one that has no tokens to frame a document.
+      UserError: a slow tokenizer, or one that has no tokens to frame a document, of causal models to end it.
     """
     name = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):
@@ -69,6 +71,11 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
         bos, eos = tokenizer.cls_token_id, tokenizer.sep_token_id
     else:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if causal:
+        eos = tokenizer.eos_token_id
+        if eos is None:
+            raise UserError(f"{name} has no eos token to end a text; set it")
+        bos = eos  # not put anywhere: a text begins with what the tokenizer itself puts there
     if bos is None or eos is None:
         raise UserError(f"{name} has neither cls and sep nor bos and eos tokens to frame a document; set them")
     unk, pad = tokenizer.unk_token_id, tokenizer.pad_token_id
@@ -93,6 +100,8 @@ def prepare(
     max_unk_fraction: float,
     pack: bool,
     tell: Callable[[str], None],
+    causal: bool = False,
+    template: str = "",
 ) -> Path:
     """Tokenises `source` into cache_dir/<content hash>, or finds it there.
 
@@ -101,23 +110,33 @@ def prepare(
     max_unk_fraction or more, are dropped. With packing these two apply to whole documents, which are strung
     together and cut into rows of exactly max_length; the tokens left at the end are dropped.
 
+    For causal models a document is what the tokenizer itself puts before a text (nothing for GPT-2, <s> for Llama), so
+    that a prompt looks as it does in training, the text, and eos. Longer than max_length it goes on in the next row as
+    it is. Pairs are put into the `template`: what is too long loses the end of its prompt, and is dropped where nothing
+    of that would be left. White space right before {completion} belongs to it: byte-level vocabularies have words with
+    their space.
+
     A folder appears under its final name whole or not at all, whatever happens and however many processes
     prepare.
 
     Args:
       tokenizer: a fast tokenizer of transformers; left as it is.
       tell: takes lines for the log.
+      causal: for causal models.
+      template: "" = plain text; else the source has pairs, and this holds {prompt} and ends with {completion}.
 
     Raises:
       UserError: nothing usable in the source, or it cannot be read or the folder cannot be written (disk
-        full).
+        full); a template of another form.
     """
     import filelock
     import tokenizers
 
     if max_length < 4:
         raise UserError(f"max_length={max_length} leaves no room for text between the frame tokens; give 4 or more")
-    vocabulary = vocabulary_of(tokenizer)
+    if template:
+        _check_template(template)
+    vocabulary = vocabulary_of(tokenizer, causal=causal)
     # A copy: the transformers object sets truncation and padding on its own at every call, and hashes differ
     # with them.
     rust = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -132,6 +151,7 @@ def prepare(
         "tokenizer": hashlib.sha256(rust.to_str().encode()).hexdigest(),
         "vocabulary": dataclasses.asdict(vocabulary),
         "format_version": FORMAT_VERSION,
+        **({"causal": True, "template": template} if causal else {}),
     }
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
     final = Path(cache_dir) / name
@@ -167,6 +187,12 @@ def prepare(
     finally:
         lock.release()
     return final
+
+
+def _check_template(template: str) -> None:
+    once = template.count("{prompt}") == template.count("{completion}") == 1
+    if not (once and template.endswith("{completion}")):
+        raise UserError(f"data.template={template!r} must hold {{prompt}} once and end with its one {{completion}}")
 
 
 def _reuse(final: Path, tell: Callable[[str], None]) -> Path:
@@ -215,21 +241,42 @@ def _write(
     dtype = np.dtype(np.uint16 if vocabulary.size < 65_536 else np.int32)
     counts = np.zeros(vocabulary.size, np.int64)
     lengths: list[Int64[np.ndarray, "_"]] = []
-    documents = tokens = short = unknown = 0
+    own_lengths: list[Int64[np.ndarray, "_"]] = []  # of documents, where rows are packed
+    prompts: list[Int64[np.ndarray, "_"]] = []
+    documents = tokens = short = unknown = long = 0
+    causal, template = settings.get("causal", False), settings.get("template", "")
+    prefix = own_prefix(rust) if causal else ()
+    # GPT-2's unknown token is its end token, which every document has and which then says nothing.
+    unk = None if causal and vocabulary.unk == vocabulary.eos else vocabulary.unk
+    encode = functools.partial(_encode_block, rust)
+    if template:
+        longest = settings["max_length"] - len(prefix) - 1
+        encode = functools.partial(encode_pairs, rust=rust, template=template, max_length=longest)
     rest = np.empty(0, np.int32)  # packing: what does not fill a row yet
     start = told = time.monotonic()
     with _writing(folder.parent):
         file = open(folder / "tokens.bin", "wb")  # noqa: SIM115 - reading and writing errors are told apart below
     try:
-        for flat, document_lengths in _encode(source.texts(), rust):
-            documents += len(document_lengths)
+        for encoded in _ahead(source.texts(), encode):
+            documents += encoded.documents
+            long += encoded.documents - len(encoded.lengths)
             cut = None if settings["pack"] else settings["max_length"]
-            rows, row_lengths = frame(flat, document_lengths, bos=vocabulary.bos, eos=vocabulary.eos, max_length=cut)
+            if causal:
+                rows, row_lengths = frame_causal(
+                    encoded.tokens, encoded.lengths, prefix=prefix, eos=vocabulary.eos, max_length=cut
+                )
+            else:
+                rows, row_lengths = frame(
+                    encoded.tokens, encoded.lengths, bos=vocabulary.bos, eos=vocabulary.eos, max_length=cut
+                )
             is_short = row_lengths < settings["min_tokens"]
-            is_unknown = ~is_short & (_share(rows, row_lengths, vocabulary.unk) >= settings["max_unk_fraction"])
+            is_unknown = ~is_short & (_share(rows, row_lengths, unk) >= settings["max_unk_fraction"])
             short, unknown = short + int(is_short.sum()), unknown + int(is_unknown.sum())
             keep = ~(is_short | is_unknown)
+            own = np.zeros(len(keep), np.int64) if encoded.prompts is None else encoded.prompts + len(prefix)
+            prompts.append(own[keep])
             rows, row_lengths = rows[np.repeat(keep, row_lengths)], row_lengths[keep]
+            own_lengths.append(row_lengths)
             if settings["pack"]:
                 rows = np.concatenate([rest, rows])
                 whole = len(rows) // settings["max_length"]
@@ -258,9 +305,11 @@ def _write(
         "dropped_short": short,
         "dropped_unk": unknown,
         "dropped_rest_tokens": len(rest),
+        **({"dropped_long": long} if template else {}),
     }
     if not meta["rows"]:
-        left = f", {len(rest):,} tokens do not fill one row" if settings["pack"] else ""
+        left = f", {long:,} dropped for no room for a prompt in {settings['max_length']} tokens" if template else ""
+        left += f", {len(rest):,} tokens do not fill one row" if settings["pack"] else ""
         raise UserError(
             f"no usable text in {source.describe}: {documents:,} documents read, {short:,} dropped under "
             f"{settings['min_tokens']} tokens, {unknown:,} dropped for "
@@ -269,52 +318,125 @@ def _write(
     with _writing(folder.parent):
         np.save(folder / "offsets.npy", offsets)
         np.save(folder / "counts.npy", counts)
+        if causal:
+            starts = np.concatenate([[0], *own_lengths]).cumsum(dtype=np.int64)
+            whole = int(np.searchsorted(starts, tokens))  # those that begin before the tokens left at the end
+            starts = np.minimum(starts[: whole + 1], tokens)
+            np.save(folder / "documents.npy", starts)
+            np.save(folder / "prompts.npy", np.minimum(np.concatenate(prompts)[:whole], np.diff(starts)))
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     seconds = time.monotonic() - start
     tell(
         f"tokenised {documents:,} documents into {meta['rows']:,} rows, {tokens:,} tokens in {seconds:.1f} s "
-        f"({short:,} too short, {unknown:,} unknown)"
+        f"({short:,} too short, {unknown:,} unknown{f', {long:,} too long' if template else ''})"
     )
 
 
-def _blocks(texts: Iterator[str]) -> Iterator[list[str]]:
+def _blocks(texts: Iterator[Document]) -> Iterator[list[Document]]:
     while block := list(itertools.islice(texts, 1)):
-        characters = len(block[0])
+        characters = _size(block[0])
         while characters < BLOCK_CHARACTERS and len(block) < BLOCK_DOCUMENTS:
             text = next(texts, None)
             if text is None:
                 break
             block.append(text)
-            characters += len(text)
+            characters += _size(text)
         yield block
 
 
-def _encode(
-    texts: Iterator[str], rust: Any
-) -> Iterator[tuple[Integer[np.ndarray, "tokens"], Int64[np.ndarray, "documents"]]]:
-    """Ids of block after block, back to back, and the length of each document.
+def _size(document: Document) -> int:
+    return len(document) if isinstance(document, str) else sum(map(len, document))
 
-    The Rust side uses all cores without the interpreter lock, so the next block is encoded while this one is
-    copied and written.
-    """
 
-    def encode(block: list[str]) -> list[Any]:
-        return rust.encode_batch_fast(block, add_special_tokens=False)
+class Encoded(NamedTuple):
+    """The ids of some documents, back to back, without a frame."""
 
+    tokens: Integer[np.ndarray, "tokens"]
+    lengths: Int64[np.ndarray, "kept"]
+    documents: int  # that were read; those that are too long are not among `lengths`
+    prompts: Int64[np.ndarray, "kept"] | None = None  # tokens of each that are prompt
+
+
+def _ahead(texts: Iterator[Document], encode: Callable[[list[Any]], Encoded]) -> Iterator[Encoded]:
+    """Block after block. The Rust side uses all cores without the interpreter lock, so the next block is encoded while
+    this one is copied and written."""
     with ThreadPoolExecutor(1) as pool:
         coming = None
         for block in _blocks(texts):
             current, coming = coming, pool.submit(encode, block)
             if current is not None:
-                yield _flatten(current.result())
+                yield current.result()
         if coming is not None:
-            yield _flatten(coming.result())
+            yield coming.result()
+
+
+def _encode_block(rust: Any, block: list[str]) -> Encoded:
+    tokens, lengths = _flatten(rust.encode_batch_fast(block, add_special_tokens=False))
+    return Encoded(tokens, lengths, documents=len(block))
+
+
+def encode_pairs(pairs: Sequence[tuple[str, str]], *, rust: Any, template: str, max_length: int) -> Encoded:
+    """Prompts and completions in their template, each pair at most max_length tokens; see `prepare`.
+
+    A pair is tokenised as one text, so that its tokens are those of anybody who writes it so, and parted where its
+    characters are. Pairs without room for one token of the prompt itself are left out.
+    """
+    before, _, between = template.removesuffix("{completion}").partition("{prompt}")
+    literal = len(between.rstrip())
+    texts = [f"{before}{prompt}{between}{completion}" for prompt, completion in pairs]
+    tokens, sizes = [], []
+    for (prompt, _), encoding in zip(pairs, rust.encode_batch(texts, add_special_tokens=False), strict=True):
+        ids, ends = np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int64)
+        # Tokens that reach over a border belong to what follows it.
+        head, own, middle = (
+            int((ends <= border).sum())
+            for border in (len(before), len(before + prompt), len(before + prompt) + literal)
+        )
+        room = max_length - (len(ids) - own)
+        if room >= min(own, head + 1):
+            tokens += [ids[: min(own, room)], ids[own:]]
+            sizes.append((min(own, room) + middle - own, len(ids) - middle))
+    size = np.array(sizes, np.int64).reshape(-1, 2)
+    flat = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
+    return Encoded(flat, size.sum(axis=1), documents=len(pairs), prompts=size[:, 0])
 
 
 def _flatten(encodings: list[Any]) -> tuple[Integer[np.ndarray, "tokens"], Int64[np.ndarray, "documents"]]:
     ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
+
+
+def own_prefix(rust: Any) -> tuple[int, ...]:
+    """The ids that a tokenizer itself puts before a text."""
+    encoding = rust.encode("a")
+    words = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    return tuple(id for id, _ in itertools.takewhile(lambda word: word[1], words))
+
+
+def frame_causal(
+    tokens: Integer[np.ndarray, "tokens"],
+    lengths: Int64[np.ndarray, "documents"],
+    *,
+    prefix: Sequence[int],
+    eos: int,
+    max_length: int | None,
+) -> tuple[Integer[np.ndarray, "framed"], Int64[np.ndarray, "rows"]]:
+    """Documents, back to back, as `prefix … eos`, cut where a row of max_length is full (None: one row a document)."""
+    framed = lengths + len(prefix) + 1
+    ends = np.cumsum(framed)
+    inside: Bool[np.ndarray, "framed"] = np.ones(int(framed.sum()), bool)
+    out = np.empty(len(inside), tokens.dtype)
+    for place, id in ((ends - 1, eos), *((ends - framed + i, id) for i, id in enumerate(prefix))):
+        inside[place] = False
+        out[place] = id
+    out[inside] = tokens
+    if max_length is None:
+        return out, framed
+    rows = -(-framed // max_length)
+    row_lengths = np.full(int(rows.sum()), max_length, np.int64)
+    row_lengths[np.cumsum(rows) - 1] = framed - (rows - 1) * max_length
+    return out, row_lengths
 
 
 def frame(
@@ -376,6 +498,10 @@ class TokenStore:
     lengths: Int64[np.ndarray, "rows"]
     token_counts: Int64[np.ndarray, "vocab"]
     """Of the whole folder, of a slice too."""
+    documents: Int64[np.ndarray, "documents_and_1"] | None = None
+    """Where each document starts in `tokens`, of the whole folder; None where it was not prepared for causal models."""
+    prompts: Int64[np.ndarray, "documents"] | None = None
+    """How many tokens of each document are prompt."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -408,6 +534,11 @@ def open_store(path: Path | str) -> TokenStore:
         tokens = np.asarray(np.memmap(path / "tokens.bin", meta["dtype"], mode="r"))
         offsets = np.load(path / "offsets.npy")
         counts = np.load(path / "counts.npy")
+        documents = prompts = None
+        if meta.get("causal", False):
+            documents, prompts = np.load(path / "documents.npy"), np.load(path / "prompts.npy")
+            if (len(documents) - 1, int(documents[-1])) != (len(prompts), meta["tokens"]):
+                raise ValueError("documents and prompts do not go together")
         sizes = (len(tokens), len(offsets) - 1, int(offsets[-1]), len(counts))
         expected = (meta["tokens"], meta["rows"], meta["tokens"], meta["vocabulary"]["size"])
     except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
@@ -418,7 +549,14 @@ def open_store(path: Path | str) -> TokenStore:
             f"are {sizes}, meta.json says {expected}; delete the folder"
         )
     return TokenStore(
-        path=path, meta=meta, tokens=tokens, offsets=offsets, lengths=np.diff(offsets), token_counts=counts
+        path=path,
+        meta=meta,
+        tokens=tokens,
+        offsets=offsets,
+        lengths=np.diff(offsets),
+        token_counts=counts,
+        documents=documents,
+        prompts=prompts,
     )
 
 

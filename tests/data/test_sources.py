@@ -1,5 +1,6 @@
 import csv
 import gzip
+import hashlib
 import io
 import json
 import logging
@@ -76,6 +77,69 @@ def test_parquet(tmp_path):
         read(tmp_path / "a.parquet", source="parquet", column="body")
     with pytest.raises(UserError, match="column 'id' holds int, not text"):
         read(tmp_path / "a.parquet", source="parquet", column="id")
+
+
+PAIRS = [("First?", 'A "quoted" one, {with} braces'), ("Zweite\nFrage …", "日本語")]
+# What is null (blank where a format has no null) or blank on either side is left out.
+ROWS = [
+    (f" {PAIRS[0][0]} ", PAIRS[0][1]),
+    (None, "a"),
+    ("b", None),
+    (" ", "c"),
+    ("d", "\t"),
+    (PAIRS[1][0], f"{PAIRS[1][1]}\n"),
+]
+
+
+def write_pairs(path, kind):
+    records = [{"id": 3, "text": completion, "question": prompt} for prompt, completion in ROWS]
+    if kind == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, records[0], delimiter={"csv": ",", "tsv": "\t"}[kind])
+            writer.writeheader()
+            writer.writerows(records)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_pairs(tmp_path, kind):
+    path = write_pairs(tmp_path / f"a.{kind}", kind)
+    source = opened(path, source=kind, prompt_column="question")
+    assert list(source.texts()) == PAIRS
+    assert list(source.texts()) == PAIRS, "restartable"
+    assert read(path, source=kind, prompt_column="question", limit=1) == PAIRS[:1]
+    with pytest.raises(UserError, match=r"no column 'Q'; it has 'id', 'text', 'question'; set data\.prompt_column$"):
+        read(path, source=kind, prompt_column="Q")
+    with pytest.raises(UserError, match=r"no column 'Q'; it has 'id', 'text', 'question'; set data\.column$"):
+        read(path, source=kind, column="Q", prompt_column="question")
+    if kind in ("jsonl", "parquet"):
+        with pytest.raises(UserError, match="column 'id' holds int, not text"):
+            read(path, source=kind, prompt_column="id")
+
+
+def test_text_has_no_prompt_column(tmp_path):
+    (tmp_path / "a.txt").write_text("hello\n")
+    with pytest.raises(UserError, match=r"data\.prompt_column='q': data\.source='text' has no columns"):
+        opened(tmp_path / "a.txt", prompt_column="q")
+
+
+def test_fingerprint_covers_the_prompt_column_only_where_there_is_one(tmp_path):
+    path = write_pairs(tmp_path / "a.jsonl", "jsonl")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    old = hashlib.sha256(json.dumps(["jsonl", "text", [["", digest]]]).encode()).hexdigest()
+    assert opened(path, source="jsonl").fingerprint == old, "prepared folders of earlier versions are found again"
+    found = {
+        opened(path, source="jsonl", column=column, prompt_column=prompt).fingerprint
+        for column, prompt in (("text", ""), ("text", "question"), ("question", "text"), ("text", "id"))
+    }
+    assert len(found) == 4 and old in found
 
 
 def test_globs_lists_and_doubles(tmp_path):
@@ -214,6 +278,19 @@ def test_hugging_face_folder(hub, streaming):
         opened(hub, source="hf", streaming=streaming, split="nope")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hugging_face_pairs(hub, streaming):
+    write_pairs(hub / "train.jsonl", "jsonl")
+    source = opened(hub, source="hf", streaming=streaming, prompt_column="question")
+    assert list(source.texts()) == PAIRS
+    assert read(hub, source="hf", streaming=streaming, prompt_column="question", limit=1) == PAIRS[:1]
+    assert source.fingerprint != opened(hub, source="hf", streaming=streaming).fingerprint
+    turned = opened(hub, source="hf", streaming=streaming, column="question", prompt_column="text")
+    assert source.fingerprint != turned.fingerprint
+    with pytest.raises(UserError, match=r"no column 'Q'; it has .*; set data\.prompt_column$"):
+        opened(hub, source="hf", streaming=streaming, prompt_column="Q")
+
+
 def test_hugging_face_fingerprint_follows_the_content(hub):
     first = opened(hub, source="hf").fingerprint
     (hub / "train.jsonl").write_bytes(content("jsonl", DOCUMENTS[:3]))
@@ -240,12 +317,15 @@ def tfds_folder(tmp_path):
 
     folder = tmp_path / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
-    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)})
+    texts = {"text": tfds.features.Text(), "question": tfds.features.Text()}
+    features = tfds.features.FeaturesDict({**texts, "n": tfds.features.Scalar(np.int64)})
     features.save_config(folder)
     writer = writer_module.ArrayRecordWriter(str(folder / "tiny-train.array_record-00000-of-00001"), "group_size:1")
     for number, document in enumerate(DOCUMENTS):
         example = tf_example_pb2.Example()
         example.features.feature["text"].bytes_list.value.append(document.encode())
+        # The second has a blank one.
+        example.features.feature["question"].bytes_list.value.append(b"" if number == 1 else b" What? ")
         example.features.feature["n"].int64_list.value.append(number)
         writer.write(example.SerializeToString())
     writer.close()
@@ -274,6 +354,14 @@ def test_tfds_folder(tfds_folder):
         opened(tfds_folder, source="tfds", split="nope")
     with pytest.raises(UserError, match="column 'n' holds int, not text"):
         read(tfds_folder, source="tfds", column="n")
+
+
+def test_tfds_pairs(tfds_folder):
+    source = opened(tfds_folder, source="tfds", prompt_column="question")
+    assert list(source.texts()) == [("What?", document) for i, document in enumerate(DOCUMENTS) if i != 1]
+    assert source.fingerprint != opened(tfds_folder, source="tfds").fingerprint
+    with pytest.raises(UserError, match=r"no column 'Q'; it has .*; set data\.prompt_column$"):
+        opened(tfds_folder, source="tfds", prompt_column="Q")
 
 
 def test_tfds_name_that_does_not_exist(tfds_folder):

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import re
 import resource
@@ -6,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import tiny_causal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +15,10 @@ from jaxdistill.data import tokenize
 from jaxdistill.data.sources import open_source
 from jaxdistill.data.tokenize import (
     frame,
+    frame_causal,
     load_token_counts,
     open_store,
+    own_prefix,
     prepare,
     split_store,
     vocabulary_of,
@@ -172,6 +176,363 @@ def test_tokens_take_two_bytes_where_they_fit(tmp_path, size, dtype):
     store = open_store(prepared(source, large, tmp_path / "cache"))
     assert rows_of(store) == [[1, 3, 4, size - 1, 2]]
     assert store.tokens.dtype == dtype
+
+
+# Causal models
+
+TEMPLATE = "Say it: {prompt}\nTL;DR: {completion}"
+PAIRS = [
+    ("the cat sat on the mat and looked at the dog", "the cat sat"),
+    ("a bird {prompt} flew over the house", "bird {completion} {0}"),
+    ("the dog sat " * 30 + "down", "the dog"),
+    ("house", "the cat and the dog and the bird and the house and" + " the mat" * 40),
+    ("the end of the cat", "a"),
+]
+
+
+def framed_tokenizer(lines=LINES):
+    """As Llama's: <s> before a text. Behind it </s>, which is no prefix."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(lines, vocab_size=280, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    bpe._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    names = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names)
+
+
+def word_tokenizer(**special):
+    """The words of LINES, <unk> for others."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<end>", *sorted({word for line in LINES for word in line.split() if word.isascii()})]
+    model = tokenizers.models.WordLevel({word: id for id, word in enumerate(words)}, "<unk>")
+    words = tokenizers.Tokenizer(model)
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special)
+
+
+@pytest.fixture(scope="module", params=["plain", "framed"])
+def causal_tokenizer(request):
+    return tiny_causal.make_tokenizer(LINES) if request.param == "plain" else framed_tokenizer()
+
+
+def prefix_of(tokenizer):
+    return [1] if tokenizer.bos_token == "<s>" else []
+
+
+def pair_source(path, pairs=PAIRS):
+    settings = dict(subset="", revision="", split="", streaming=False, limit=0)
+    path.write_text("".join(json.dumps({"q": prompt, "a": answer}) + "\n" for prompt, answer in pairs))
+    return open_source(source="jsonl", path=str(path), column="a", prompt_column="q", **settings)
+
+
+def opened(source, tokenizer, cache, **changes):
+    return open_store(prepared(source, tokenizer, cache, causal=True, **changes))
+
+
+def documents_of(store):
+    """Token lists of the documents, and how many of each are prompt."""
+    return [part.tolist() for part in np.split(store.tokens, store.documents[1:-1])], store.prompts.tolist()
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), max_size=12),
+    prefix=st.lists(st.integers(1, 3), max_size=2),
+    max_length=st.one_of(st.none(), st.integers(4, 20)),
+)
+def test_causal_frame_cuts_in_consecutive_pieces(lengths, prefix, max_length):
+    tokens = np.arange(10, 10 + sum(lengths), dtype=np.int32)
+    documents = np.split(tokens, np.cumsum(lengths)[:-1]) if lengths else []
+    settings = dict(prefix=prefix, eos=2, max_length=max_length)
+    rows, row_lengths = frame_causal(tokens, np.array(lengths, np.int64), **settings)
+    framed = [[*prefix, *document.tolist(), 2] for document in documents]
+    step = max_length or 10**9
+    expected = [row[start : start + step] for row in framed for start in range(0, len(row), step)]
+    assert row_lengths.tolist() == [len(row) for row in expected]
+    assert rows.tolist() == [token for row in expected for token in row]
+
+
+def test_what_a_tokenizer_puts_before_a_text(causal_tokenizer, tokenizer):
+    assert list(own_prefix(causal_tokenizer.backend_tokenizer)) == prefix_of(causal_tokenizer)
+    assert own_prefix(tokenizer.backend_tokenizer) == ()
+    assert own_prefix(word_tokenizer().backend_tokenizer) == ()
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("block", [1, 10**6])
+def test_causal_rows_of_plain_text(tmp_path, causal_tokenizer, monkeypatch, pack, block):
+    monkeypatch.setattr(tokenize, "BLOCK_CHARACTERS", block)
+    settings = dict(max_length=16, min_tokens=8, pack=pack)  # more than "house" has, however it is cut
+    store = opened(text_source(tmp_path / "a.txt"), causal_tokenizer, tmp_path / "cache", **settings)
+    encode, end = causal_tokenizer.backend_tokenizer.encode, causal_tokenizer.eos_token_id
+    whole = [[*prefix_of(causal_tokenizer), *encode(line, add_special_tokens=False).ids, end] for line in LINES]
+    cut = [row[start : start + 16] for row in whole for start in range(0, len(row), 16)]
+    documents = [row for row in (whole if pack else cut) if len(row) >= 8]
+    assert 0 < store.meta["dropped_short"] == len(whole if pack else cut) - len(documents)
+    flat = [token for row in documents for token in row]
+    rows = [flat[end - 16 : end] for end in range(16, len(flat) + 1, 16)] if pack else documents
+    if pack:
+        assert store.meta["dropped_rest_tokens"] == len(flat) % 16
+        left = len(flat) // 16 * 16
+        before = np.cumsum([0, *map(len, documents)])
+        documents = [row[: left - start] for row, start in zip(documents, before, strict=False) if start < left]
+    assert any(len(row) > 16 for row in whole), "something to cut"
+    assert rows_of(store) == rows
+    assert documents_of(store) == (documents, [0] * len(documents))
+    assert store.documents.dtype == store.prompts.dtype == np.int64
+    assert (store.meta["causal"], store.meta["template"], store.meta["tokens"]) == (True, "", sum(map(len, rows)))
+    np.testing.assert_array_equal(np.bincount(store.tokens, minlength=len(store.token_counts)), store.token_counts)
+
+
+def test_packed_documents_that_the_last_row_does_not_reach(tmp_path):
+    """Of 7, 7, 7 tokens in rows of 8 the second row ends inside the third; of 8, 5 there is no second document."""
+    words = word_tokenizer(eos_token="<end>")
+    six, seven, four = "the cat sat on the mat", "the cat sat on the mat and", "the dog sat on"
+    three = opened(text_source(tmp_path / "a.txt", [six] * 3), words, tmp_path / "cache", max_length=8, pack=True)
+    assert (three.documents.tolist(), three.prompts.tolist(), len(three)) == ([0, 7, 14, 16], [0, 0, 0], 2)
+    one = opened(text_source(tmp_path / "b.txt", [seven, four]), words, tmp_path / "cache", max_length=8, pack=True)
+    assert (one.documents.tolist(), one.prompts.tolist(), len(one)) == ([0, 8], [0], 1)
+
+
+def test_unknown_tokens_of_causal_documents(tmp_path):
+    words = word_tokenizer(eos_token="<end>")
+    for pack in (False, True):  # 8 of 11 tokens of the fourth line are unknown
+        source = text_source(tmp_path / "a.txt", [LINES[0], LINES[3]])
+        store = opened(source, words, tmp_path / "cache", max_length=12, pack=pack)
+        assert (store.meta["rows"], store.meta["dropped_unk"]) == (1, 1)
+
+
+def test_an_end_token_is_not_unknown(tmp_path):
+    """GPT-2 has one token for both."""
+    bpe = tiny_causal.make_tokenizer(LINES)
+    assert bpe.unk_token_id == bpe.eos_token_id
+    store = opened(text_source(tmp_path / "a.txt"), bpe, tmp_path / "cache", max_unk_fraction=0.01, min_tokens=1)
+    assert (store.meta["documents"], store.meta["dropped_short"], store.meta["dropped_unk"]) == (5, 0, 0)
+
+
+def test_causal_models_need_an_end_token_alone(tmp_path, tokenizer):
+    words = word_tokenizer(eos_token="<end>")
+    with pytest.raises(UserError, match="neither cls and sep nor bos and eos"):
+        vocabulary_of(words)
+    assert vocabulary_of(words, causal=True).eos == vocabulary_of(words, causal=True).pad + 1 == 1
+    store = opened(text_source(tmp_path / "a.txt", LINES[1:2]), words, tmp_path / "cache")
+    assert rows_of(store) == [[*words.encode(LINES[1]), 1]]
+    for other in (word_tokenizer(), tokenizer):  # the second has cls and sep
+        with pytest.raises(UserError, match="has no eos token"):
+            opened(text_source(tmp_path / "a.txt"), other, tmp_path / "cache")
+
+
+def reference_pairs(pairs, tokenizer, template, max_length):
+    """(row, tokens that are prompt) of each pair that fits, with `template` taken apart by hand."""
+    before, literal, space = template
+
+    def encode(text):
+        return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+    rows = []
+    for prompt, completion in pairs:
+        field, end = encode(before + prompt), [*encode(space + completion), tokenizer.eos_token_id]
+        room = max_length - len(prefix_of(tokenizer) + encode(literal) + end)
+        while len(field) > max(room, 0):
+            field.pop()
+        if len(field) > len(encode(before)):
+            start = prefix_of(tokenizer) + field + encode(literal)
+            rows.append((start + end, len(start)))
+    return rows
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize(
+    ("template", "parts"),
+    [
+        (TEMPLATE, ("Say it: ", "\nTL;DR:", " ")),
+        ("{prompt}{completion}", ("", "", "")),
+        ("{prompt} \n{completion}", ("", "", " \n")),
+        ("{0} {prompt} {} => {completion}", ("{0} ", " {} =>", " ")),
+    ],
+)
+def test_pairs_in_their_template(tmp_path, causal_tokenizer, template, parts, pack):
+    told = []
+    store = opened(
+        pair_source(tmp_path / "a.jsonl"),
+        causal_tokenizer,
+        tmp_path / "cache",
+        max_length=60,
+        template=template,
+        pack=pack,
+        tell=told.append,
+    )
+    expected = reference_pairs(PAIRS, causal_tokenizer, parts, 60)
+    assert len(expected) == 4 and max(len(row) for row, _ in expected) == 60, "one is cut, one does not fit"
+    documents, prompts = documents_of(store)
+    flat = [token for row, _ in expected for token in row]
+    if pack:
+        assert store.tokens.tolist() == flat[: len(store) * 60]
+        sizes = [size for _, size in expected][: len(prompts)]
+        assert prompts == [*sizes[:-1], min(sizes[-1], len(documents[-1]))]
+    else:
+        assert rows_of(store) == documents == [row for row, _ in expected]
+        assert prompts == [size for _, size in expected]
+    assert (store.meta["dropped_long"], store.meta["template"], store.meta["documents"]) == (1, template, 5)
+    assert "1 too long" in told[-1]
+
+
+@pytest.mark.parametrize("before", ["", "the cat "])
+def test_a_pair_keeps_one_token_of_its_prompt_or_goes(tmp_path, before):
+    words = word_tokenizer(eos_token="<end>")
+    start = before.split()
+
+    def rows(max_length, prompt="dog bird house"):
+        source = pair_source(tmp_path / "a.jsonl", [(prompt, "and the house"), ("a", "a")])
+        template = before + "{prompt} on the {completion}"
+        store = opened(source, words, tmp_path / "cache", max_length=max_length, min_tokens=1, template=template)
+        return [words.convert_ids_to_tokens(row) for row in rows_of(store)], store.prompts.tolist()
+
+    small = ([*start, "a", "on", "the", "a", "<end>"], len(start) + 3)
+    for kept in (3, 2, 1):
+        row = [*start, *["dog", "bird", "house"][:kept], "on", "the", "and", "the", "house", "<end>"]
+        assert rows(len(row)) == ([row, small[0]], [len(row) - 4, small[1]])
+    assert rows(len(start) + 6) == ([small[0]], [small[1]])
+    whole = [*start, "dog", "on", "the", "and", "the", "house", "<end>"]
+    assert rows(len(whole), prompt="dog")[0] == [whole, small[0]]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_pairs_that_are_dropped_take_their_prompts_along(tmp_path, pack):
+    words = word_tokenizer(eos_token="<end>")
+    pairs = [("the cat sat on", "the mat"), ("a", "a"), ("? ? ? ?", "?"), ("the dog", "sat on the mat")]
+    settings = dict(max_length=7, min_tokens=4, pack=pack, template="{prompt} {completion}")
+    store = opened(pair_source(tmp_path / "a.jsonl", pairs), words, tmp_path / "cache", **settings)
+    assert (store.documents.tolist(), store.prompts.tolist()) == ([0, 7, 14], [4, 2])
+    assert (store.meta["dropped_short"], store.meta["dropped_unk"], store.meta["dropped_long"]) == (1, 1, 0)
+
+
+def test_no_pair_fits(tmp_path):
+    words = word_tokenizer(eos_token="<end>")
+    source = pair_source(tmp_path / "a.jsonl", [("a", "the cat sat on the mat")] * 3)
+    with pytest.raises(UserError, match=r"3 documents read.*, 3 dropped for no room for a prompt in 6 tokens"):
+        opened(source, words, tmp_path / "cache", max_length=6, template="{prompt} {completion}")
+
+
+def test_the_prompt_of_a_document_that_is_cut_ends_with_it(tmp_path):
+    words = word_tokenizer(eos_token="<end>")
+    source = pair_source(tmp_path / "a.jsonl", [("the cat sat", "the dog")] * 2)  # 6 tokens each, 3 of them prompt
+    settings = dict(max_length=8, pack=True, template="{prompt} {completion}")
+    store = opened(source, words, tmp_path / "cache", **settings)
+    assert (store.documents.tolist(), store.prompts.tolist()) == ([0, 6, 8], [3, 2])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{prompt}",
+        "{completion}",
+        "{completion} {prompt}",
+        "{prompt} {completion}.",
+        "{prompt} {prompt} {completion}",
+        "{prompt} {completion} {completion}",
+        "{prompt} { completion }",
+        " ",
+    ],
+)
+def test_bad_templates(tmp_path, template):
+    with pytest.raises(UserError, match=re.escape(f"data.template={template!r} must hold {{prompt}} once")):
+        opened(pair_source(tmp_path / "a.jsonl"), tiny_causal.make_tokenizer(LINES), tmp_path, template=template)
+
+
+def test_causal_folders_have_names_of_their_own_and_masked_ones_their_old_names(tmp_path, tokenizer):
+    bpe, cache = tiny_causal.make_tokenizer(LINES), tmp_path / "cache"
+    pairs, text = pair_source(tmp_path / "a.jsonl"), text_source(tmp_path / "a.txt")
+    folders = [
+        prepared(text, bpe, cache),
+        prepared(text, bpe, cache, causal=True),
+        prepared(pairs, bpe, cache, causal=True, max_length=60, template=TEMPLATE),
+        prepared(pairs, bpe, cache, causal=True, max_length=60, template="{prompt} {completion}"),
+    ]
+    assert len(set(folders)) == 4
+    assert prepared(text, bpe, cache, causal=True) == folders[1]
+
+    masked = prepared(text, tokenizer, cache)
+    meta = open_store(masked).meta
+    names = ("max_length", "min_tokens", "max_unk_fraction", "pack", "source", "tokenizer", "vocabulary")
+    settings = json.dumps({name: meta[name] for name in (*names, "format_version")}, sort_keys=True)
+    assert masked.name == hashlib.sha256(settings.encode()).hexdigest()[:32]
+    counts = ("describe", "dtype", "documents", "rows", "tokens", "dropped_short", "dropped_unk")
+    assert set(meta) == {*names, "format_version", *counts, "dropped_rest_tokens"}
+    assert {path.name for path in masked.iterdir()} == {"tokens.bin", "offsets.npy", "counts.npy", "meta.json"}
+    assert open_store(masked).documents is open_store(masked).prompts is None
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_parts_of_a_causal_store_know_their_documents(tmp_path, pack):
+    bpe = tiny_causal.make_tokenizer(LINES)
+    store = opened(text_source(tmp_path / "a.txt"), bpe, tmp_path / "cache", pack=pack)
+    train, test = split_store(store, fraction=0.3)
+    assert rows_of(train) + rows_of(test) == rows_of(store)
+    for part in (train, test, store.slice(1, 2)):
+        np.testing.assert_array_equal(part.documents, store.documents)
+        np.testing.assert_array_equal(part.prompts, store.prompts)
+
+
+BAD_CAUSAL_STORES = {
+    "no documents": lambda folder: (folder / "documents.npy").unlink(),
+    "cut documents": lambda folder: cut_file(folder / "documents.npy", 8),
+    "fewer documents": lambda folder: np.save(folder / "documents.npy", np.load(folder / "documents.npy")[1:]),
+    "another end": lambda folder: np.save(folder / "documents.npy", np.load(folder / "documents.npy") + 1),
+    "empty documents": lambda folder: np.save(folder / "documents.npy", np.empty(0, np.int64)),
+    "no prompts": lambda folder: (folder / "prompts.npy").unlink(),
+    "fewer prompts": lambda folder: np.save(folder / "prompts.npy", np.zeros(1, np.int64)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CAUSAL_STORES)
+def test_bad_causal_stores(tmp_path, case):
+    folder = prepared(
+        text_source(tmp_path / "a.txt"), tiny_causal.make_tokenizer(LINES), tmp_path / "cache", causal=True
+    )
+    assert len(open_store(folder)) > 1
+    BAD_CAUSAL_STORES[case](folder)
+    with pytest.raises(UserError, match=r"is damaged") as raised:
+        open_store(folder)
+    assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizers/gpt2", "models/stories260k-llama"])
+def test_pairs_are_what_generate_is_given(tmp_path, shared, name):
+    from jaxdistill.models import load
+
+    real = load.load_tokenizer(shared / name)
+    store = opened(
+        pair_source(tmp_path / "a.jsonl"), real, tmp_path, max_length=256, template="{prompt}\nTL;DR: {completion}"
+    )
+    assert store.meta["dropped_long"] == 0
+    for row, size, (prompt, completion) in zip(rows_of(store), store.prompts, PAIRS, strict=True):
+        assert row[:size] == real(f"{prompt}\nTL;DR:")["input_ids"]
+        assert row == [*real(f"{prompt}\nTL;DR: {completion}")["input_ids"], real.eos_token_id]
+
+
+def test_a_prompt_that_takes_up_the_space_before_it_needs_no_more_room(tmp_path, shared):
+    """ "Say: " alone is three tokens, and "Say: house" too."""
+    from transformers import AutoTokenizer
+
+    gpt2 = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+    source = pair_source(tmp_path / "a.jsonl", [("house", "cat")])
+    store = opened(source, gpt2, tmp_path / "cache", max_length=5, template="Say: {prompt} {completion}")
+    assert gpt2.convert_ids_to_tokens(store[0]) == ["Say", ":", "Ġhouse", "Ġcat", "<|endoftext|>"]
+
+
+def test_llama_texts_begin_as_generate_begins(tmp_path, shared):
+    from jaxdistill.models import load
+
+    llama = load.load_tokenizer(shared / "models" / "stories260k-llama")
+    store = opened(text_source(tmp_path / "a.txt"), llama, tmp_path, max_length=200)
+    assert rows_of(store) == [[*llama(line)["input_ids"], 2] for line in LINES]
+    assert all(row[0] == 1 for row in rows_of(store))
 
 
 def test_reused_until_something_changes(tmp_path, tokenizer):
