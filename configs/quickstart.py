@@ -52,3 +52,18 @@ def smoke(config: Config) -> Config:
     config.evaluate.batch_size = 8
     config.log.every = 1
     return config
+
+
+def smoke_causal(config: Config) -> Config:
+    """As `smoke`, for recipes of causal models: a small GPT-2 and pairs out of the same text."""
+    causal, taught = str(HERE / "causal"), bool(config.teacher.name)
+    smoke(config)
+    config.teacher.name, config.student.name = (causal, "") if taught else ("", causal)
+    config.student.layers = 1 if taught else None
+    config.data.path = str(HERE / "pairs.csv")
+    config.data.max_length = 128
+    config.data.buckets = (128,)
+    config.sample.max_new_tokens = config.evaluate.max_new_tokens = 8
+    # ROUGE needs an extra, and says so; the smoke runs without.
+    config.evaluate.metrics = tuple(name for name in config.evaluate.metrics if name != "rouge")
+    return config

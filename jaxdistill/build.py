@@ -12,13 +12,19 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxdistill import config as configs
+from jaxdistill import policy
 from jaxdistill import workdir as folders
 from jaxdistill.config import Config
 from jaxdistill.data import batching, masking, pipeline, sources, tokenize
+from jaxdistill.data import causal as causal_data
 from jaxdistill.errors import UserError
+from jaxdistill.evaluate import EVALUATORS, rouge
+from jaxdistill.evaluate.context import Completions
+from jaxdistill.generate import Decoding
 from jaxdistill.models import layer_drop, load, student
 from jaxdistill.models.load import Model
-from jaxdistill.objective import BY_LAYER, Objective
+from jaxdistill.objective import BY_LAYER, ON_HIDDEN, Objective, Ramp
+from jaxdistill.on_policy import Rollouts, Sampling, make_rollouts
 
 Tell = Callable[[str], None]
 
@@ -46,6 +52,7 @@ class Text(NamedTuple):
     token_counts: np.ndarray
     vocabulary: tokenize.Vocabulary
     path: Path
+    causal: bool
 
 
 def build_models(config: Config, *, allow_pickle: bool, tell: Tell) -> Models:
@@ -56,7 +63,8 @@ def build_models(config: Config, *, allow_pickle: bool, tell: Tell) -> Models:
     """
     teacher, teacher_params = build_teacher(config, allow_pickle=allow_pickle)
     made = _student_model(config, teacher, allow_pickle=allow_pickle)
-    _check_model(config, made.model, "student")
+    check_model(config, made.model, "student")
+    _check_same_kind(teacher, made.model)
     params = _student_params(config, made, teacher, teacher_params, allow_pickle=allow_pickle, tell=tell)
     if config.tokenizer.name:
         folder = load.resolve(config.tokenizer.name, revision=config.tokenizer.revision)
@@ -67,7 +75,7 @@ def build_models(config: Config, *, allow_pickle: bool, tell: Tell) -> Models:
         folder = made.folder
     tokenizer = load.load_tokenizer(folder)
     load.check_tokenizer(tokenizer, made.model.config)
-    if tokenizer.mask_token_id is None:
+    if tokenizer.mask_token_id is None and not made.model.family.causal:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
         own = [load.load_tokenizer(made.folder)] if made.folder and _has_tokenizer(made.folder) else []
@@ -84,9 +92,10 @@ def build_shapes(config: Config) -> Models:
     """
     teacher = _teacher_model(config, allow_pickle=False)[0]
     made = _student_model(config, teacher, allow_pickle=False)
-    _check_model(config, made.model, "student")
+    check_model(config, made.model, "student")
     if teacher is not None:
-        _check_model(config, teacher, "teacher")
+        check_model(config, teacher, "teacher")
+        _check_same_kind(teacher, made.model)
         student.check_same_vocabulary(teacher.config, made.model.config)
     dtype = jnp.dtype(config.teacher.dtype)
     shapes = {} if teacher is None else load.param_shapes(teacher)
@@ -94,19 +103,34 @@ def build_shapes(config: Config) -> Models:
     return Models(made.model, load.param_shapes(made.model), teacher, shapes, None, made.layers)
 
 
-def _check_model(config: Config, model: Model, role: str) -> None:
-    """What needs no tokenizer and no weights: a masked LM, and rows that fit its positions."""
-    if model.family.causal:
-        masked = ", ".join(kind for kind, family in load.FAMILIES.items() if not family.causal)
+def check_model(config: Config, model: Model, role: str) -> None:
+    """What needs no tokenizer and no weights: settings that are for this kind of model, and rows that fit it."""
+    c, kind = config, "causal" if model.family.causal else "masked"
+    who = f"the {role} is a {model.config.model_type}, a {kind} language model"
+    if c.data.max_length > model.max_length:
         raise UserError(
-            f"the {role} is a {model.config.model_type}, a causal language model; training and evaluating are for "
-            f"masked ones ({masked})"
+            f"config.data.max_length={c.data.max_length} is longer than the {role}'s {model.max_length} positions; "
+            "lower it"
         )
-    if config.data.max_length > model.max_length:
-        raise UserError(
-            f"config.data.max_length={config.data.max_length} is longer than the {role}'s "
-            f"{model.max_length} positions; lower it"
-        )
+    if not model.family.causal and configs.samples(c):
+        raise UserError(f"{who}, which writes no text; set config.sample and config.loss.alpha_policy to 0")
+    if model.family.causal and c.loss.tokens == "masked":
+        raise UserError(f"{who}, which masks nothing; set config.loss.tokens to all, or to labels")
+    if not model.family.causal and c.data.prompt_column:
+        raise UserError(f"{who}, and config.data.prompt_column={c.data.prompt_column!r} is for causal ones")
+    for name in c.evaluate.metrics:
+        if EVALUATORS[name].kind not in ("", kind):
+            raise UserError(f"{who}, and {name} in config.evaluate.metrics is for {EVALUATORS[name].kind} ones")
+    if "rouge" in c.evaluate.metrics:
+        if not (c.data.prompt_column or c.data.prepared):
+            raise UserError("rouge in config.evaluate.metrics scores completions; name config.data.prompt_column")
+        rouge.check_installed()
+
+
+def _check_same_kind(teacher: Model | None, model: Model) -> None:
+    if teacher is not None and teacher.family.causal != model.family.causal:
+        kinds = [f"{one.config.model_type} ({'causal' if one.family.causal else 'masked'})" for one in (teacher, model)]
+        raise UserError(f"teacher {kinds[0]} and student {kinds[1]}: both must be masked, or both causal")
 
 
 def stored(params: PyTree, dtype: str) -> PyTree:
@@ -123,7 +147,7 @@ def build_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, 
     teacher, folder = _teacher_model(config, allow_pickle=allow_pickle)
     if teacher is None or folder is None:
         return None, {}
-    _check_model(config, teacher, "teacher")  # before its weights are read
+    check_model(config, teacher, "teacher")  # before its weights are read
     return teacher, load.load_params(folder, teacher, allow_pickle=allow_pickle)
 
 
@@ -214,10 +238,11 @@ def _source(config: Config, *, path: str, split: str) -> sources.Source:
         split=split,
         streaming=c.streaming,
         limit=c.limit,
+        prompt_column=c.prompt_column,
     )
 
 
-def prepare_text(config: Config, source: sources.Source | None, tokenizer: Any, *, tell: Tell) -> Text:
+def prepare_text(config: Config, source: sources.Source | None, tokenizer: Any, *, causal: bool, tell: Tell) -> Text:
     """Tokenises what is not yet cached, and opens it.
 
     Raises:
@@ -232,11 +257,16 @@ def prepare_text(config: Config, source: sources.Source | None, tokenizer: Any, 
         min_tokens=c.min_tokens,
         max_unk_fraction=c.max_unk_fraction,
         pack=c.batching == "packed",
+        causal=causal,
+        template=c.template if causal and c.prompt_column else "",
         tell=tell,
     )
     path = Path(c.prepared) if source is None else prepare(source)
     store = tokenize.open_store(path)
-    vocabulary = tokenize.vocabulary_of(tokenizer)
+    vocabulary = tokenize.vocabulary_of(tokenizer, causal=causal)
+    if store.meta.get("causal", False) != causal:
+        kinds = ("a masked", "a causal")
+        raise UserError(f"{path} was prepared for {kinds[not causal]} language model, and this is {kinds[causal]} one")
     if store.meta["max_length"] != c.max_length or store.meta["pack"] != (c.batching == "packed"):
         raise UserError(
             f"{path} was prepared with max_length {store.meta['max_length']} and batching "
@@ -256,12 +286,20 @@ def prepare_text(config: Config, source: sources.Source | None, tokenizer: Any, 
         raise UserError(
             f"config.data.token_counts={c.token_counts!r} has {len(counts)} counts, the vocabulary {vocabulary.size}"
         )
-    return Text(train, held, counts, vocabulary, path)
+    return Text(train, held, counts, vocabulary, path, causal)
 
 
 def build_objective(config: Config, models: Models) -> Objective:
-    """Raises UserError where the layer map names a layer that is not there."""
+    """Raises UserError where no loss is left, or the layer map names a layer that is not there."""
     weights = configs.alphas(config)
+    causal = models.student.family.causal
+    weights.pop("mlm" if causal else "clm", None)
+    if not weights:
+        raise UserError(f"no loss is enabled: set config.loss.alpha_{'clm' if causal else 'mlm'}, or another")
+    for role, model in (("student", models.student), ("teacher", models.teacher)):
+        narrow = model and getattr(model.config, "word_embed_proj_dim", model.width) != model.width
+        if narrow and any(name in weights for name in ON_HIDDEN):
+            raise UserError(f"the {role}'s last hidden states are projected (OPT-350m): set the losses on them to 0")
     layer_map: tuple[tuple[int, int], ...] = ()
     if any(name in weights for name in BY_LAYER):
         layer_map = _layer_map(config.loss.layer_map, models)
@@ -275,6 +313,56 @@ def build_objective(config: Config, models: Models) -> Objective:
         divergence=config.loss.divergence,
         beta=config.loss.beta,
         head=config.loss.head,
+        policy=policy_settings(config),
+    )
+
+
+def policy_settings(config: Config) -> policy.Settings | None:
+    """None where nothing is learnt from samples by alpha_policy or a penalty."""
+    c = config.policy
+    if not configs.on_samples(config):
+        return None
+    return policy.Settings(
+        semantics=c.semantics,
+        mixture=c.mixture,
+        single_step=c.single_step,
+        length_norm=c.length_norm,
+        clip=c.clip,
+        gamma=c.gamma,
+        reward_scale=c.reward_scale,
+        reward_clip=c.reward_clip,
+        diversity_target=c.diversity_target,
+        entropy_target=c.entropy_target,
+    )
+
+
+def build_rollouts(config: Config, models: Models, *, mesh: Any) -> Rollouts | None:
+    """None where nothing is sampled.
+
+    Raises:
+      UserError: prompt and completion do not fit a model's positions.
+    """
+    if not configs.samples(config):
+        return None
+    c, end = config.sample, models.tokenizer.eos_token_id
+    decoding = Decoding(c.max_new_tokens, c.temperature, c.top_k, c.top_p, end_ids=(end,), pad_id=end)
+    sampling = Sampling(
+        student=c.student,
+        teacher=c.teacher,
+        decoding=decoding,
+        prompt_length=config.data.max_length - c.max_new_tokens,
+        prompt_tokens=c.prompt_tokens,
+        reuse=config.policy.reuse,
+        accumulation=config.train.accumulation,
+        group=config.mask.group,
+    )
+    return make_rollouts(
+        student=models.student,
+        teacher=models.teacher,
+        sampling=sampling,
+        settings=policy_settings(config),
+        mesh=mesh,
+        seed=config.seed,
     )
 
 
@@ -324,45 +412,95 @@ def drop_rates(config: Config, model: Model, *, steps: int) -> layer_drop.DropRa
     )
 
 
+def build_ramp(config: Config, objective: Objective, *, steps: int) -> Ramp | None:
+    """Where temperature and weights go; None where they stay. Weights of losses that are off are passed over."""
+    ends = {key: x for key, x in configs.ends(config).items() if key == "temperature" or key in objective.weights}
+    return Ramp(ends, config.loss.ramp, steps) if ends else None
+
+
 def make_batches(config: Config, text: Text, *, steps: int) -> Any:
     """The training batches as a grain iterator with checkpointable state."""
+    common: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "buckets": buckets(config),
+        "seed": config.seed,
+        "steps": steps,
+        "limit_batches": config.train.limit_batches,
+        "host": jax.process_index(),
+        "hosts": jax.process_count(),
+        "threads": config.data.threads,
+        "prefetch": config.data.prefetch,
+    }
+    if text.causal:
+        return causal_data.train_batches(
+            text.train, pad=text.vocabulary.pad, prompt_loss=config.data.prompt_loss, **common
+        )
     return pipeline.train_batches(
-        text.train,
-        vocabulary=text.vocabulary,
-        batch_size=config.train.batch_size,
-        buckets=buckets(config),
-        mask=_masking(config),
-        token_counts=text.token_counts,
-        seed=config.seed,
-        steps=steps,
-        limit_batches=config.train.limit_batches,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
+        text.train, vocabulary=text.vocabulary, mask=_masking(config), token_counts=text.token_counts, **common
     )
 
 
-def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: Config, *, causal: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """What a training batch of the widest rows looks like."""
     shape = config.train.batch_size, config.data.max_length
     kinds = {"input_ids": jnp.int32, "labels": jnp.int32, "attention_mask": jnp.bool_, "label_mask": jnp.bool_}
+    if causal and config.data.batching == "packed":
+        kinds["segment_ids"] = jnp.int32
     return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
 
 
 def make_held_out(config: Config, text: Text) -> Sequence[dict[str, np.ndarray]]:
+    common: dict[str, Any] = {
+        "batch_size": config.evaluate.batch_size,
+        "buckets": buckets(config),
+        "limit": config.evaluate.batches,
+        "host": jax.process_index(),
+        "hosts": jax.process_count(),
+    }
+    if text.causal:
+        return causal_data.eval_batches(
+            text.held_out, pad=text.vocabulary.pad, prompt_loss=config.data.prompt_loss, **common
+        )
     return pipeline.eval_batches(
         text.held_out,
         vocabulary=text.vocabulary,
-        batch_size=config.evaluate.batch_size,
-        buckets=buckets(config),
         mask=_masking(config),
         token_counts=text.token_counts,
         seed=0,  # and not config.seed: runs of different seeds are compared on the same masks
-        limit=config.evaluate.batches,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        **common,
     )
+
+
+def completions(config: Config, models: Models, text: Text) -> Completions | None:
+    """What rouge asks the student; None where it is not among the metrics."""
+    if "rouge" not in config.evaluate.metrics:
+        return None
+    if jax.process_count() > 1:
+        raise UserError("rouge in config.evaluate.metrics: text is generated by one process; evaluate the run later")
+    pairs = causal_data.pairs_of(text.held_out, limit=config.evaluate.rouge_rows)
+    if not pairs:
+        raise UserError("rouge in config.evaluate.metrics: no held-out row has a prompt")
+    longest, new = max(len(prompt) for prompt, _ in pairs), config.evaluate.max_new_tokens
+    if longest + new > models.student.max_length:
+        raise UserError(
+            f"config.evaluate.max_new_tokens={new} and a held-out prompt of {longest} tokens do not fit the student's "
+            f"{models.student.max_length} positions; lower it, or config.data.max_length"
+        )
+    decode = partial(models.tokenizer.batch_decode, skip_special_tokens=True)
+    return Completions(
+        prompts=decode([prompt for prompt, _ in pairs]),
+        prompt_ids=[prompt for prompt, _ in pairs],
+        references=[reference.strip() for reference in decode([completion for _, completion in pairs])],
+        decoding=greedy(config, models),
+        batch_size=config.evaluate.batch_size,
+        tokenizer=models.tokenizer,
+    )
+
+
+def greedy(config: Config, models: Models) -> Decoding:
+    """How held-out prompts are continued."""
+    end = models.tokenizer.eos_token_id
+    return Decoding(max_new_tokens=config.evaluate.max_new_tokens, end_ids=(end,), pad_id=end)
 
 
 def _masking(config: Config) -> pipeline.Masking:
@@ -387,7 +525,7 @@ def probe_of(batches: Sequence[dict[str, np.ndarray]], rows: int = 4) -> dict[st
     return {name: np.asarray(batch[name][:rows]) for name in ("input_ids", "attention_mask")}
 
 
-def describe(config: Config, models: Models, text: Text, *, mesh: dict[str, int], steps: int, per_epoch: int) -> str:
+def describe(config: Config, models: Models, text: Text, *, mesh: dict[str, Any], steps: int, per_epoch: int) -> str:
     """The one line at the start that says what was built."""
     million = lambda params: f"{load.count_params(params) / 1e6:.1f}M"  # noqa: E731
     taught = ""

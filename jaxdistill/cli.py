@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="measure a run's student on held-out text", allow_abbrev=False)
     evaluate.add_argument("--workdir", required=True, type=Path)
     evaluate.add_argument("--step", type=int, help="checkpoint; default the last")
-    evaluate.add_argument("--metrics", help="of perplexity,agreement,pseudo_perplexity; default the run's")
+    evaluate.add_argument("--metrics", help="of perplexity,agreement,pseudo_perplexity,rouge; default the run's")
+    evaluate.add_argument("--predictions", type=Path, help="with rouge: prompts, completions and references, as JSON")
     evaluate.add_argument("--json", type=Path, help="also write the figures here")
     evaluate.add_argument("--allow-pickle", action="store_true", help="for the teacher")
 
@@ -123,6 +124,7 @@ def _evaluate(flags: argparse.Namespace, overrides: list[str]) -> None:
         metrics=flags.metrics.split(",") if flags.metrics else None,
         overrides=overrides,
         allow_pickle=flags.allow_pickle,
+        predictions=flags.predictions,
     )
     if flags.json:
         with files.writing(flags.json):

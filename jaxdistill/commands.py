@@ -30,9 +30,10 @@ def prepare(path: str, overrides: Sequence[str]) -> Path:
     config = configs.parse(path, overrides)
     source = build.open_text(config)
     name = config.tokenizer.name or config.teacher.name or config.student.name
-    revision = config.tokenizer.revision if config.tokenizer.name else config.teacher.revision
+    revision = next(one.revision for one in (config.tokenizer, config.teacher, config.student) if one.name)
     tokenizer = load.load_tokenizer(load.resolve(name, revision=revision))
-    return build.prepare_text(config, source, tokenizer, tell=print).path
+    causal = build.build_shapes(config).student.family.causal
+    return build.prepare_text(config, source, tokenizer, causal=causal, tell=print).path
 
 
 def init_student(
@@ -106,28 +107,35 @@ def _search(model: load.Model, params: PyTree, tokenizer: Any, *, text: str, cou
     config.data.max_length = min(config.data.max_length, model.max_length)
     config.mask.smoothing = 0.0
     config.evaluate.batches = SEARCH_BATCHES
-    held_out = build.prepare_text(config, build.open_text(config), tokenizer, tell=print)
+    held_out = build.prepare_text(config, build.open_text(config), tokenizer, causal=model.family.causal, tell=print)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     loop.check_evaluation_rows(config, mesh)
     models = build.Models(model, params, None, {}, tokenizer, None)
-    context = loop.make_context(config, models, held_out.vocabulary, build.make_held_out(config, held_out), mesh=mesh)
+    context = loop.make_context(config, models, held_out, build.make_held_out(config, held_out), mesh=mesh)
     whole, scores = search.search_layers(context, jax.device_put(params, sharding.replicated(mesh)), count=count)
     names = search.named(count, of=model.num_layers)
-    print(f"{'kl':>8} {'mlm_loss':>8}  layers ({len(scores)} candidates on {text})")
-    print(f"{whole.kl:8.4f} {whole.mlm_loss:8.4f}  all {model.num_layers}")
+    print(f"{'kl':>8} {'loss':>8}  layers ({len(scores)} candidates on {text})")
+    print(f"{0:8.4f} {whole.loss:8.4f}  all {model.num_layers}")
     for place, one in enumerate(scores):
         if place < SHOWN or one.layers in names:
-            print(f"{one.kl:8.4f} {one.mlm_loss:8.4f}  {','.join(map(str, one.layers))} {names.get(one.layers, '')}")
+            print(f"{one.kl:8.4f} {one.loss:8.4f}  {','.join(map(str, one.layers))} {names.get(one.layers, '')}")
     return scores[0].layers
 
 
 def evaluate(
-    workdir: Path, *, step: int | None, metrics: Sequence[str] | None, overrides: Sequence[str], allow_pickle: bool
+    workdir: Path,
+    *,
+    step: int | None,
+    metrics: Sequence[str] | None,
+    overrides: Sequence[str],
+    allow_pickle: bool,
+    predictions: Path | None = None,
 ) -> dict[str, float]:
     """Measures a checkpoint on the run's held-out text, or on what `--config.data...` names instead.
 
     Args:
       metrics: None = those of the run.
+      predictions: file for what rouge's completions were: JSON, [{"prompt", "completion", "reference"}, ...].
     """
     for name in metrics or ():
         if name not in EVALUATORS:
@@ -139,17 +147,26 @@ def evaluate(
     config.evaluate.metrics = tuple(metrics or config.evaluate.metrics)
     if not config.teacher.name and "agreement" in (metrics or ()):
         raise UserError("--metrics holds agreement, and this run has no teacher to agree with")
+    if predictions is not None and "rouge" not in config.evaluate.metrics:
+        raise UserError("--predictions keeps what rouge's completions were; add rouge to --metrics")
     found = folders.load_student(workdir, step=step, tell=print)
+    build.check_model(config, found.model, "student")
     source = build.open_text(config)
     teacher, teacher_params = build.build_teacher(config, allow_pickle=allow_pickle)
     # In the dtypes of the run, so that its own figures come out again.
     teacher_params = build.stored(teacher_params, config.teacher.dtype)
     made = load.build(found.model.config, dtype=jnp.dtype(config.student.dtype))
     models = build.Models(made, found.params, teacher, teacher_params, found.tokenizer, None)
-    text = build.prepare_text(config, source, found.tokenizer, tell=print)
+    text = build.prepare_text(config, source, found.tokenizer, causal=made.family.causal, tell=print)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     loop.check_evaluation_rows(config, mesh)
-    measure = loop.make_evaluator(config, models, text.vocabulary, build.make_held_out(config, text), mesh=mesh)
+
+    def take(records: list[dict[str, str]]) -> None:
+        if predictions is not None:
+            with writing(predictions):
+                write_text(predictions, json.dumps(records, indent=2, ensure_ascii=False) + "\n")
+
+    measure = loop.make_evaluator(config, models, text, build.make_held_out(config, text), mesh=mesh, take=take)
     everywhere = sharding.replicated(mesh)
     return dict(measure(jax.device_put(found.params, everywhere), jax.device_put(teacher_params, everywhere)))
 

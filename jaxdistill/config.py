@@ -31,9 +31,10 @@ def base() -> Config:
     config.seed = 0  # initialisation, data order, masks and dropout all derive from it
 
     config.teacher = ConfigDict()
-    config.teacher.name = ""  # folder or hub name of a masked LM; "" = no teacher, plain masked-LM training
+    config.teacher.name = ""  # folder or hub name of a masked or causal LM; "" = no teacher, plain training
     config.teacher.revision = ""  # of the hub name
     config.teacher.dtype = "float32"  # compute and storage: float32 | bfloat16 (losses stay float32)
+    config.teacher.devices = 0  # that it has to itself, those after the student's; 0 = all, with the student
 
     config.student = ConfigDict()
     config.student.name = ""  # folder, hub name or run folder to start from; "" = by `init` below
@@ -46,6 +47,7 @@ def base() -> Config:
     # Architecture fields, {"num_attention_heads": 6, ...}; sizes only with init=random; no teacher: also "model_type".
     config.student.overrides = config_dict.placeholder(object)
     config.student.dtype = "float32"  # compute; parameters and losses are float32
+    config.student.devices = 0  # that it has to itself, the first; 0 = all, with the teacher
     config.student.layer_drop = 0.0  # LayerDrop: probability that a layer is left out of a training step
     config.student.layer_drop_depth = "constant"  # constant | linear: from 1 / layers of it to all of it in the last
     config.student.layer_drop_schedule = "constant"  # constant | linear: from 0 at the first step to it at the last
@@ -58,6 +60,10 @@ def base() -> Config:
     config.data.source = "text"  # text | csv | tsv | jsonl | parquet | hf | tfds
     config.data.path = ""  # file, glob or several with commas, .gz/.zst too; for hf and tfds the dataset's name
     config.data.column = "text"  # the text column, where there are columns
+    config.data.prompt_column = ""  # causal models: the column of what comes before it; "" = plain text
+    # How the two make a text. What stands before {completion} is the prompt, white space right before it excepted.
+    config.data.template = "{prompt}\nTL;DR: {completion}"
+    config.data.prompt_loss = False  # also learn to predict the prompt
     config.data.subset = ""  # hf: configuration name
     config.data.revision = ""  # hf
     config.data.split = "train"  # hf, tfds
@@ -77,28 +83,59 @@ def base() -> Config:
     config.data.threads = 2  # that read and mask ahead
     config.data.prefetch = 16  # batches read ahead
 
-    config.mask = ConfigDict()
+    config.mask = ConfigDict()  # of masked LMs; causal ones predict every next token
     config.mask.fraction = 0.15  # of the real tokens
     config.mask.replace = (0.8, 0.1, 0.1)  # of those: by [MASK], left as they are, by a random token
     config.mask.smoothing = 0.7  # rare tokens first: weight = count ** -smoothing; 0 = plain draw
-    config.mask.group = 8  # rows drawn together (the reference: one device's batch)
+    config.mask.group = 8  # rows drawn together (the reference: one device's batch); causal recipes set 1
 
     config.loss = ConfigDict()
     config.loss.temperature = 2.0  # of alpha_ce
-    config.loss.tokens = "all"  # alpha_ce and alpha_mse on: all | masked (positions gathered before the head)
+    # alpha_ce and alpha_mse on: all | labels (masked, or to be predicted) | masked (gathered before the head).
+    config.loss.tokens = "all"
     config.loss.alpha_ce = 5.0  # the divergence of teacher and student at the temperature, times temperature squared
     # forward_kl | reverse_kl | jsd | skewed_kl | skewed_reverse_kl | total_variation
     config.loss.divergence = "forward_kl"
     config.loss.beta = 0.5  # of jsd: 0 = forward_kl to 1 = reverse_kl; of the skewed ones their skew (DistiLLM: 0.1)
     config.loss.head = "fused"  # fused: head and losses in chunks of tokens | dense: all logits, for comparison
-    config.loss.alpha_mlm = 2.0  # cross entropy at the masked positions
+    config.loss.alpha_mlm = 2.0  # masked LMs: cross entropy at the masked positions
+    config.loss.alpha_clm = 2.0  # causal LMs: cross entropy of the next token
     config.loss.alpha_cos = 1.0  # 1 - cosine of the last hidden states
     config.loss.alpha_mse = 0.0  # squared difference of logits, summed over the vocabulary
     config.loss.alpha_hidden_mse = 0.0  # squared difference of hidden states, mean over the width, by layer_map
     config.loss.alpha_hidden_cos = 0.0  # 1 - cosine of hidden states, by layer_map
     config.loss.alpha_attention = 0.0  # KL of attention maps (MobileBERT's attention transfer), by layer_map
+    config.loss.alpha_policy = 0.0  # MiniLLM's policy gradient of the reverse KL, on what is sampled; see `policy`
+    config.loss.alpha_repetition = 0.0  # on what is sampled: expected repetition of its words
+    config.loss.alpha_diversity = 0.0  # ... expected embeddings closer together than policy.diversity_target
+    config.loss.alpha_entropy = 0.0  # ... less entropy than policy.entropy_target
     # ((student layer, teacher layer), ...), counted from 0, -1 = the embeddings; None = the layers cut, or spread.
     config.loss.layer_map = config_dict.placeholder(object)
+    # Temperature and weights at the last step, {"temperature": 1.0, "alpha_clm": 0.0}; None = as at the first.
+    config.loss.end = config_dict.placeholder(object)
+    config.loss.ramp = "linear"  # the way there: linear | cosine
+
+    config.sample = ConfigDict()  # text that causal models write themselves to learn from
+    config.sample.student = 0.0  # share of the updates on the student's own completions (GKD's lambda)
+    config.sample.teacher = 0.0  # share of the updates on the teacher's (1.0: sequence-level distillation)
+    config.sample.max_new_tokens = 64  # of a completion; its prompt has the rest of data.max_length
+    config.sample.prompt_tokens = 0  # a row's first so many are the prompt; 0 = what is not predicted (prompt_column)
+    config.sample.temperature = 1.0  # 0 = the likeliest token
+    config.sample.top_k = 0  # 0 = all
+    config.sample.top_p = 1.0  # 1 = all
+
+    config.policy = ConfigDict()  # of alpha_policy: rows of its own beside those of the text, one completion a prompt
+    config.policy.semantics = "paper"  # paper: MiniLLM's equations | lmops: what its authors' code computes
+    config.policy.mixture = 0.2  # the teacher's share of the distribution that is sampled from
+    config.policy.single_step = True  # the next token's part exactly, by a sum over the vocabulary
+    config.policy.length_norm = True  # paper: what follows a token as a mean and not as a sum
+    config.policy.clip = 0.2  # of the ratio to the sampling distribution; 0 = off
+    config.policy.reuse = 1  # updates that a sample serves
+    config.policy.gamma = 0.95  # lmops: discount
+    config.policy.reward_scale = 0.5  # lmops: divides the rewards
+    config.policy.reward_clip = 100.0  # lmops: bounds them then
+    config.policy.diversity_target = 0.5  # mean cosine distance of a completion's expected embeddings
+    config.policy.entropy_target = 2.0  # nats
 
     config.train = ConfigDict()
     config.train.steps = 0  # optimizer updates; 0 = by epochs
@@ -116,7 +153,7 @@ def base() -> Config:
     config.optim.betas = (0.9, 0.98)  # of adamw and lion; the first is sgd's momentum
     config.optim.eps = 1e-6  # of adamw
     config.optim.weight_decay = 0.0  # times the learning rate, on all parameters but those of no_decay
-    config.optim.no_decay = ("bias$", "(?i)(layer_?norm|ln_[a-z0-9]+)/scale$")  # regular expressions on paths
+    config.optim.no_decay = ("bias$", "(?i)(norm|ln_[a-z0-9]+)/(scale|weight)$")  # regular expressions on paths
     config.optim.clip = 5.0  # global norm of the gradient; 0 = off
 
     config.mesh = ConfigDict()
@@ -127,11 +164,14 @@ def base() -> Config:
     config.evaluate.every = 0  # steps; 0 = after every epoch
     config.evaluate.batches = 32  # of held-out text; 0 = all
     config.evaluate.batch_size = 32  # rows
-    config.evaluate.metrics = ("perplexity", "agreement")  # and pseudo_perplexity
+    config.evaluate.metrics = ("perplexity", "agreement")  # and pseudo_perplexity (masked LMs), rouge (causal)
     config.evaluate.pseudo_rows = 32  # rows that pseudo_perplexity reads (one forward a token)
     # Sub-networks measured as well, each as student.layers names layers: ("every_other", "first:2", "0,3").
     config.evaluate.pruned = ()
-    config.evaluate.prompts = ()  # texts with [MASK] in them, filled by both models at the end
+    # Shown to both models at the end: texts with [MASK] in them, to be filled; of causal models, to be continued.
+    config.evaluate.prompts = ()
+    config.evaluate.max_new_tokens = 100  # of a continuation, at most; chosen greedily
+    config.evaluate.rouge_rows = 64  # held-out prompts whose completions rouge scores; 0 = all
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 0  # steps; 0 = after every epoch
@@ -151,9 +191,9 @@ def base() -> Config:
 
 
 def _flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value; `student.overrides` is one value, though it may be a dict."""
+    """(dotted key, value) of every value; those of DICTS are one value, though they may be dicts."""
     for key, value in config.items():
-        if isinstance(value, ConfigDict) and f"{prefix}{key}" != "student.overrides":
+        if isinstance(value, ConfigDict) and f"{prefix}{key}" not in DICTS:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -254,7 +294,8 @@ def to_json(config: Config) -> str:
 
 def changed(old: dict[str, Any], new: Config) -> list[tuple[str, Any, Any]]:
     """Lists (key, old, new) that differ and would change the parameters of a resumed run."""
-    before = dict(_flatten(ConfigDict(old)))
+    # A key that the run did not know yet was, in effect, at its default.
+    before = dict(_flatten(ConfigDict(json.loads(to_json(base()))))) | dict(_flatten(ConfigDict(old)))
     after = dict(_flatten(ConfigDict(json.loads(to_json(new)))))
     return [
         (key, before.get(key), after.get(key))
@@ -264,15 +305,27 @@ def changed(old: dict[str, Any], new: Config) -> list[tuple[str, Any, Any]]:
 
 
 DTYPES = ("float32", "bfloat16")
-ALPHAS = ("ce", "mlm", "cos", "mse", "hidden_mse", "hidden_cos", "attention")
+DICTS = ("student.overrides", "loss.end")
+ON_SAMPLES = ("policy", "repetition", "diversity", "entropy")
+ALPHAS = ("ce", "mlm", "clm", "cos", "mse", "hidden_mse", "hidden_cos", "attention", *ON_SAMPLES)
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skewed_kl", "skewed_reverse_kl", "total_variation")
-NEED_TEACHER = tuple(name for name in ALPHAS if name != "mlm")
+NEED_TEACHER = tuple(name for name in ALPHAS if name not in ("mlm", "clm", "repetition", "diversity", "entropy"))
+METRICS = ("perplexity", "agreement", "pseudo_perplexity", "rouge")
 
 
 def alphas(config: Config) -> dict[str, float]:
-    """The weights of the losses that are on; without a teacher only `mlm` is."""
+    """The weights, at the first step, of the losses that are on; without a teacher only `mlm` and `clm` are.
+
+    Which of these two counts is known with the model: build_objective leaves the other out.
+    """
     weights = {name: float(config.loss[f"alpha_{name}"]) for name in ALPHAS}
-    return {k: v for k, v in weights.items() if v != 0 and (config.teacher.name or k not in NEED_TEACHER)}
+    on = [name for name, weight in weights.items() if weight or ends(config).get(name)]
+    return {name: weights[name] for name in on if config.teacher.name or name not in NEED_TEACHER}
+
+
+def ends(config: Config) -> dict[str, float]:
+    """`loss.end` by the names of an objective: "temperature", and terms."""
+    return {key.removeprefix("alpha_"): float(value) for key, value in dict(config.loss.end or {}).items()}
 
 
 def _choice(*options: str) -> Callable[[Any], str | None]:
@@ -324,6 +377,21 @@ def _pairs(values: Any) -> str | None:
     return None if fits else "must be None, or pairs ((student layer, teacher layer), ...)"
 
 
+def _ends(values: Any) -> str | None:
+    names = ("temperature", *(f"alpha_{name}" for name in ALPHAS))
+    for key, value in dict(values or {}).items():
+        if key not in names:
+            return f"holds {key!r}; there are {', '.join(names)}"
+        if not _numbers((value,)) or not math.isfinite(value) or value < 0 or (key == "temperature" and value == 0):
+            return f"{key} must be a number of 0 or more, a temperature above 0"
+    return None
+
+
+def _template(value: str) -> str | None:
+    fits = value.count("{prompt}") == value.count("{completion}") == 1 and value.endswith("{completion}")
+    return None if fits else "must hold {prompt} once and end with {completion}"
+
+
 def _widths(values: tuple) -> str | None:
     fits = all(isinstance(v, int) and v > 2 for v in values) and list(values) == sorted(set(values))
     return None if fits else "must be ascending numbers of tokens"
@@ -334,12 +402,15 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "seed": _between(0, 2**31 - 1),
     "teacher.dtype": _choice(*DTYPES),
     "student.dtype": _choice(*DTYPES),
+    "teacher.devices": _at_least(0),
+    "student.devices": _at_least(0),
     "student.init": _choice("teacher", "random"),
     "student.family": _choice("", "distilbert"),
     "student.layer_drop": lambda v: None if 0 <= v < 1 else "must be at least 0 and below 1",
     "student.layer_drop_depth": _choice("constant", "linear"),
     "student.layer_drop_schedule": _choice("constant", "linear"),
     "data.source": _choice("text", "csv", "tsv", "jsonl", "parquet", "hf", "tfds"),
+    "data.template": _template,
     "data.limit": _at_least(0),
     "data.eval_fraction": _between(0, 0.5),
     "data.max_length": _at_least(4),
@@ -354,12 +425,30 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "mask.smoothing": _at_least(0),
     "mask.group": _at_least(1),
     "loss.temperature": _above(0),
-    "loss.tokens": _choice("all", "masked"),
+    "loss.tokens": _choice("all", "labels", "masked"),
+    "loss.end": _ends,
+    "loss.ramp": _choice("linear", "cosine"),
     "loss.divergence": _choice(*DIVERGENCES),
     "loss.beta": _between(0, 1),
     "loss.head": _choice("fused", "dense"),
     **{f"loss.alpha_{name}": _at_least(0) for name in ALPHAS},
     "loss.layer_map": _pairs,
+    "sample.student": _between(0, 1),
+    "sample.teacher": _between(0, 1),
+    "sample.max_new_tokens": _at_least(1),
+    "sample.prompt_tokens": _at_least(0),
+    "sample.temperature": _at_least(0),
+    "sample.top_k": _at_least(0),
+    "sample.top_p": lambda v: None if 0 < v <= 1 else "must be above 0 and at most 1",
+    "policy.semantics": _choice("paper", "lmops"),
+    "policy.mixture": lambda v: None if 0 <= v < 1 else "must be at least 0 and below 1",
+    "policy.clip": lambda v: None if 0 <= v < 1 else "must be at least 0 (off) and below 1",
+    "policy.reuse": _at_least(1),
+    "policy.gamma": _between(0, 1),
+    "policy.reward_scale": _above(0),
+    "policy.reward_clip": _above(0),
+    "policy.diversity_target": _between(0, 2),
+    "policy.entropy_target": _at_least(0),
     "train.steps": _at_least(0),
     "train.epochs": _at_least(0),
     "train.limit_batches": _at_least(0),
@@ -382,6 +471,8 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "evaluate.batch_size": _at_least(1),
     "evaluate.pseudo_rows": _at_least(1),
     "evaluate.pruned": _texts,
+    "evaluate.max_new_tokens": _at_least(1),
+    "evaluate.rouge_rows": _at_least(0),
     "evaluate.prompts": _texts,
     "checkpoint.every": _at_least(0),
     "checkpoint.keep": _at_least(1),
@@ -415,7 +506,7 @@ def validate(config: Config) -> None:
         raise UserError(
             "no loss is enabled: set one of "
             + ", ".join(f"config.loss.alpha_{n}" for n in ALPHAS)
-            + ("" if c.teacher.name else " (without a teacher only alpha_mlm counts)")
+            + ("" if c.teacher.name else " (without a teacher only alpha_mlm and alpha_clm count)")
         )
     if not c.teacher.name and not c.student.name and not (c.student.init == "random" and c.student.overrides):
         raise UserError(
@@ -439,13 +530,93 @@ def validate(config: Config) -> None:
             f"config.train.batch_size={c.train.batch_size} must be a multiple of train.accumulation="
             f"{c.train.accumulation} x mask.group={c.mask.group}; change one of the three"
         )
+    _validate_sampling(c)
+    _validate_devices(c)
     for name in c.evaluate.metrics:
-        if name not in ("perplexity", "agreement", "pseudo_perplexity"):
-            raise UserError(
-                f"config.evaluate.metrics holds {name!r}; there are perplexity, agreement, pseudo_perplexity"
-            )
+        if name not in METRICS:
+            raise UserError(f"config.evaluate.metrics holds {name!r}; there are {', '.join(METRICS)}")
     if c.evaluate.pruned and "perplexity" not in c.evaluate.metrics:
         raise UserError("config.evaluate.pruned is set: add perplexity to config.evaluate.metrics, which measures it")
     for name in c.export.to:
         if name not in ("pytorch", "flax"):
             raise UserError(f"config.export.to holds {name!r}; there are pytorch and flax")
+
+
+def _validate_devices(c: Config) -> None:
+    student, teacher = c.student.devices, c.teacher.devices
+    if not student and not teacher:
+        return
+    both = f"config.student.devices={student} and config.teacher.devices={teacher}"
+    if not (student and teacher):
+        raise UserError(f"{both} go together; set both, or neither")
+    if not c.teacher.name:
+        raise UserError(f"{both}, and there is no teacher to have devices; set both to 0, or config.teacher.name")
+    if samples(c):
+        raise UserError(f"{both}: models that write text run on the same devices; set both to 0")
+    if c.mesh.data != -1:
+        raise UserError(f"config.mesh.data={c.mesh.data} is of one mesh for both models; with {both}, set it to -1")
+    if student % c.mesh.fsdp or teacher % c.mesh.fsdp:
+        raise UserError(f"config.mesh.fsdp={c.mesh.fsdp} must divide {both}")
+
+
+def samples(config: Config) -> bool:
+    """Whether models write text to learn from."""
+    return bool(config.sample.student or config.sample.teacher or on_samples(config))
+
+
+def on_samples(config: Config) -> list[str]:
+    """The losses that are means over what is sampled."""
+    return [name for name in alphas(config) if name in ON_SAMPLES]
+
+
+def _validate_sampling(c: Config) -> None:
+    if not samples(c):
+        return
+    if c.sample.student + c.sample.teacher > 1:
+        raise UserError(
+            f"config.sample.student={c.sample.student:g} and config.sample.teacher={c.sample.teacher:g} are shares of "
+            "the updates, and add up to more than 1"
+        )
+    if c.sample.teacher and not c.teacher.name:
+        raise UserError(f"config.sample.teacher={c.sample.teacher:g}, and no config.teacher.name says who writes")
+    if c.sample.student and not {"ce", "mse"} & alphas(c).keys():
+        raise UserError(
+            "config.sample.student is set: on what the student wrote only config.loss.alpha_ce and alpha_mse teach it; "
+            "set one of them"
+        )
+    if c.loss.tokens != "labels":
+        raise UserError(
+            f"config.loss.tokens={c.loss.tokens!r}: it must be labels where models write what is learnt from"
+        )
+    if c.data.batching == "packed":
+        raise UserError("config.data.batching=packed has no prompts to write on from; set it to length")
+    if not (c.data.prompt_column or c.data.prepared or c.sample.prompt_tokens):
+        raise UserError("config.sample.prompt_tokens is 0 and there is no data.prompt_column; set one of them")
+    if c.sample.max_new_tokens >= c.data.max_length:
+        raise UserError(
+            f"config.sample.max_new_tokens={c.sample.max_new_tokens} leaves no room for a prompt in "
+            f"config.data.max_length={c.data.max_length}; lower it"
+        )
+    on = on_samples(c)
+    if on and (c.sample.student or c.sample.teacher):
+        raise UserError(
+            f"config.loss.alpha_{on[0]} samples rows of its own; set config.sample.student and teacher to 0"
+        )
+    if on and (c.sample.temperature, c.sample.top_k, c.sample.top_p) != (1, 0, 1):
+        raise UserError(
+            f"config.loss.alpha_{on[0]} is of what is drawn from the whole distribution: leave "
+            "config.sample.temperature, top_k and top_p at 1, 0 and 1"
+        )
+    if on and c.student.layer_drop:
+        raise UserError(
+            f"config.student.layer_drop={c.student.layer_drop:g} and config.loss.alpha_{on[0]}: the whole student "
+            "writes, and a part of it would learn from that; set one of them to 0"
+        )
+    if on and not c.teacher.name and c.policy.mixture:
+        raise UserError("config.policy.mixture is set, and there is no teacher to mix with; set it to 0")
+    for key, every in (("checkpoint.every", c.checkpoint.every), ("train.steps", c.train.steps)):
+        if on and c.policy.reuse > 1 and (every == 0 or every % c.policy.reuse):
+            raise UserError(
+                f"config.{key}={every} must be a multiple of config.policy.reuse={c.policy.reuse}, "
+                "as a sample is not saved"
+            )

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill import losses
+from jaxdistill.losses import Scalar
 
 
 class Head(NamedTuple):
@@ -42,7 +43,6 @@ CHUNK = {"cpu": 512, "other": 2048}
 
 
 class _Settings(NamedTuple):
-    temperature: float
     beta: float
     soft_caps: tuple[float, float]
     chunk: int
@@ -58,17 +58,17 @@ def _through_softmax(q: Logits, of_q: Logits) -> Logits:
     return q * (of_q - jnp.sum(q * of_q, axis=-1, keepdims=True))
 
 
-def _forward_kl(s: Logits, t: Logits, temperature: float, beta: float) -> Logits:
+def _forward_kl(s: Logits, t: Logits, temperature: Scalar, beta: float) -> Logits:
     p, q = (jnp.exp(losses.log_softmax(x, temperature)) for x in (t, s))
     return temperature * (q - p)
 
 
-def _reverse_kl(s: Logits, t: Logits, temperature: float, beta: float) -> Logits:
+def _reverse_kl(s: Logits, t: Logits, temperature: Scalar, beta: float) -> Logits:
     log_p, log_q = losses.log_probs(t, temperature), losses.log_probs(s, temperature)
     return temperature * _through_softmax(jnp.exp(log_q), log_q - log_p)
 
 
-def _jsd(s: Logits, t: Logits, temperature: float, beta: float) -> Logits:
+def _jsd(s: Logits, t: Logits, temperature: Scalar, beta: float) -> Logits:
     if beta in (0, 1):
         return (_reverse_kl if beta else _forward_kl)(s, t, temperature, beta)
     log_p, log_q = losses.log_probs(t, temperature), losses.log_probs(s, temperature)
@@ -76,7 +76,7 @@ def _jsd(s: Logits, t: Logits, temperature: float, beta: float) -> Logits:
     return temperature / beta * _through_softmax(jnp.exp(log_q), -of_q)
 
 
-def _skewed_kl(s: Logits, t: Logits, temperature: float, alpha: float) -> Logits:
+def _skewed_kl(s: Logits, t: Logits, temperature: Scalar, alpha: float) -> Logits:
     if alpha == 0:
         return _forward_kl(s, t, temperature, alpha)
     log_p, log_q = losses.log_probs(t, temperature), losses.log_probs(s, temperature)
@@ -84,7 +84,7 @@ def _skewed_kl(s: Logits, t: Logits, temperature: float, alpha: float) -> Logits
     return temperature * (1 - alpha) * _through_softmax(jnp.exp(log_q), -jnp.exp(-of_p))
 
 
-def _skewed_reverse_kl(s: Logits, t: Logits, temperature: float, alpha: float) -> Logits:
+def _skewed_reverse_kl(s: Logits, t: Logits, temperature: Scalar, alpha: float) -> Logits:
     if alpha == 0:
         return _reverse_kl(s, t, temperature, alpha)
     log_p, log_q = losses.log_probs(t, temperature), losses.log_probs(s, temperature)
@@ -92,13 +92,13 @@ def _skewed_reverse_kl(s: Logits, t: Logits, temperature: float, alpha: float) -
     return temperature * _through_softmax(jnp.exp(log_q), -of_q - alpha * jnp.exp(-of_q))
 
 
-def _total_variation(s: Logits, t: Logits, temperature: float, beta: float) -> Logits:
+def _total_variation(s: Logits, t: Logits, temperature: Scalar, beta: float) -> Logits:
     p, q = jnp.exp(losses.log_probs(t, temperature)), jnp.exp(losses.log_probs(s, temperature))
     return _through_softmax(q, jnp.sign(q - p) / 2)
 
 
 # The gradient in the student's logits of each of losses.DIVERGENCES, by f(s, t, temperature, beta).
-GRADIENTS: dict[str, Callable[[Logits, Logits, float, float], Logits]] = {
+GRADIENTS: dict[str, Callable[[Logits, Logits, Scalar, float], Logits]] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "jsd": _jsd,
@@ -109,7 +109,7 @@ GRADIENTS: dict[str, Callable[[Logits, Logits, float, float], Logits]] = {
 
 
 def _loss(
-    name: str, s: Logits, t: Logits | None, labels: Labels, settings: _Settings
+    name: str, s: Logits, t: Logits | None, labels: Labels, settings: _Settings, temperature: Scalar
 ) -> tuple[Float[Array, " tokens"], Logits]:
     """(loss of every token, its gradient in s)."""
     if name == "cross_entropy":
@@ -119,7 +119,7 @@ def _loss(
     if name == "logit_mse":
         return losses.logit_mse(s, t), 2 * (s.astype(jnp.float32) - t.astype(jnp.float32))
     value, gradient = losses.DIVERGENCES[name], GRADIENTS[name]
-    return value(s, t, settings.temperature, settings.beta), gradient(s, t, settings.temperature, settings.beta)
+    return value(s, t, temperature, settings.beta), gradient(s, t, temperature, settings.beta)
 
 
 def fused_head(
@@ -129,7 +129,7 @@ def fused_head(
     masks: Mapping[str, Bool[Array, "*tokens"]],
     weights: Mapping[str, Float[Array, ""]],
     *,
-    temperature: float,
+    temperature: Scalar,
     beta: float = 0.0,
     soft_caps: tuple[float, float] = (0.0, 0.0),
     chunk: int | None = None,
@@ -145,7 +145,7 @@ def fused_head(
       labels: of cross_entropy; anything outside its mask.
       masks: by name of loss: those of losses.DIVERGENCES, cross_entropy and logit_mse.
       weights: by the same names.
-      temperature: T of the divergences.
+      temperature: T of the divergences; has no gradient.
       beta: of the divergences that have one.
       soft_caps: of student's and teacher's logits, cap * tanh(logits / cap); 0 = none.
       chunk: tokens at a time on one device; None = `chunk_size`.
@@ -155,9 +155,11 @@ def fused_head(
         shards = 1 if mesh is None else mesh.size
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         chunk = chunk_size(tokens=labels.size // shards, platform=platform)
-    settings = _Settings(temperature, beta, soft_caps, chunk, mesh)
+    settings = _Settings(beta, soft_caps, chunk, mesh)
     scalars = {name: jnp.asarray(weights[name], jnp.float32) for name in masks}
-    result: Any = _fused(settings, student, jax.lax.stop_gradient(teacher), labels, dict(masks), scalars)
+    temperature = jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
+    given = _Given(jax.lax.stop_gradient(teacher), labels, dict(masks), temperature)
+    result: Any = _fused(settings, student, scalars, given)
     total, sums = result
     return total, jax.lax.stop_gradient(sums)
 
@@ -168,46 +170,50 @@ def chunk_size(*, tokens: int, platform: str) -> int:
     return -(-tokens // (chunks * 8)) * 8
 
 
+class _Given(NamedTuple):
+    """What the total has no gradient in."""
+
+    teacher: Head | None
+    labels: Int[Array, "*tokens"]
+    masks: dict[str, Bool[Array, "*tokens"]]
+    temperature: Float[Array, ""]
+
+
+Weights = dict[str, Float[Array, ""]]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(settings: _Settings, student: Head, teacher: Head | None, labels: Array, masks: dict, weights: dict) -> Any:
-    return _on_mesh(settings, student, teacher, labels, masks, weights, gradients=False)[0]
+def _fused(settings: _Settings, student: Head, weights: Weights, given: _Given) -> Any:
+    return _on_mesh(settings, student, weights, given, gradients=False)[0]
 
 
-def _forward(
-    settings: _Settings, student: Head, teacher: Head | None, labels: Array, masks: dict, weights: dict
-) -> tuple[Any, Any]:
-    (total, sums), gradients = _on_mesh(settings, student, teacher, labels, masks, weights, gradients=True)
+def _forward(settings: _Settings, student: Head, weights: Weights, given: _Given) -> tuple[Any, Any]:
+    (total, sums), gradients = _on_mesh(settings, student, weights, given, gradients=True)
     return (total, sums), (gradients, sums)
 
 
 def _backward(settings: _Settings, stored: Any, cotangents: Any) -> tuple:
     gradients, sums = stored
     scaled = jax.tree.map(lambda x: (cotangents[0] * x).astype(x.dtype), (gradients, sums))
-    return scaled[0], None, None, None, scaled[1]
+    return *scaled, None
 
 
 _fused.defvjp(_forward, _backward)
 
 
 def _on_mesh(
-    settings: _Settings,
-    student: Head,
-    teacher: Head | None,
-    labels: Array,
-    masks: dict,
-    weights: dict,
-    *,
-    gradients: bool,
+    settings: _Settings, student: Head, weights: Weights, given: _Given, *, gradients: bool
 ) -> tuple[tuple[Array, dict[str, Array]], Head | None]:
     """((weighted total, sums), gradient of the total in the student's head)."""
     local = partial(_in_chunks, settings, gradients=gradients)
     if settings.mesh is None or settings.mesh.size == 1:
-        sums, gradient = local(student, teacher, labels, masks, weights)
+        sums, gradient = local(student, weights, given)
     else:
         axes = settings.mesh.axis_names
         rows, whole = PartitionSpec(axes), PartitionSpec()
         head: Any = (rows, whole, whole)
         head = Head(*head)  # a kernel split over the mesh is gathered here, once and not once a chunk
+        split: Any = given.teacher and head, rows, rows, whole
 
         def summed(*args: Any) -> tuple[dict[str, Array], Head | None]:
             sums, gradient = local(*args)
@@ -219,25 +225,19 @@ def _on_mesh(
         sums, gradient = jax.shard_map(
             summed,
             mesh=settings.mesh,
-            in_specs=(head, teacher and head, rows, rows, whole),
+            in_specs=(head, whole, _Given(*split)),
             out_specs=(whole, head if gradients else None),
             check_vma=False,
-        )(student, teacher, labels, masks, weights)
+        )(student, weights, given)
     total = jnp.stack([weights[name] * sums[name] for name in sums]).sum()
     return (total, sums), gradient
 
 
 def _in_chunks(
-    settings: _Settings,
-    student: Head,
-    teacher: Head | None,
-    labels: Array,
-    masks: dict,
-    weights: dict,
-    *,
-    gradients: bool,
+    settings: _Settings, student: Head, weights: Weights, given: _Given, *, gradients: bool
 ) -> tuple[dict[str, Array], Head | None]:
     """(sum of each loss, gradient of their weighted total in the student's head) of this device's tokens."""
+    teacher, labels, masks, temperature = given
     tokens, chunk = labels.size, settings.chunk
     chunks = -(-tokens // chunk)
 
@@ -258,7 +258,7 @@ def _in_chunks(
         t = teaching and _logits(teaching._replace(features=taught), cap=settings.soft_caps[1])
         values, slope = {}, jnp.zeros(s.shape, jnp.float32)
         for name, mask in masks.items():
-            value, gradient = _loss(name, s, t, labels, settings)
+            value, gradient = _loss(name, s, t, labels, settings, temperature)
             values[name] = losses.masked_sum(value, mask)
             slope += jnp.where(mask[:, None], weights[name] * gradient, 0.0)
         if not gradients:

@@ -23,7 +23,8 @@ from jaxdistill.data.pipeline import steps_per_epoch
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, Context
 from jaxdistill.evaluate.fill_mask import encode_prompts, fill_mask
-from jaxdistill.objective import init_projections
+from jaxdistill.generate import make_generator
+from jaxdistill.objective import init_projections, on_samples
 from jaxdistill.step import TrainState, make_train_step
 
 
@@ -41,25 +42,32 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
             f"--workdir {workdir} holds a run with config.{key}={old!r}, and now it is {new!r}; "
             "name another --workdir, or repeat the config to resume"
         )
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    check_rows(config, mesh)
+    mesh, teacher_mesh = sharding.make_meshes(
+        data=config.mesh.data,
+        fsdp=config.mesh.fsdp,
+        student=config.student.devices,
+        teacher=config.teacher.devices,
+    )
+    apart = teacher_mesh is not mesh
+    check_rows(config, mesh, teacher_mesh)
     writers.check_installed(tensorboard=config.log.tensorboard, wandb=bool(config.log.wandb))
     source = build.open_text(config)
     models = build.build_models(config, allow_pickle=allow_pickle, tell=print)
-    encode_prompts(models.tokenizer, config.evaluate.prompts, max_length=models.student.max_length)  # or refuses them
+    check_prompts(config, models)
     objective = build.build_objective(config, models)
     build.pruned(config, models.student)  # or refuses it
     optim.check_patterns(models.student_params, config.train.freeze, key="config.train.freeze")
 
     with ExitStack() as closing:
-        text = build.prepare_text(config, source, models.tokenizer, tell=print)
+        text = build.prepare_text(config, source, models.tokenizer, causal=models.student.family.causal, tell=print)
         held_out = build.make_held_out(config, text)
+        build.completions(config, models, text)  # or refuses them
         per_epoch = steps_per_epoch(
             text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
         )
         steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
 
-        training = make_training(config, models, objective, mesh=mesh, steps=steps)
+        training = make_training(config, models, objective, mesh=mesh, teacher_mesh=teacher_mesh, steps=steps)
         state = training.init(models.student_params)
         teacher_params = jax.device_put(models.teacher_params, training.teacher_shardings)
         batches = iter(build.make_batches(config, text, steps=steps))
@@ -94,8 +102,12 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         start = int(state.step)
 
         write, tell = _open_writers(config, workdir, start=start, total=steps, closing=closing)
-        tell(build.describe(config, models, text, mesh=dict(mesh.shape), steps=steps, per_epoch=per_epoch))
-        evaluate = make_evaluator(config, models, text.vocabulary, held_out, mesh=mesh)
+        shape = {"student": dict(mesh.shape), "teacher": dict(teacher_mesh.shape)} if apart else dict(mesh.shape)
+        tell(build.describe(config, models, text, mesh=shape, steps=steps, per_epoch=per_epoch))
+        rollouts = build.build_rollouts(config, models, mesh=mesh)
+        evaluate = make_evaluator(config, models, text, held_out, mesh=mesh)
+        if apart:
+            evaluate = _with_teacher_here(evaluate, config, sharding.by_rule(models.teacher_params, mesh))
         schedule = _schedule(config, steps)
 
         def save(at: int, state: TrainState, measured: dict[str, float] | None) -> None:
@@ -116,7 +128,11 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         began_at = time.perf_counter()
         for at in range(start + 1, steps + 1):
             batch = log.next(batches)
-            state, metrics = training.step(state, teacher_params, sharding.put_batch(batch, mesh), key)
+            if rollouts is None:
+                batch = sharding.put_batch(batch, mesh)
+            else:
+                batch = rollouts(at - 1, batch, state.params["student"], teacher_params)
+            state, metrics = training.step(state, teacher_params, batch, key)
             if at == start + 1:
                 jax.block_until_ready(metrics)
                 tell(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
@@ -157,7 +173,12 @@ def export_run(
     teacher = student.config["teacher"]["name"]
     licence = student.config["export"]["license"]
     card = model_card(
-        name=out.name, base_model=teacher, recipe=student.config, license=licence, results=student.figures
+        name=out.name,
+        base_model=teacher,
+        recipe=student.config,
+        license=licence,
+        results=student.figures,
+        causal=student.model.family.causal,
     )
     export(
         model=student.model,
@@ -171,14 +192,15 @@ def export_run(
     tell(f"exported step {student.step} of {workdir} to {out} ({to}); its logits are the checkpoint's")
 
 
-def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError where the rows of a batch do not divide over the devices."""
+def check_rows(config: Config, mesh: jax.sharding.Mesh, teacher_mesh: jax.sharding.Mesh | None = None) -> None:
+    """Raises UserError where the rows of a batch do not divide over the devices, or over the teacher's own."""
     pieces = config.train.accumulation * config.mask.group
-    if config.train.batch_size % (pieces * mesh.size):
-        raise UserError(
-            f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x mask.group"
-            f"={pieces} x {mesh.size} devices = {pieces * mesh.size}; change one of them"
-        )
+    for one, whose in ((mesh, "devices"), (teacher_mesh or mesh, "devices of the teacher")):
+        if config.train.batch_size % (pieces * one.size):
+            raise UserError(
+                f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x "
+                f"mask.group={pieces} x {one.size} {whose} = {pieces * one.size}; change one of them"
+            )
     check_evaluation_rows(config, mesh)
 
 
@@ -203,8 +225,10 @@ class Training(NamedTuple):
     teacher_shardings: Any
 
 
-def make_training(config: Config, models: Models, objective: Any, *, mesh: Any, steps: int) -> Training:
-    """From models, or from their shapes alone: nothing is computed here."""
+def make_training(
+    config: Config, models: Models, objective: Any, *, mesh: Any, teacher_mesh: Any = None, steps: int
+) -> Training:
+    """From models, or from their shapes alone: nothing is computed here. teacher_mesh: its own; None = the same."""
     c = config.optim
     projections = {}
     if models.teacher is not None:
@@ -235,7 +259,7 @@ def make_training(config: Config, models: Models, objective: Any, *, mesh: Any, 
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
     state_shardings = sharding.by_rule(jax.eval_shape(init, models.student_params), mesh)
-    teacher_shardings = sharding.by_rule(models.teacher_params, mesh)
+    teacher_shardings = sharding.by_rule(models.teacher_params, teacher_mesh or mesh)
     step = make_train_step(
         student=models.student,
         teacher=models.teacher,
@@ -244,11 +268,15 @@ def make_training(config: Config, models: Models, objective: Any, *, mesh: Any, 
         mesh=mesh,
         state_shardings=state_shardings,
         teacher_shardings=teacher_shardings,
+        teacher_mesh=teacher_mesh,
         accumulation=config.train.accumulation,
         group=config.mask.group,
         capacity=build.capacity(config, group=config.mask.group),
         freeze=config.train.freeze,
+        # What is sampled is scored without dropout, and its probability now is compared with that.
+        dropout=not on_samples(objective),
         drop_rates=build.drop_rates(config, models.student, steps=steps),
+        ramp=build.build_ramp(config, objective, steps=steps),
     )
     return Training(jax.jit(init, out_shardings=state_shardings), step, teacher_shardings)
 
@@ -265,28 +293,44 @@ def _from_items(items: dict[str, PyTree]) -> TrainState:
     return TrainState(rest["step"], params, rest["opt_state"])
 
 
-def make_context(config: Config, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any) -> Context:
+def make_context(
+    config: Config,
+    models: Models,
+    text: build.Text,
+    held_out: Any,
+    *,
+    mesh: Any,
+    take: Callable[[list[dict[str, str]]], None] | None = None,
+) -> Context:
     """What is measured on: the held-out batches, whose rows are masked one by one."""
+    asked = build.completions(config, models, text)
     return Context(
         student=models.student,
         teacher=models.teacher,
         batches=held_out,
         mesh=mesh,
         capacity=build.capacity(config, group=1),
-        mask_id=vocabulary.mask,
-        special_ids=vocabulary.special,
+        mask_id=text.vocabulary.mask,
+        special_ids=text.vocabulary.special,
         pseudo_rows=config.evaluate.pseudo_rows,
         pruned=build.pruned(config, models.student),
+        completions=asked and asked._replace(take=take),
     )
 
 
 def make_evaluator(
-    config: Config, models: Models, vocabulary: Any, held_out: Any, *, mesh: Any
+    config: Config,
+    models: Models,
+    text: build.Text,
+    held_out: Any,
+    *,
+    mesh: Any,
+    take: Callable[[list[dict[str, str]]], None] | None = None,
 ) -> Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]:
-    """All of config.evaluate.metrics as one evaluator; each is compiled once."""
-    context = make_context(config, models, vocabulary, held_out, mesh=mesh)
-    makers = [EVALUATORS[name] for name in config.evaluate.metrics]
-    evaluators = [make(context) for make, needs_teacher in makers if models.teacher or not needs_teacher]
+    """All of config.evaluate.metrics as one evaluator; each is compiled once. `take` gets rouge's completions."""
+    context = make_context(config, models, text, held_out, mesh=mesh, take=take)
+    rows = [EVALUATORS[name] for name in config.evaluate.metrics]
+    evaluators = [row.make(context) for row in rows if models.teacher or not row.needs_teacher]
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
         for one in evaluators:
@@ -295,17 +339,57 @@ def make_evaluator(
     return evaluate
 
 
+def _with_teacher_here(evaluate: Callable, config: Config, shardings: PyTree) -> Callable:
+    """An evaluator runs both models in one program: a teacher with devices of its own is copied to the student's.
+
+    For as long as an evaluation takes, and only where one looks at the teacher. So the student's devices must have
+    room for it beside the state; one that is too large is measured by `jaxdistill evaluate`, on all devices.
+    """
+    needed = any(EVALUATORS[name].needs_teacher for name in config.evaluate.metrics)
+
+    def with_teacher_here(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
+        copy = jax.device_put(teacher_params, shardings) if needed else None
+        yield from evaluate(student_params, copy)
+
+    return with_teacher_here
+
+
+def check_prompts(config: Config, models: Models) -> None:
+    """Raises UserError for a prompt that cannot be shown to the models at the end."""
+    prompts = list(config.evaluate.prompts)
+    if not models.student.family.causal:
+        encode_prompts(models.tokenizer, prompts, max_length=models.student.max_length)
+    for prompt in prompts if models.student.family.causal else ():
+        size, new = len(models.tokenizer(prompt)["input_ids"]), config.evaluate.max_new_tokens
+        for role, model in (("student", models.student), ("teacher", models.teacher)):
+            if model is not None and not 1 <= size <= model.max_length - new:
+                raise UserError(
+                    f"config.evaluate.prompts: {prompt!r} is {size} tokens long; with "
+                    f"config.evaluate.max_new_tokens={new}, 1 to {model.max_length - new} fit the {role}"
+                )
+
+
 def show_prompts(config: Config, models: Models, student_params: PyTree, *, tell: Tell) -> None:
-    """Prints what teacher and student put for the mask of each prompt, side by side."""
+    """Prints what teacher and student put for the mask of each prompt, or after it, side by side."""
     prompts = list(config.evaluate.prompts)
     sides = [("student", models.student, student_params)]
     if models.teacher is not None:
         sides.insert(0, ("teacher", models.teacher, models.teacher_params))
-    filled = {name: fill_mask(model, params, models.tokenizer, prompts) for name, model, params in sides}
+    answers = {name: _answers(config, models, model, params, prompts) for name, model, params in sides if prompts}
     for i, prompt in enumerate(prompts):
         tell(prompt)
-        for name, words in filled.items():
-            tell(f"  {name}: " + ", ".join(f"{word} {p:.0%}" for word, p in words[i]))
+        for name, _, _ in sides:
+            tell(f"  {name}: {answers[name][i]}")
+
+
+def _answers(config: Config, models: Models, model: Any, params: PyTree, prompts: list[str]) -> list[str]:
+    if model.family.causal:
+        ids = models.tokenizer(prompts)["input_ids"]
+        generate = make_generator(model, decoding=build.greedy(config, models), batch_size=len(prompts))
+        tokens = [list(one.tokens) for one in generate(params, ids, jax.random.key(0))]
+        return [" ".join(text.split()) for text in models.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    filled = fill_mask(model, params, models.tokenizer, prompts)
+    return [", ".join(f"{word} {p:.0%}" for word, p in words) for words in filled]
 
 
 def _last_good(manager: Any) -> str:

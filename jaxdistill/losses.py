@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+Scalar = float | Float[Array, ""]
+
 # log of the smallest normal float32: a probability below it is 0 here, and its logarithm is taken to be this.
 LOG_TINY = math.log(float(jnp.finfo(jnp.float32).tiny))
 
 
 def forward_kl(
-    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: float
+    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: Scalar
 ) -> Float[Array, "*tokens"]:
     """T^2 KL(p || q), with p = softmax(teacher / T) and q = softmax(student / T).
 
@@ -38,7 +40,7 @@ def forward_kl(
 
 
 def reverse_kl(
-    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: float
+    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: Scalar
 ) -> Float[Array, "*tokens"]:
     """T^2 KL(q || p) (MiniLLM, Gu et al. 2024), gradient T q ((log q - log p) - KL).
 
@@ -53,7 +55,7 @@ def jsd(
     student: Float[Array, "*tokens vocab"],
     teacher: Float[Array, "*tokens vocab"],
     *,
-    temperature: float,
+    temperature: Scalar,
     beta: float,
 ) -> Float[Array, "*tokens"]:
     """Generalised Jensen-Shannon divergence, scaled so that it is continuous in beta, the ends included.
@@ -77,7 +79,7 @@ def skewed_kl(
     student: Float[Array, "*tokens vocab"],
     teacher: Float[Array, "*tokens vocab"],
     *,
-    temperature: float,
+    temperature: Scalar,
     alpha: float,
 ) -> Float[Array, "*tokens"]:
     """T^2 KL(p || alpha p + (1 - alpha) q) (DistiLLM, Ko et al. 2024, section 3.1; there alpha = 0.1).
@@ -95,7 +97,7 @@ def skewed_reverse_kl(
     student: Float[Array, "*tokens vocab"],
     teacher: Float[Array, "*tokens vocab"],
     *,
-    temperature: float,
+    temperature: Scalar,
     alpha: float,
 ) -> Float[Array, "*tokens"]:
     """T^2 KL(q || (1 - alpha) p + alpha q) (DistiLLM, Ko et al. 2024, section 3.1; there alpha = 0.1).
@@ -110,7 +112,7 @@ def skewed_reverse_kl(
 
 
 def total_variation(
-    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: float
+    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: Scalar
 ) -> Float[Array, "*tokens"]:
     """T / 2 sum_v |p_v - q_v| (Wen et al. 2023), gradient q (h - sum_v q_v h_v) with h = sign(q - p) / 2.
 
@@ -131,7 +133,7 @@ DIVERGENCES: dict[str, Callable[..., Float[Array, "..."]]] = {
 }
 
 
-def log_softmax(logits: Float[Array, "*tokens vocab"], temperature: float) -> Float[Array, "*tokens vocab"]:
+def log_softmax(logits: Float[Array, "*tokens vocab"], temperature: Scalar) -> Float[Array, "*tokens vocab"]:
     """log softmax(logits / T) in float32.
 
     The maximum is that of the logits, whatever T: losses at several temperatures share one pass for it.
@@ -148,7 +150,7 @@ def _below_peak(
     return logits.astype(jnp.float32) - peak, peak
 
 
-def log_probs(logits: Float[Array, "*tokens vocab"], temperature: float) -> Float[Array, "*tokens vocab"]:
+def log_probs(logits: Float[Array, "*tokens vocab"], temperature: Scalar) -> Float[Array, "*tokens vocab"]:
     """log softmax(logits / T), at least LOG_TINY."""
     return jnp.maximum(log_softmax(logits, temperature), LOG_TINY)
 

@@ -13,18 +13,29 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill import fused_head, losses
+from jaxdistill import policy as policies
 from jaxdistill.fused_head import Head
+from jaxdistill.losses import Scalar
 from jaxdistill.models.intercept import Outputs
 
 
 class Objective(NamedTuple):
-    weights: Mapping[str, float]  # term -> weight, only those that are on
-    temperature: float
-    tokens: str  # the head's terms on: all | masked
+    weights: Mapping[str, Scalar]  # term -> weight, only those that are on
+    temperature: Scalar
+    tokens: str  # the head's terms on: all | masked (gathered before the head) | labels
     layer_map: tuple[tuple[int, int], ...]  # (student, teacher) indexes into hidden_states
     divergence: str = "forward_kl"  # what `ce` is, one of losses.DIVERGENCES
     beta: float = 0.0  # of the divergences that have one
     head: str = "fused"  # fused: the head's terms from features and kernels, in chunks | dense: from logits
+    policy: policies.Settings | None = None  # of the terms ON_SAMPLES
+
+
+class Ramp(NamedTuple):
+    """Where some of an objective's numbers go, and on which way, from step 0 to the last."""
+
+    ends: Mapping[str, float]  # "temperature" or the name of a term -> what it, or its weight, is at the last step
+    shape: str  # linear | cosine
+    steps: int
 
 
 class Signals(NamedTuple):
@@ -33,9 +44,11 @@ class Signals(NamedTuple):
     student: Outputs
     teacher: Any  # Outputs, or None where there is no teacher and no term that looks at it
     labels: Int[Array, "*head"]
-    masks: Mapping[str, Bool[Array, "..."]]  # tokens: [batch length]; head and labels: as the logits
+    masks: Mapping[str, Bool[Array, "..."]]  # of masks_of; head and labels: as the logits
     projections: Mapping[str, Mapping[str, Array]]  # student width -> teacher width, by `student>teacher` layer
     heads: tuple[Head, Head | None] | None = None  # student's and teacher's; None = the head's terms take the logits
+    sampled: Mapping[str, Array] | None = None  # what rollout.make_scorer adds to a batch, where there are samples
+    embedding: Float[Array, "vocab width"] | None = None  # the student's, of its input words; for `diversity`
 
 
 Term = Callable[[Objective, Signals], Float[Array, "..."]]
@@ -46,7 +59,7 @@ def _ce(o: Objective, x: Signals) -> Float[Array, "*head"]:
     return divergence(x.student.logits, x.teacher.logits, temperature=o.temperature, beta=o.beta)
 
 
-def _mlm(o: Objective, x: Signals) -> Float[Array, "*head"]:
+def _label(o: Objective, x: Signals) -> Float[Array, "*head"]:
     return losses.cross_entropy(x.student.logits, x.labels)
 
 
@@ -77,6 +90,38 @@ def _attention(o: Objective, x: Signals) -> Float[Array, "batch length"]:
     return jnp.stack(pairs).mean(axis=0)
 
 
+def _policy(o: Objective, x: Signals) -> Float[Array, "batch length"]:
+    assert o.policy is not None and x.sampled is not None
+    return policies.policy_loss(
+        x.student.logits,
+        x.teacher.logits,
+        x.labels,
+        x.masks["sampled"],
+        advantages=x.sampled["advantages"],
+        old_log_q=x.sampled["old_log_q"],
+        weights=x.sampled["weights"],
+        clip=o.policy.clip,
+        single_step=o.policy.single_step,
+        semantics=o.policy.semantics,
+    )
+
+
+def _repetition(o: Objective, x: Signals) -> Float[Array, "batch length"]:
+    return policies.repetition_penalty(x.student.logits, x.labels, x.masks["sampled"])
+
+
+def _diversity(o: Objective, x: Signals) -> Float[Array, "batch length"]:
+    assert o.policy is not None and x.embedding is not None
+    return policies.diversity_penalty(
+        x.student.logits, x.masks["sampled"], embedding=x.embedding, target=o.policy.diversity_target
+    )
+
+
+def _entropy(o: Objective, x: Signals) -> Float[Array, "batch length"]:
+    assert o.policy is not None
+    return policies.entropy_penalty(x.student.logits, x.masks["sampled"], target=o.policy.entropy_target)
+
+
 def _by_layer(loss: Callable, layer_map: tuple[tuple[int, int], ...], x: Signals) -> Float[Array, "batch length"]:
     values = []
     for s, t in layer_map:
@@ -90,15 +135,21 @@ def _by_layer(loss: Callable, layer_map: tuple[tuple[int, int], ...], x: Signals
 # name -> (per-token loss, which mask it is a mean over). A new loss is a function, a row and a test.
 TERMS: dict[str, tuple[Term, str]] = {
     "ce": (_ce, "head"),
-    "mlm": (_mlm, "labels"),
+    "mlm": (_label, "labels"),
+    "clm": (_label, "labels"),
     "mse": (_mse, "head"),
     "cos": (_cos, "tokens"),
     "hidden_mse": (_hidden_mse, "tokens"),
     "hidden_cos": (_hidden_cos, "tokens"),
     "attention": (_attention, "tokens"),
+    "policy": (_policy, "sampled"),
+    "repetition": (_repetition, "sampled"),
+    "diversity": (_diversity, "sampled"),
+    "entropy": (_entropy, "sampled"),
 }
-ON_HEAD = ("ce", "mlm", "mse")
+ON_HEAD = ("ce", "mlm", "clm", "mse")
 ON_HIDDEN = ("cos", "hidden_mse", "hidden_cos")
+ON_SAMPLES = ("policy", "repetition", "diversity", "entropy")
 BY_LAYER = ("hidden_mse", "hidden_cos", "attention")
 
 
@@ -110,18 +161,48 @@ def needs_attentions(objective: Objective) -> bool:
     return "attention" in objective.weights
 
 
-def token_counts(
-    objective: Objective,
-    *,
-    attention_mask: Bool[Array, "batch length"],
-    label_mask: Bool[Array, "batch length"],
-) -> dict[str, Float[Array, ""]]:
-    """Tokens behind each mask, at least 1, so that an empty mask gives a loss of 0 and not NaN."""
+def at_step(objective: Objective, ramp: Ramp, step: Int[Array, ""]) -> Objective:
+    """The objective of one step: x_0 + f (x_1 - x_0), with f = step / (steps - 1), or (1 - cos(pi f)) / 2 of that."""
+    done = jnp.clip(step / max(ramp.steps - 1, 1), 0.0, 1.0)
+    if ramp.shape == "cosine":
+        done = (1 - jnp.cos(jnp.pi * done)) / 2
+    values = {"temperature": objective.temperature, **objective.weights}
+    moved = {name: values[name] + done * (end - values[name]) for name, end in ramp.ends.items()}
+    temperature = moved.pop("temperature", objective.temperature)
+    return objective._replace(temperature=temperature, weights={**objective.weights, **moved})
+
+
+def on_samples(objective: Objective) -> bool:
+    return any(name in objective.weights for name in ON_SAMPLES)
+
+
+def sample_statistics(objective: Objective, signals: Signals) -> dict[str, Float[Array, ""]]:
+    """Sums for policy.figures of the student as it is now."""
+    assert objective.policy is not None and signals.sampled is not None
+    logits, mask = jax.lax.stop_gradient(signals.student.logits), signals.masks["sampled"]
+    sampled = {name: signals.sampled[name] for name in ("log_p", "old_log_q", "weights")}
+    labels = jnp.where(mask, signals.labels, 0)
+    log_q = policies.token_log_probs(logits, labels)
+    return policies.statistics(labels, mask, log_q=log_q, clip=objective.policy.clip, **sampled)
+
+
+def masks_of(objective: Objective, batch: Mapping[str, Array]) -> dict[str, Bool[Array, "batch length"]]:
+    """Which tokens the terms are means over, by the names in TERMS.
+
+    Rows that a model wrote (`rollout.py`) bring masks of their own: where the divergence is taken in `head_mask`, where
+    the policy gradient is in `sampled_mask`, and beside them `text_mask` has the tokens of the rows that none wrote.
+    """
+    head = batch["attention_mask"] if objective.tokens == "all" else batch["label_mask"]
     masks = {
-        "tokens": attention_mask,
-        "labels": label_mask,
-        "head": label_mask if objective.tokens == "masked" else attention_mask,
+        "tokens": batch.get("text_mask", batch["attention_mask"]),
+        "labels": batch["label_mask"],
+        "head": batch.get("head_mask", head),
     }
+    return {**masks, "sampled": batch["sampled_mask"]} if "sampled_mask" in batch else masks
+
+
+def token_counts(masks: Mapping[str, Bool[Array, "batch length"]]) -> dict[str, Float[Array, ""]]:
+    """Tokens behind each mask, at least 1, so that an empty mask gives a loss of 0 and not NaN."""
     return {name: jnp.maximum(mask.sum(dtype=jnp.float32), 1.0) for name, mask in masks.items()}
 
 
@@ -161,7 +242,8 @@ def _fused(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """(sum_i w_i mean_i, {i: sum_i}) of terms on the head, from features and kernels."""
     assert signals.heads is not None
-    loss_of = {"ce": objective.divergence, "mlm": "cross_entropy", "mse": "logit_mse"}
+    assert not {"mlm", "clm"} <= set(names)  # one sum by the name of the loss
+    loss_of = {"ce": objective.divergence, "mlm": "cross_entropy", "clm": "cross_entropy", "mse": "logit_mse"}
     total, sums = fused_head.fused_head(
         *signals.heads,
         signals.labels,

@@ -70,6 +70,10 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
       UserError: whatever would stop the run itself before its text is read; an unknown slice.
     """
     config = configs.parse(path, overrides)
+    if config.student.devices or config.teacher.devices:
+        raise UserError("plan counts one program on one mesh; set config.student.devices and teacher.devices to 0")
+    if configs.samples(config):
+        raise UserError("plan counts updates on text alone; set config.sample and the losses on what models write to 0")
     devices = devices_of(topology) if topology else jax.devices()
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices)
     loop.check_rows(config, mesh)
@@ -90,7 +94,7 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
     print(_memory_line(memory, limit))
     if memory.peak > limit:
         print(f"does not fit: {_gb(memory.peak)} of {_gb(limit)} a device")
-        print(_what_would_fit(memory_at, config, mesh, limit))
+        print(_what_would_fit(memory_at, config, models, mesh, limit))
         return
     moved = collectives_of(compiled)
     told = ", ".join(f"{kind} {_gb(size)}" for kind, size in sorted(moved.items())) or "none"
@@ -132,7 +136,9 @@ def _lower(config: Config, models: build.Models, mesh: Any, *, rows: int, accumu
     training = loop.make_training(config, models, build.build_objective(config, models), mesh=mesh, steps=steps)
     state = jax.eval_shape(training.init, models.student_params)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return training.step.lower(state, models.teacher_params, build.batch_shapes(config), key)
+    return training.step.lower(
+        state, models.teacher_params, build.batch_shapes(config, causal=models.student.family.causal), key
+    )
 
 
 def _work(config: Config, models: build.Models, mesh: Any) -> Work:
@@ -150,7 +156,7 @@ def _work(config: Config, models: build.Models, mesh: Any) -> Work:
         rows //= 2
 
 
-def _what_would_fit(memory_at: Any, config: Config, mesh: Any, limit: float) -> str:
+def _what_would_fit(memory_at: Any, config: Config, models: build.Models, mesh: Any, limit: float) -> str:
     """More micro-batches are tried, as they change nothing but memory; the other ways are named."""
     c = config
     accumulation = 2 * c.train.accumulation
@@ -162,7 +168,8 @@ def _what_would_fit(memory_at: Any, config: Config, mesh: Any, limit: float) -> 
     ways = [f"config.mesh.fsdp={2 * c.mesh.fsdp}", "more devices", "a smaller config.train.batch_size"]
     ways += ["config.student.dtype=bfloat16"] if c.student.dtype == "float32" else []
     ways += ["config.teacher.dtype=bfloat16"] if c.teacher.dtype == "float32" and c.teacher.name else []
-    ways += ["config.loss.tokens=masked"] if c.loss.tokens == "all" else []
+    masked = not models.student.family.causal
+    ways += ["config.loss.tokens=masked"] if masked and c.loss.tokens == "all" else []
     return f"no number of micro-batches would; try {', '.join(ways)}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxdistill import sharding
-from jaxdistill.evaluate.context import Context, masked_logits
+from jaxdistill.evaluate.context import Context, labelled_logits
 from jaxdistill.losses import cross_entropy, forward_kl, masked_sum
 from jaxdistill.models.layer_drop import kept_mask
 from jaxdistill.models.student import resolve_layers
@@ -23,8 +23,8 @@ Layers = tuple[int, ...]
 
 class Score(NamedTuple):
     layers: Layers
-    mlm_loss: float  # nats a masked token
-    kl: float  # KL(whole model || sub-network) at temperature 1, nats a masked token
+    loss: float  # nats a masked token, or a next one
+    kl: float  # KL(whole model || sub-network) at temperature 1, nats a token
 
 
 def search_layers(context: Context, params: PyTree, *, count: int) -> tuple[Score, list[Score]]:
@@ -57,7 +57,7 @@ def named(count: int, *, of: int) -> dict[Layers, str]:
 def make_scorer(context: Context) -> Callable[[PyTree, Sequence[Layers]], list[Score]]:
     """Returns score(params, subsets): held-out loss, and KL to the whole model, of each; compiled once for all."""
     model = context.student
-    whole = jax.jit(lambda params, batch: masked_logits(context, model, params, batch))
+    whole = jax.jit(lambda params, batch: labelled_logits(context, model, params, batch))
 
     @jax.jit
     def sums(
@@ -66,7 +66,7 @@ def make_scorer(context: Context) -> Callable[[PyTree, Sequence[Layers]], list[S
         batch: Mapping[str, Array],
         teacher: Float[Array, "batch k vocab"],
     ) -> tuple[Array, Array]:
-        logits, labels, valid = masked_logits(context, model, params, batch, kept)
+        logits, labels, valid = labelled_logits(context, model, params, batch, kept)
         nll = masked_sum(cross_entropy(logits, labels), valid)
         return nll, masked_sum(forward_kl(logits, teacher, temperature=1.0), valid)
 

@@ -27,9 +27,45 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence[Any] | None = None) -> 
     return Mesh(np.asarray(devices).reshape(data, fsdp), AXES)
 
 
-def by_batch(mesh: Mesh) -> NamedSharding:
-    """Rows split over every device."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+def make_meshes(*, data: int, fsdp: int, student: int, teacher: int) -> tuple[Mesh, Mesh]:
+    """(the student's mesh, the teacher's), over the first so many devices and the next; 0 and 0: one for both, of all.
+
+    Raises:
+      UserError: the devices are not there, or the axes do not multiply to them.
+    """
+    if not student and not teacher:
+        mesh = make_mesh(data=data, fsdp=fsdp)
+        return mesh, mesh
+    asked = f"config.student.devices={student} and config.teacher.devices={teacher}"
+    if jax.process_count() > 1:
+        raise UserError(f"{asked} are for one process, and here are {jax.process_count()}; set both to 0")
+    devices = jax.devices()
+    if student + teacher > len(devices):
+        raise UserError(f"{asked} are more than the {len(devices)} devices here; lower one of them")
+    return (
+        make_mesh(data=data, fsdp=fsdp, devices=devices[:student]),
+        make_mesh(data=data, fsdp=fsdp, devices=devices[student : student + teacher]),
+    )
+
+
+def by_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
+    """Rows, which stand on `axis`, split over every device."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
+
+
+def facing(a: Mesh, b: Mesh, *, axis: int) -> tuple[NamedSharding, NamedSharding]:
+    """Rows split alike over two meshes: as finely as both can, with copies where a mesh has more devices.
+
+    Between these two device_put copies from device to device, and returns at once. Between other splits it goes
+    through the host, and waits there for the array to be computed.
+    """
+    pieces = math.gcd(a.size, b.size)
+
+    def split(mesh: Mesh) -> NamedSharding:
+        devices = mesh.devices.reshape(pieces, -1)
+        return NamedSharding(Mesh(devices, ("rows", "copies")), PartitionSpec(*[None] * axis, "rows"))
+
+    return split(a), split(b)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

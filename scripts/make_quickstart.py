@@ -1,14 +1,16 @@
-"""Makes what the quickstart needs and the repository carries: text, tokenizer and teacher.
+"""Makes what the quickstart needs and the repository carries: text, tokenizer and teacher, masked and causal.
 
     python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
 
 --text is the State of the Union addresses, 1790 to today, one address a line (works of the United States
 government, in the public domain); the last ADDRESSES of them, since about 1900, are taken. The teacher is a 4-layer,
 128-wide BERT trained from scratch by this package, by the recipe configs/quickstart_teacher.py, on the same text that
-the quickstart distils on. All of it lands in configs/quickstart/.
+the quickstart distils on. The causal teacher is a 2-layer, 64-wide GPT-2, for the smoke variants of the gpt2 recipes,
+as are pairs.csv: the beginning of a line and its last sentence. All of it lands in configs/quickstart/.
 """
 
 import argparse
+import csv
 import gzip
 import random
 import re
@@ -18,6 +20,8 @@ from pathlib import Path
 
 ADDRESSES = 120
 VOCABULARY = 4000
+CAUSAL_VOCABULARY = 1024
+PAIRS = 400
 ROUNDS = 2  # of the recipe, each from where the last ended: warm restarts (Loshchilov and Hutter 2017)
 LINE = 360  # characters: about the 64 tokens of a quickstart row
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -61,6 +65,60 @@ def write_tokenizer(corpus: Path, folder: Path) -> None:
     )
 
 
+def write_causal_tokenizer(corpus: Path, folder: Path) -> None:
+    """A byte-level BPE of CAUSAL_VOCABULARY tokens, with GPT-2's one special token."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2TokenizerFast
+
+    end = "<|endoftext|>"
+    bpe = ByteLevelBPETokenizer()
+    with gzip.open(corpus, "rt", encoding="utf-8") as file:
+        bpe.train_from_iterator(file, vocab_size=CAUSAL_VOCABULARY, special_tokens=[end], show_progress=False)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    GPT2TokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=128, **special).save_pretrained(folder)
+
+
+def write_pairs(corpus: Path, target: Path) -> None:
+    """The first PAIRS lines of three sentences and more, as all but the last and the last."""
+    with gzip.open(corpus, "rt", encoding="utf-8") as file:
+        split = (re.split(r"(?<=[.!?])\s+", line.strip()) for line in file)
+        pairs = [(" ".join(sentences[:-1]), sentences[-1]) for sentences in split if len(sentences) >= 3][:PAIRS]
+    with target.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("article", "highlights"), *pairs])
+
+
+def make_causal(corpus: Path, work: Path, overrides: list[str]) -> None:
+    """A small GPT-2, trained by the recipe configs/gpt2_finetune.py on the lines of the corpus."""
+    from jaxdistill import config, loop
+
+    tokenizer = work / "causal-tokenizer"
+    write_causal_tokenizer(corpus, tokenizer)
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": CAUSAL_VOCABULARY}
+    values = {
+        "student.name": "",
+        "student.init": "random",
+        "student.overrides": {"model_type": "gpt2", **sizes, "bos_token_id": 0, "eos_token_id": 0},
+        "tokenizer.name": tokenizer,
+        "data.source": "text",
+        "data.path": corpus,
+        "data.prompt_column": "",
+        "data.batching": "packed",
+        "data.max_length": 128,
+        "data.buckets": "(128,)",
+        "train.steps": 1500,
+        "train.batch_size": 16,
+        "train.accumulation": 1,
+        "optim.learning_rate": 3e-3,
+        "evaluate.metrics": "('perplexity',)",
+        "evaluate.every": 500,
+        "checkpoint.every": 500,
+    }
+    given = [f"--config.{key}={value}" for key, value in values.items()]
+    loop.run(config.parse(str(QUICKSTART.parent / "gpt2_finetune.py"), [*given, *overrides]), work / "causal")
+    loop.export_run(work / "causal", QUICKSTART / "causal", to="pytorch", tell=print)
+    halve(QUICKSTART / "causal" / "model.safetensors")
+
+
 def halve(weights: Path) -> None:
     """float32 to float16: half the bytes in the repository, upcast again when they are read."""
     from safetensors.numpy import load_file, save_file
@@ -90,6 +148,8 @@ def main() -> None:
         loop.run(config.parse(recipe, [*common, *begin, f"--config.seed={i}"]), workdir)
     loop.export_run(rounds[-1], QUICKSTART / "teacher", to="pytorch", tell=print)
     halve(QUICKSTART / "teacher" / "model.safetensors")
+    write_pairs(corpus, QUICKSTART / "pairs.csv")
+    make_causal(corpus, flags.workdir, overrides)
 
 
 if __name__ == "__main__":

@@ -145,12 +145,15 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "seed": ([-1, 2**31], 2**31 - 1),
     "teacher.dtype": (["float16"], "bfloat16"),
     "student.dtype": (["f32"], "bfloat16"),
+    "teacher.devices": ([-1], 0),
+    "student.devices": ([-1], 0),
     "student.init": (["zeros"], "teacher"),
     "student.family": (["gpt2"], "distilbert"),
     "student.layer_drop": ([-0.1, 1.0, float("nan")], 0.5),
     "student.layer_drop_depth": (["cubic"], "linear"),
     "student.layer_drop_schedule": (["cosine"], "linear"),
     "data.source": (["txt"], "jsonl"),
+    "data.template": (["{prompt}", "{completion} {prompt}", "{prompt} {completion}."], "{prompt} => {completion}"),
     "data.limit": ([-1], 5),
     "data.eval_fraction": ([-0.1, 0.6, math.nan], 0.5),
     "data.max_length": ([3], 4),
@@ -171,6 +174,24 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "loss.head": (["auto"], "dense"),
     **{f"loss.alpha_{name}": ([-1.0, math.nan, math.inf], 3.0) for name in configs.ALPHAS},
     "loss.layer_map": (["0,1", 3, ()], ((0, 1),)),
+    "loss.end": ([{"beta": 1.0}, {"temperature": 0.0}, {"alpha_ce": -1.0}, {"alpha_ce": "x"}], {"temperature": 1.0}),
+    "loss.ramp": (["exponential"], "cosine"),
+    "sample.student": ([-0.1, 1.1], 0.5),
+    "sample.teacher": ([-0.1, 1.1], 1.0),
+    "sample.max_new_tokens": ([0], 8),
+    "sample.prompt_tokens": ([-1], 8),
+    "sample.temperature": ([-1.0, math.inf], 0.0),
+    "sample.top_k": ([-1], 5),
+    "sample.top_p": ([0.0, 1.1], 0.9),
+    "policy.semantics": (["trl"], "lmops"),
+    "policy.mixture": ([-0.1, 1.0], 0.0),
+    "policy.clip": ([-0.1, 1.0], 0.0),
+    "policy.reuse": ([0], 4),
+    "policy.gamma": ([-0.1, 1.1], 1.0),
+    "policy.reward_scale": ([0.0], 1.0),
+    "policy.reward_clip": ([0.0], 1.0),
+    "policy.diversity_target": ([-0.1, 2.1], 1.0),
+    "policy.entropy_target": ([-0.1], 0.0),
     "train.steps": ([-1], 1),
     "train.epochs": ([-1.0, math.inf], 0.5),
     "train.limit_batches": ([-1], 1),
@@ -194,6 +215,8 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "evaluate.pseudo_rows": ([0], 1),
     "evaluate.pruned": ([(3,)], ("every_other",)),
     "evaluate.prompts": ([(3,)], ("a [MASK]",)),
+    "evaluate.max_new_tokens": ([0], 1),
+    "evaluate.rouge_rows": ([-1], 0),
     "checkpoint.every": ([-1], 1),
     "checkpoint.keep": ([0], 1),
     "checkpoint.best": (["top1", "loss"], ""),
@@ -204,6 +227,12 @@ RULES: dict[str, tuple[list[Any], Any]] = {
 def valid() -> Any:
     config = configs.base()
     config.teacher.name, config.data.path = "teacher", "text.txt"
+    return config
+
+
+def valid_for_samples() -> Any:
+    config = valid()
+    config.loss.tokens, config.data.prompt_column = "labels", "article"
     return config
 
 
@@ -220,9 +249,12 @@ def test_rules_on_one_value(key):
         with pytest.raises(UserError) as caught:
             configs.validate(config)
         assert str(caught.value).startswith(f"config.{key}={value!r}: ") and "\n" not in str(caught.value)
-    config = valid()
+    config = valid_for_samples()
     config.update_from_flattened_dict({key: taken})
     configs.validate(config)
+
+
+APART = {"student.devices": 4, "teacher.devices": 2}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +263,10 @@ def test_rules_on_one_value(key):
         ({"data.path": ""}, "config.data.path is empty"),
         ({"train.steps": 0, "train.epochs": 0.0}, "config.train.steps and config.train.epochs are both 0"),
         ({f"loss.alpha_{name}": 0.0 for name in configs.ALPHAS}, "no loss is enabled: set one of config.loss.alpha_ce"),
-        ({"teacher.name": "", "student.name": "s", "loss.alpha_mlm": 0.0}, "without a teacher only alpha_mlm counts"),
+        (
+            {"teacher.name": "", "student.name": "s", "loss.alpha_mlm": 0.0, "loss.alpha_clm": 0.0},
+            "without a teacher only alpha_mlm and",
+        ),
         ({"teacher.name": ""}, "config.teacher.name is empty"),
         ({"teacher.name": "", "student.init": "random"}, "config.teacher.name is empty"),
         (
@@ -246,6 +281,11 @@ def test_rules_on_one_value(key):
         ({"train.batch_size": 24, "train.accumulation": 2}, "config.train.batch_size=24 must be a multiple"),
         ({"evaluate.metrics": ("bleu",)}, "config.evaluate.metrics holds 'bleu'"),
         ({"export.to": ("onnx",)}, "config.export.to holds 'onnx'"),
+        ({"teacher.devices": 2}, "config.student.devices=0 and config.teacher.devices=2 go together"),
+        ({"student.devices": 2}, "config.student.devices=2 and config.teacher.devices=0 go together"),
+        ({**APART, "teacher.name": "", "student.name": "s"}, "config.teacher.devices=2, and there is no teacher"),
+        ({**APART, "mesh.data": 2}, "config.mesh.data=2 is of one mesh for both models"),
+        ({**APART, "mesh.fsdp": 4}, "config.mesh.fsdp=4 must divide config.student.devices=4 and config.teacher.d"),
     ],
 )
 def test_rules_on_several_values(values, said):
@@ -256,10 +296,45 @@ def test_rules_on_several_values(values, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sample.student": 0.6, "sample.teacher": 0.6}, "add up to more than 1"),
+        ({"sample.teacher": 0.5, "teacher.name": "", "student.name": "s"}, "no config.teacher.name says who writes"),
+        ({"sample.student": 0.5, "loss.alpha_ce": 0.0}, "only config.loss.alpha_ce and alpha_mse teach it"),
+        ({"sample.student": 0.5, "loss.tokens": "all"}, "config.loss.tokens='all': it must be labels"),
+        ({"sample.student": 0.5, "data.batching": "packed"}, "config.data.batching=packed has no prompts"),
+        ({"sample.student": 0.5, "data.prompt_column": ""}, "config.sample.prompt_tokens is 0 and there is no"),
+        ({"sample.student": 0.5, "sample.max_new_tokens": 128}, "leaves no room for a prompt"),
+        ({"loss.alpha_policy": 1.0, "sample.student": 0.5}, "config.loss.alpha_policy samples rows of its own"),
+        ({"loss.alpha_policy": 1.0, "sample.temperature": 0.9}, "leave config.sample.temperature, top_k and top_p"),
+        ({"loss.alpha_policy": 1.0, "student.layer_drop": 0.1}, "and a part of it would learn from that"),
+        (
+            {"loss.alpha_entropy": 1.0, "teacher.name": "", "student.name": "s"},
+            "config.policy.mixture is set, and there is no teacher",
+        ),
+        (
+            {"loss.alpha_policy": 1.0, "policy.reuse": 3, "checkpoint.every": 6, "train.steps": 20},
+            "config.train.steps=20 must be a multiple of config.policy.reuse=3",
+        ),
+        ({"loss.alpha_policy": 1.0, "policy.reuse": 3}, "config.checkpoint.every=0 must be a multiple"),
+        ({**APART, "sample.teacher": 0.5}, "models that write text run on the same devices"),
+        ({**APART, "loss.alpha_policy": 1.0}, "models that write text run on the same devices"),
+    ],
+)
+def test_rules_on_what_is_sampled(values, said):
+    config = valid_for_samples()
+    configs.validate(config)
+    config.update_from_flattened_dict(values)
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        configs.validate(config)
+    assert "\n" not in str(caught.value)
+
+
 def test_valid_without_a_teacher_and_with_named_held_out_text():
     config = valid()
     config.update_from_flattened_dict({"teacher.name": "", "student.name": "student"})
-    assert configs.alphas(config) == {"mlm": 2.0}
+    assert configs.alphas(config) == {"mlm": 2.0, "clm": 2.0}  # the model's kind decides
     config.update_from_flattened_dict({"data.eval_fraction": 0.0, "data.eval_path": "held.txt"})
     configs.validate(config)
 

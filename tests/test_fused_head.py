@@ -338,7 +338,9 @@ def test_the_fused_objective_is_the_dense_one(divergence: str) -> None:
     x = make_inputs(11)
     masks = {"tokens": jnp.asarray(x.head), "head": jnp.asarray(x.head), "labels": jnp.asarray(x.labelled)}
     aim = Objective({"mse": 0.1, "ce": 5.0, "mlm": 2.0}, TEMPERATURE, "all", (), divergence=divergence, beta=0.3)
-    counts = objectives.token_counts(aim, attention_mask=masks["head"], label_mask=masks["labels"])
+    counts = objectives.token_counts(
+        objectives.masks_of(aim, {"attention_mask": masks["head"], "label_mask": masks["labels"]})
+    )
 
     @jax.jit
     def dense(student: Head) -> Any:
@@ -374,7 +376,7 @@ def test_every_family_fused_is_dense(kind: str, tie: bool) -> None:
     labels = intercept.gather_tokens(jnp.asarray(rng.integers(0, 101, mask.shape)), positions)
     masks = {"tokens": mask, "labels": valid, "head": valid}
     aim = Objective({"ce": 5.0, "mlm": 2.0, "mse": 0.1}, TEMPERATURE, "masked", ())
-    counts = objectives.token_counts(aim, attention_mask=mask, label_mask=label_mask)
+    counts = objectives.token_counts(objectives.masks_of(aim, {"attention_mask": mask, "label_mask": label_mask}))
     teacher_logits = jnp.asarray(rng.normal(size=(*positions.shape, 101)), jnp.float32)
     teacher = intercept.Outputs(teacher_logits, (), ())
     taught = Head(teacher_logits, jnp.eye(101))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import tiny
 import torch
@@ -16,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TopKLogitsWarper, TopPLogitsWarper
 
-from jaxdistill import build, cli, generate
-from jaxdistill import config as configs
+from jaxdistill import cli, generate
 from jaxdistill.errors import UserError
 from jaxdistill.export import export, model_card
 from jaxdistill.generate import Decoding, choose, make_decoder, make_generator, truncate
@@ -282,6 +282,37 @@ def test_draws_follow_the_distribution(temperature, top_k, top_p):
         assert scipy.stats.chisquare(counts, draws * other).pvalue < 1e-3
 
 
+def test_mixture_is_of_probabilities():
+    rng = np.random.default_rng(0)
+    for spread, temperature in ((1, 1.0), (10, 0.7), (300, 2.0), (1e4, 1.0)):
+        p, q = rng.normal(scale=spread, size=(2, 4, 9)).astype(np.float32)
+        expected = 0.2 * scipy.special.softmax(p.astype(float) / temperature, axis=1)
+        expected += 0.8 * scipy.special.softmax(q.astype(float) / temperature, axis=1)
+        mixed = generate.mix([jnp.asarray(p), jnp.asarray(q)], weights=[0.2, 0.8], temperature=temperature)
+        assert np.isfinite(mixed).all()
+        np.testing.assert_allclose(jax.nn.softmax(mixed / temperature), expected, rtol=2e-4, atol=1e-7)
+    alone = jnp.ones((2, 3))
+    assert generate.mix([alone], weights=[1.0], temperature=2.0) is alone
+
+
+def test_the_mixtures_likeliest_token_and_its_truncation():
+    """A compromise that is the first choice of neither, at temperature 0; truncation is that of the mixture."""
+    p, q = np.log([[0.5, 0.0001, 0.0999, 0.4]]), np.log([[0.0001, 0.5, 0.0999, 0.4]])
+    one = jax.random.split(jax.random.key(0), 1)
+    logits = [jnp.float32(p), jnp.float32(q)]
+    greedy = generate.mix(logits, weights=[0.5, 0.5], temperature=0.0)
+    assert choose(greedy, one, decoding=Decoding()).tolist() == [3]
+    mixed = generate.mix(logits, weights=[0.75, 0.25], temperature=1.5)
+    expected = scipy.special.softmax(p / 1.5) * 0.75 + scipy.special.softmax(q / 1.5) * 0.25
+    draws, keys = 20_000, jax.random.split(jax.random.key(1), 20_000)
+    tokens = choose(jnp.tile(mixed, (draws, 1)), keys, decoding=Decoding(temperature=1.5, top_k=2))
+    expected = np.where(expected >= np.sort(expected)[:, -2:-1], expected, 0)[0]
+    counts = np.bincount(tokens, minlength=4)
+    assert not counts[expected == 0].any() and (expected > 0).sum() == 2
+    kept = expected[expected > 0] / expected.sum()
+    assert scipy.stats.chisquare(counts[expected > 0], draws * kept).pvalue > 1e-3
+
+
 @given(st.integers(0, 2**31), st.integers(0, 12), st.floats(0.01, 1.0))
 @settings(max_examples=50, deadline=None)
 def test_truncation_is_transformers(seed, top_k, top_p):
@@ -307,9 +338,9 @@ def test_sampled_sequences_follow_the_model():
     first = probabilities([[4, 2]])[0]
     second = probabilities([[4, 2, token] for token in range(5)])
     expected = (first[:, None] * second).ravel()
-    decode = make_decoder(model, decoding=Decoding(max_new_tokens=2, temperature=1.5))
+    decode = make_decoder((model,), weights=(1.0,), decoding=Decoding(max_new_tokens=2, temperature=1.5))
     batch = generate.left_padded([[4, 2]] * draws, rows=draws, width=2, pad_id=0)
-    tokens = decode(params, **batch, keys=jax.random.split(jax.random.key(0), draws)).tokens
+    tokens = decode((params,), **batch, keys=jax.random.split(jax.random.key(0), draws)).tokens
     counts = np.bincount(np.asarray(tokens) @ [5, 1], minlength=25)
     assert scipy.stats.chisquare(counts, draws * expected / expected.sum()).pvalue > 1e-3
     assert expected.max() > 3 * expected.min() and expected.min() * draws > 5
@@ -432,17 +463,6 @@ def test_a_masked_model_does_not_generate():
         make_generator(tiny.model("bert"), decoding=Decoding(max_new_tokens=4), batch_size=1)
 
 
-def test_a_causal_model_is_not_trained_yet(gpt2_folder):
-    config = configs.base()
-    config.teacher.name = str(gpt2_folder)
-    message = r"the {} is a gpt2, a causal language model; training and evaluating are for masked ones \(bert, "
-    with pytest.raises(UserError, match=message.format("teacher")):
-        build.build_models(config, allow_pickle=False, tell=print)
-    config.teacher.name, config.student.name = "", str(gpt2_folder)
-    with pytest.raises(UserError, match=message.format("student")):
-        build.build_models(config, allow_pickle=False, tell=print)
-
-
 def test_end_ids(tmp_path, tokenizer):
     config = tiny.config("gpt2")
     assert load.end_ids(tmp_path, config, tokenizer) == (2,)
@@ -467,7 +487,7 @@ def test_long_contexts_cost_nothing_where_they_are_not_used():
 def test_rows_that_fill_up_a_batch_end_before_they_begin():
     model, params = tiny.model("gpt2"), params_of("gpt2")
     batch = generate.left_padded(PROMPTS[:1], rows=3, width=8, pad_id=PAD)
-    decode = make_decoder(model, decoding=Decoding(max_new_tokens=3, pad_id=PAD))
-    out = decode(params, **batch, keys=jax.random.split(jax.random.key(0), 3))
+    decode = make_decoder((model,), weights=(1.0,), decoding=Decoding(max_new_tokens=3, pad_id=PAD))
+    out = decode((params,), **batch, keys=jax.random.split(jax.random.key(0), 3))
     np.testing.assert_array_equal(out.lengths, [3, 0, 0])
     np.testing.assert_array_equal(out.tokens[1:], PAD)

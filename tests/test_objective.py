@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jaxdistill import config as configs
 from jaxdistill import losses
 from jaxdistill import objective as objectives
+from jaxdistill import policy as policies
 from jaxdistill.models.intercept import Outputs
 from jaxdistill.objective import TERMS, Objective, Signals
 
@@ -36,7 +37,15 @@ STUDENT = outputs(RNG, width=WIDTHS[0], layers=LAYERS[0], heads=HEADS[0])
 TEACHER = outputs(RNG, width=WIDTHS[1], layers=LAYERS[1], heads=HEADS[1])
 ATTENDED = np.arange(LENGTH) < np.array([6, 3])[:, None]
 LABELLED = ATTENDED & np.array([[0, 1, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0]], bool)
-LABELS = np.where(LABELLED, RNG.integers(0, VOCAB, LABELLED.shape), -100).astype(np.int32)
+SAMPLED = np.array([[0, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0]], bool)
+LABELS = np.where(LABELLED | SAMPLED, RNG.integers(0, VOCAB, LABELLED.shape), -100).astype(np.int32)
+BATCH = {"attention_mask": ATTENDED, "label_mask": LABELLED, "sampled_mask": SAMPLED}
+ROLLOUT = {
+    name: jnp.asarray(RNG.normal(size=SAMPLED.shape), jnp.float32) for name in ("advantages", "old_log_q", "log_p")
+}
+ROLLOUT["weights"] = jnp.asarray(RNG.random(SAMPLED.shape), jnp.float32)
+EMBEDDING = jnp.asarray(RNG.normal(size=(VOCAB, 3)), jnp.float32)
+POLICY = policies.Settings("paper", 0.2, True, True, 0.2, 0.95, 0.5, 100.0, diversity_target=1.5, entropy_target=9.0)
 KERNELS = {
     objectives.projection_name(*pair): {"kernel": jnp.asarray(RNG.normal(size=WIDTHS), jnp.float32)}
     for pair in LAYER_MAP
@@ -44,17 +53,18 @@ KERNELS = {
 
 
 def make_objective(weights: Mapping[str, float], tokens: str = "all") -> Objective:
-    return Objective(weights, temperature=2.0, tokens=tokens, layer_map=LAYER_MAP)
+    return Objective(weights, temperature=2.0, tokens=tokens, layer_map=LAYER_MAP, policy=POLICY)
 
 
 def make_signals(objective: Objective, **changes: Any) -> Signals:
-    head = LABELLED if objective.tokens == "masked" else ATTENDED
-    masks = {"tokens": jnp.asarray(ATTENDED), "labels": jnp.asarray(LABELLED), "head": jnp.asarray(head)}
-    return Signals(STUDENT, TEACHER, jnp.asarray(LABELS), masks, KERNELS)._replace(**changes)
+    head = ATTENDED if objective.tokens == "all" else LABELLED
+    masks = {"tokens": ATTENDED, "labels": LABELLED, "head": head, "sampled": SAMPLED}
+    signals = Signals(STUDENT, TEACHER, jnp.asarray(LABELS), jax.tree.map(jnp.asarray, masks), KERNELS)
+    return signals._replace(sampled=ROLLOUT, embedding=EMBEDDING)._replace(**changes)
 
 
 def counts_of(objective: Objective) -> dict[str, jax.Array]:
-    return objectives.token_counts(objective, attention_mask=jnp.asarray(ATTENDED), label_mask=jnp.asarray(LABELLED))
+    return objectives.token_counts(objectives.masks_of(objective, jax.tree.map(jnp.asarray, BATCH)))
 
 
 def means_of(objective: Objective, signals: Signals) -> dict[str, float]:
@@ -69,7 +79,7 @@ def by_hand(tokens: str) -> dict[str, float]:
     """Every mean, token by token over a list of tokens, from the losses of single tokens."""
     attended = [tuple(i) for i in np.argwhere(ATTENDED)]
     labelled = [tuple(i) for i in np.argwhere(LABELLED)]
-    head = labelled if tokens == "masked" else attended
+    head = attended if tokens == "all" else labelled
     mean = lambda values: float(np.mean(np.asarray([np.asarray(v) for v in values], np.float64)))  # noqa: E731
 
     def hidden(loss: Any, pairs: Any) -> float:
@@ -81,9 +91,28 @@ def by_hand(tokens: str) -> dict[str, float]:
         real = ATTENDED[row]
         return float((b * jnp.log(b / a))[real].sum())
 
+    sampled = lambda values: float(np.asarray(values)[SAMPLED].mean())  # noqa: E731
+    mask = jnp.asarray(SAMPLED)
     return {
+        "policy": sampled(
+            policies.policy_loss(
+                STUDENT.logits,
+                TEACHER.logits,
+                jnp.asarray(LABELS),
+                mask,
+                advantages=ROLLOUT["advantages"],
+                old_log_q=ROLLOUT["old_log_q"],
+                weights=ROLLOUT["weights"],
+                clip=0.2,
+                semantics="paper",
+            )
+        ),
+        "repetition": sampled(policies.repetition_penalty(STUDENT.logits, jnp.asarray(LABELS), mask)),
+        "diversity": sampled(policies.diversity_penalty(STUDENT.logits, mask, embedding=EMBEDDING, target=1.5)),
+        "entropy": sampled(policies.entropy_penalty(STUDENT.logits, mask, target=9.0)),
         "ce": mean(losses.forward_kl(STUDENT.logits[i], TEACHER.logits[i], temperature=2.0) for i in head),
         "mlm": mean(-jax.nn.log_softmax(STUDENT.logits[i])[LABELS[i]] for i in labelled),
+        "clm": mean(-jax.nn.log_softmax(STUDENT.logits[i])[LABELS[i]] for i in labelled),
         "mse": mean(losses.logit_mse(STUDENT.logits[i], TEACHER.logits[i]) for i in head),
         "cos": hidden(losses.cosine_distance, LAYER_MAP[-1:]),
         "hidden_mse": hidden(losses.hidden_mse, LAYER_MAP),
@@ -92,7 +121,7 @@ def by_hand(tokens: str) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("tokens", ["all", "masked"])
+@pytest.mark.parametrize("tokens", ["all", "masked", "labels"])
 def test_every_mean_by_hand(tokens: str) -> None:
     objective = make_objective(ALL, tokens)
     means = means_of(objective, make_signals(objective))
@@ -161,7 +190,7 @@ def test_masked_out_positions_enter_neither_loss_nor_gradient(tokens: str, seed:
         signals = make_signals(objective, student=student, teacher=teacher, labels=labels)
         return objectives.weighted_sum(objective, signals, counts_of(objective))[0]
 
-    labels = jnp.where(LABELLED, LABELS, jnp.asarray(rng.integers(-100, VOCAB, LABELS.shape)))
+    labels = jnp.where(LABELLED | SAMPLED, LABELS, jnp.asarray(rng.integers(-100, VOCAB, LABELS.shape)))
     clean, clean_gradient = jax.value_and_grad(loss)(STUDENT, TEACHER, jnp.asarray(LABELS))
     dirty, dirty_gradient = jax.value_and_grad(loss)(disturbed(STUDENT), disturbed(TEACHER), labels)
     np.testing.assert_array_equal(clean, dirty)
@@ -172,15 +201,15 @@ def test_masked_out_positions_enter_neither_loss_nor_gradient(tokens: str, seed:
 def test_an_empty_mask_gives_zero(tokens: str) -> None:
     objective = make_objective(ALL, tokens)
     nothing = jnp.zeros_like(ATTENDED)
-    counts = objectives.token_counts(objective, attention_mask=nothing, label_mask=nothing)
-    signals = make_signals(objective, masks=dict.fromkeys(("tokens", "labels", "head"), nothing))
+    counts = objectives.token_counts(objectives.masks_of(objective, dict.fromkeys(BATCH, nothing)))
+    signals = make_signals(objective, masks=dict.fromkeys(("tokens", "labels", "head", "sampled"), nothing))
     total, means = objectives.weighted_sum(objective, signals, counts)
     assert float(total) == 0 and all(float(mean) == 0 for mean in means.values())
 
 
 def test_counts() -> None:
     counts = counts_of(make_objective(ALL))
-    assert {k: float(v) for k, v in counts.items()} == {"tokens": 9, "labels": 3, "head": 9}
+    assert {k: float(v) for k, v in counts.items()} == {"tokens": 9, "labels": 3, "head": 9, "sampled": 5}
     assert float(counts_of(make_objective(ALL, "masked"))["head"]) == 3
 
 
@@ -197,9 +226,29 @@ def test_shares_of_micro_batches_add_up_to_the_mean_of_the_whole() -> None:
             teacher=jax.tree.map(rows, TEACHER),
             labels=rows(signals.labels),
             masks=jax.tree.map(rows, signals.masks),
+            sampled=jax.tree.map(rows, ROLLOUT),
         )
         shares.append(means_of(objective, part))
     assert {k: sum(share[k] for share in shares) for k in whole} == pytest.approx(whole, rel=1e-5)
+
+
+def test_rows_that_a_model_wrote_bring_their_own_mask_of_the_head() -> None:
+    own = jax.tree.map(jnp.asarray, {**BATCH, "head_mask": SAMPLED, "text_mask": LABELLED})
+    for tokens in ("all", "labels"):
+        masks = objectives.masks_of(make_objective(ALL, tokens), own)
+        np.testing.assert_array_equal(masks["head"], SAMPLED)
+        np.testing.assert_array_equal(masks["tokens"], LABELLED)
+
+
+@pytest.mark.parametrize(("shape", "half"), [("linear", 0.25), ("cosine", (1 - np.cos(np.pi / 4)) / 2)])
+def test_a_ramp_goes_from_start_to_end(shape: str, half: float) -> None:
+    """Temperature 2 -> 1 and the weight of clm 3 -> 0 over 9 steps; what is not named stays."""
+    aim = make_objective({"ce": 5.0, "clm": 3.0})
+    ramp = objectives.Ramp({"temperature": 1.0, "clm": 0.0}, shape, steps=9)
+    for step, done in ((0, 0.0), (2, half), (8, 1.0), (20, 1.0)):
+        now = objectives.at_step(aim, ramp, jnp.int32(step))
+        assert float(now.temperature) == pytest.approx(2 - done)
+        assert {k: float(v) for k, v in now.weights.items()} == pytest.approx({"ce": 5.0, "clm": 3 - 3 * done})
 
 
 def test_projections_stand_where_widths_differ() -> None:

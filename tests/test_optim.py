@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from jaxdistill import config as configs
 from jaxdistill import optim
 from jaxdistill.errors import UserError
 from jaxdistill.models import load
+from jaxdistill.models.families import FAMILIES
 
 DEFAULTS = configs.base().optim
 PEAK, STEPS = 3e-4, 40
@@ -41,24 +43,15 @@ def test_schedule_ends() -> None:
     assert float(without(0)) == pytest.approx(PEAK)
 
 
-def tiny_config(model_type: str) -> Any:
-    from transformers import AutoConfig
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    if model_type == "distilbert":
-        sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 16}
-    return AutoConfig.for_model(model_type, vocab_size=20, max_position_embeddings=16, **sizes)
-
-
 def shapes_of(model_type: str) -> dict[str, Any]:
-    return load.param_shapes(load.build(tiny_config(model_type)))
+    return load.param_shapes(tiny.model(model_type))
 
 
 def paths(tree: Any) -> dict[str, Any]:
     return {optim.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_weight_decay_touches_matrices_alone(model_type: str) -> None:
     """By shape: biases and layer norms are the vectors. The reference's names miss DistilBERT's layer norms."""
     params = {
@@ -80,6 +73,8 @@ def test_weight_decay_touches_matrices_alone(model_type: str) -> None:
         ("distilbert", "distilbert/transformer/layer/0/output_layer_norm/scale"),
         ("distilbert", "vocab_layer_norm/scale"),
         ("distilbert", "vocab_projector/bias"),
+        ("gpt2", "transformer/ln_f/scale"),
+        ("llama", "model/norm/weight"),
     ],
 )
 def test_names_that_must_not_decay(model_type: str, path: str) -> None:

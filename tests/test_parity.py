@@ -175,7 +175,7 @@ def test_losses_and_gradients_by_term(name: str, tokens: str) -> None:
     pair = make_pair(name)
     batch = jax.tree.map(jnp.asarray, pair.batches[0])
     aim = objective(tokens)
-    counts = objectives.token_counts(aim, attention_mask=batch["attention_mask"], label_mask=batch["label_mask"])
+    counts = objectives.token_counts(objectives.masks_of(aim, batch))
 
     @jax.jit
     def value_and_gradient(params: Any, weights: dict[str, float]) -> tuple[tuple[jax.Array, Any], Any]:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -98,6 +99,22 @@ def test_what_is_refused(recipe, tmp_path):
     ):
         code, _, err = tiny_run.call(cli.main, argv)
         assert code == 2 and said in err and err.count("\n") == 1, err
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_a_causal_recipe_of_packed_rows():
+    packed = "data.source=text", "data.prompt_column=", "data.batching=packed", "mask.group=1"
+    argv = ["plan", f"--config={CONFIGS / 'gpt2_kd.py'}:smoke", *(f"--config.{x}" for x in packed)]
+    code, out, err = tiny_run.call(cli.main, argv)
+    assert code == 0, err
+    assert "teacher gpt2 0.2M, student gpt2 0.1M" in out and number(r"work a device: ([\d.e-]+) TFLOP", out) > 0
+
+
+def test_what_models_write_is_not_planned():
+    code, _, err = tiny_run.call(cli.main, ["plan", f"--config={CONFIGS / 'gpt2_policy.py'}:smoke"])
+    assert code == 2 and "plan counts updates on text alone" in err and err.count("\n") == 1
 
 
 def test_memory_and_work_of_a_matrix_product():

@@ -1,11 +1,14 @@
-"""Real pre-trained masked LMs, distilled a few steps on real text: the held-out KL falls and torch opens the export."""
+"""Real pre-trained models, distilled a few steps on real text: the held-out KL falls and torch opens the export."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import tiny_run
 
 from jaxdistill import train
+from jaxdistill.losses import DIVERGENCES
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +71,57 @@ def test_a_few_steps_lower_the_held_out_kl_and_torch_opens_the_export(
     fill = pipeline("fill-mask", model=str(tmp_path / "run" / "export-pytorch"), device="cpu")
     words = fill(PROMPT)
     assert len(words) == 5 and all(word["token_str"].strip() for word in words)
+
+
+# What changes for each objective, beside the settings of `tell_stories`.
+OBJECTIVES = {
+    **{name: {"loss.divergence": name} for name in DIVERGENCES},
+    "student writes": {"loss.divergence": "jsd", "sample.student": 0.5},
+    "teacher writes": {"loss.alpha_ce": 0.0, "sample.teacher": 1.0},
+    "policy gradient": {"loss.alpha_ce": 0.0, "loss.alpha_policy": 1.0},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_story_teller_of_fewer_layers(objective: str, shared: Path, tmp_path: Path) -> None:
+    """The Llama of 5 layers cut to 3: by every objective it comes nearer to the whole, and writes English."""
+    stories = json.loads((shared / "corpora" / "tinystories" / "tinystories_1000.json").read_text())
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+    arguments = {
+        "teacher.name": shared / "models" / "stories260k-llama",
+        "student.name": "",
+        "student.layers": "0,1,4",
+        "data.source": "jsonl",
+        "data.path": tmp_path / "stories.jsonl",
+        "data.prompt_column": "",
+        "data.column": "text",
+        "data.limit": 500,
+        "data.max_length": 96,
+        "data.buckets": "(96,)",
+        "data.cache_dir": tmp_path.parent / "cache",
+        "loss.alpha_clm": 1.0,
+        "loss.beta": 0.1 if objective.startswith("skewed") else 0.5,
+        "sample.prompt_tokens": 32,
+        "sample.max_new_tokens": 32,
+        "train.steps": 40,
+        "train.batch_size": 16,
+        "train.accumulation": 1,
+        "optim.learning_rate": 3e-3,
+        "evaluate.metrics": "('perplexity','agreement')",
+        "evaluate.batches": 4,
+        "evaluate.batch_size": 8,
+        "evaluate.every": 40,
+        "evaluate.prompts": "('Once upon a time, there was a little girl named',)",
+        "evaluate.max_new_tokens": 60,
+        **OBJECTIVES[objective],
+    }
+    recipe = Path(__file__).parents[1] / "configs" / "gpt2_kd.py"
+    argv = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}", *(f"--config.{k}={v}" for k, v in arguments.items())]
+    code, out, err = tiny_run.call(train.main, argv)
+    assert code == 0, err
+    before, after = (r for r in tiny_run.records(tmp_path / "run", "eval"))
+    assert after["kl"] < 0.7 * before["kl"] and after["clm_loss"] < before["clm_loss"]
+    written = (out + err).split("student: ")[1].splitlines()[0]
+    known = set(re.findall(r"[a-z]+", " ".join(stories).lower()))
+    words = re.findall(r"[a-z]+", written.lower())
+    assert len(words) > 8 and sum(word in known for word in words) > 0.8 * len(words), written

@@ -20,10 +20,10 @@ def made(tiny):
     """The tiny teacher of four layers, and a context that measures it on held-out lines."""
     config = configs.parse(str(tiny.recipe), ["--config.student.layers=4", "--config.evaluate.batches=1"])
     models = build.build_models(config, allow_pickle=False, tell=print)
-    text = build.prepare_text(config, build.open_text(config), models.tokenizer, tell=print)
+    text = build.prepare_text(config, build.open_text(config), models.tokenizer, causal=False, tell=print)
     held_out = build.make_held_out(config, text)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
-    context = loop.make_context(config, models, text.vocabulary, held_out, mesh=mesh)
+    context = loop.make_context(config, models, text, held_out, mesh=mesh)
     params = jax.device_put(models.student_params, sharding.replicated(mesh))
     return SimpleNamespace(context=context, params=params, model=models.student, batch=held_out[0])
 
@@ -54,7 +54,7 @@ def test_scores_are_those_of_students_cut_out(made):
     for layers, score in zip(chosen, search.make_scorer(made.context)(made.params, chosen), strict=True):
         loss, kl = by_cutting(made, layers)
         assert score.layers == layers
-        assert score.mlm_loss == pytest.approx(loss, rel=1e-5)
+        assert score.loss == pytest.approx(loss, rel=1e-5)
         assert score.kl == pytest.approx(kl, rel=1e-4, abs=1e-6)
 
 

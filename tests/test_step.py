@@ -86,7 +86,7 @@ def make_batch(rng: np.random.Generator, *, lengths: Any, width: int = WIDTH, la
 def loss_of(params: Any, teacher_params: Any, batch: Any, key: Any, *, tokens: str, made: Any = None) -> Any:
     made = made or models()
     aim = objective(tokens)
-    counts = objectives.token_counts(aim, attention_mask=batch["attention_mask"], label_mask=batch["label_mask"])
+    counts = objectives.token_counts(objectives.masks_of(aim, batch))
     return loss_fn(
         params,
         teacher_params,

@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxdistill.evaluate.context import Context, Evaluator, masked_logits, totals
+from jaxdistill.evaluate.context import Context, Evaluator, labelled_logits, totals
 from jaxdistill.losses import forward_kl, masked_sum
 
 
 def make_agreement(context: Context) -> Evaluator:
     """Yields kl = KL(teacher || student) at T = 1 in nats, top1 = same best word, top5 = the teacher's best word
-    among the student's best five; each a mean over the masked positions."""
+    among the student's best five; each a mean over the masked positions, or the tokens to be predicted."""
     teacher_model = context.teacher
     assert teacher_model is not None
 
     @jax.jit
     def sums(student_params: PyTree, teacher_params: PyTree, batch: Mapping[str, Array]) -> dict[str, Array]:
-        student, _, valid = masked_logits(context, context.student, student_params, batch)
-        teacher, _, _ = masked_logits(context, teacher_model, teacher_params, batch)
+        student, _, valid = labelled_logits(context, context.student, student_params, batch)
+        teacher, _, _ = labelled_logits(context, teacher_model, teacher_params, batch)
         best = teacher.argmax(axis=-1)
         _, five = jax.lax.top_k(student, 5)
         return {

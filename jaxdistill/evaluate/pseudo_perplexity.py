@@ -17,6 +17,9 @@ from jaxdistill.models import intercept
 def make_pseudo_perplexity(context: Context) -> Evaluator:
     """Yields pseudo_perplexity = exp(-(1/N) sum_t log q(x_t | all other tokens)) over the first `pseudo_rows` rows."""
 
+    mask_id = context.mask_id
+    assert mask_id is not None  # EVALUATORS says that this is for masked LMs
+
     @jax.jit
     def score(
         params: PyTree,
@@ -25,7 +28,7 @@ def make_pseudo_perplexity(context: Context) -> Evaluator:
         positions: Int[Array, "copies"],
     ) -> Array:
         copies = jnp.broadcast_to(row, (positions.size, row.size))
-        masked = jnp.where(jnp.arange(row.size)[None, :] == positions[:, None], context.mask_id, copies)
+        masked = jnp.where(jnp.arange(row.size)[None, :] == positions[:, None], mask_id, copies)
         outputs = intercept.apply(
             context.student,
             params,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxdistill.fused_head import Head
-from jaxdistill.models.load import Model, with_tied_head
+from jaxdistill.models.load import Model, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
 
@@ -43,6 +43,7 @@ def apply(
     *,
     input_ids: Int[Array, "batch length"],
     attention_mask: Bool[Array, "batch length"],
+    segment_ids: Int[Array, "batch length"] | None = None,
     dropout_key: Key[Array, ""] | None = None,
     hidden_states: bool = False,
     attentions: bool = False,
@@ -52,9 +53,12 @@ def apply(
     """The forward pass; pure, so it works under jit, grad and vmap.
 
     Without `dropout_key` it is inference. With `positions` (see `head_positions`) the head runs on those tokens
-    only. The first of `interceptors` is the outermost.
+    only. With `segment_ids`, a causal model's tokens see those of their own number alone, and count their positions
+    from its first: documents packed in a row. The first of `interceptors` is the outermost.
     """
     family = model.family
+    with jax.ensure_compile_time_eval():
+        model = shortened(model, input_ids.shape[1])
     features: list[Array] = []
     active = [*interceptors, _record_input(family.projection, features)]
     if family.head_activation:
@@ -64,7 +68,9 @@ def apply(
     # Said aloud because FlaxElectra alone fills in type 1 for every token, where torch has 0.
     inputs = {"token_type_ids": jnp.zeros_like(input_ids)} if family.token_types else {}
     if family.causal:
-        inputs["position_ids"] = position_ids(attention_mask)
+        inputs["position_ids"] = position_ids(attention_mask, segment_ids)
+        if segment_ids is not None:
+            active.append(_separate(segment_ids))
     train = dropout_key is not None
     with ExitStack() as stack:
         for interceptor in active:
@@ -98,9 +104,18 @@ def head_of(model: "Model", params: Any, outputs: Outputs) -> Head:
     return Head(outputs.features, kernel, leaf(family.projection_bias) if family.projection_bias else None)
 
 
-def position_ids(attention_mask: Bool[Array, "batch length"]) -> Int[Array, "batch length"]:
-    """Real tokens counted from 0, so that padding on either side changes nothing; padding before them has 0."""
-    return jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
+def position_ids(
+    attention_mask: Bool[Array, "batch length"], segment_ids: Int[Array, "batch length"] | None = None
+) -> Int[Array, "batch length"]:
+    """Real tokens counted from 0, so that padding on either side changes nothing; padding before them has 0.
+
+    With `segment_ids`, counted anew from where their number changes.
+    """
+    counted = jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
+    if segment_ids is None:
+        return counted
+    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
+    return counted - jax.lax.cummax(jnp.where(begins, counted, 0), axis=1)
 
 
 def head_positions(
@@ -131,6 +146,30 @@ def gather_tokens(
 
 def _is_call(context: Any, path: str) -> bool:
     return context.method_name == "__call__" and "/".join(context.module.path) == path
+
+
+def _separate(segment_ids: Int[Array, "batch length"]) -> Interceptor:
+    """Causal attention within each segment: transformers' classes take no mask by pairs of tokens.
+
+    But every causal one keeps its own as `causal_mask` [1, 1, positions, positions], cut to the input and broadcast
+    to its rows; while the layer runs, that is the narrower one.
+    """
+    length = segment_ids.shape[1]
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+
+    def separate(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        module = context.module
+        if context.method_name != "__call__" or not hasattr(module, "causal_mask"):
+            return next_call(*args, **kwargs)
+        causal = module.causal_mask
+        # Past the module's own __setattr__, which is locked outside of setup.
+        object.__setattr__(module, "causal_mask", causal[:, :, :length, :length].astype(bool) & same)
+        try:
+            return next_call(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "causal_mask", causal)
+
+    return separate
 
 
 def _record_input(projection: str, inputs: list[Array]) -> Interceptor:

@@ -252,7 +252,9 @@ def shortened(model: Model, length: int) -> Model:
     if config.model_type not in _ROTARY:
         return model
     least = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    config.max_position_embeddings = min(max(length, least), config.max_position_embeddings)
+    if max(length, least) >= config.max_position_embeddings:
+        return model
+    config.max_position_embeddings = max(length, least)
     return build(config, dtype=model.flax.dtype)
 
 
@@ -260,7 +262,11 @@ def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
     """Random float32 parameters, by the family's own initialisers."""
 
     def draw(key: Key[Array, ""]) -> dict[str, Any]:
-        return _own_params(model, model.flax.init_weights(key, (1, 8)))
+        params = _own_params(model, model.flax.init_weights(key, (1, 8)))
+        if model.config.model_type == "gemma":
+            # Its norms multiply by 1 + weight, and the Flax class begins with a weight of 1 where torch has 0.
+            params = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if "norm" in path[-2].key else x, params)
+        return params
 
     with jax.numpy_rank_promotion("allow"):
         return jax.jit(draw)(key)  # eagerly, a compilation an array
@@ -271,6 +277,11 @@ def param_shapes(model: Model) -> dict[str, Any]:
     return _own_params(model, model.flax.params_shape_tree)
 
 
+def embedding_of(model: Model, params: Any) -> Any:
+    """A causal model's input embedding, [vocab, width]."""
+    return functools.reduce(lambda tree, name: tree[name], model.family.embedding.split("/"), params)
+
+
 def with_tied_head(model: Model, params: Any) -> Any:
     """The tree as the Flax class wants it: a tied causal head, which has no parameter of its own, is filled in.
 
@@ -278,8 +289,7 @@ def with_tied_head(model: Model, params: Any) -> Any:
     """
     if not model.tied_head:
         return params
-    embedding = functools.reduce(lambda tree, name: tree[name], model.family.embedding.split("/"), params)
-    return {**params, model.family.projection: {"kernel": embedding.T}}
+    return {**params, model.family.projection: {"kernel": embedding_of(model, params).T}}
 
 
 def _own_params(model: Model, tree: Any) -> dict[str, Any]:

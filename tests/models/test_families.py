@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
+from jaxdistill.models.load import shortened
 
 
 def test_every_family_has_a_tiny_config():
@@ -27,6 +28,7 @@ def test_row_matches_the_class(kind):
         return next_call(*args, **kwargs)
 
     ids, mask = tiny.batch(kind)
+    model = shortened(model, ids.shape[1])  # or `apply` builds it, and a model runs while it is built
     with nn.intercept_methods(record):
         apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask))
     order = [path for path, _ in calls]

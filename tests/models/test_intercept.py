@@ -138,6 +138,84 @@ def test_no_token_sees_a_later_one(kind):
     assert not np.abs(table[:, :10]).any()
 
 
+def packed_row() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """(ids, segments, documents): four documents of distinct tokens, one of them a single token, and padding."""
+    parts = np.split(np.random.default_rng(6).permutation(np.arange(10, 24)), [5, 6, 9])
+    ids = np.concatenate([*parts, [9, 9]]).astype(np.int32)
+    segments = np.concatenate([*(np.full(len(x), i + 1) for i, x in enumerate(parts)), [0, 0]]).astype(np.int32)
+    return ids, segments, parts
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_documents_packed_in_a_row_are_each_alone(kind):
+    """The same logits as in a row of its own, hidden states and attention maps as well."""
+    model, params = tiny.model(kind), tiny.params(kind)
+    ids, segments, parts = packed_row()
+    alone = np.full((len(parts), len(ids)), 9, np.int32)
+    for row, part in zip(alone, parts, strict=True):
+        row[: len(part)] = part
+    mask = np.arange(len(ids)) < np.array([[len(part)] for part in parts])
+
+    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
+    def run(ids, mask, segments):
+        out = apply(
+            model,
+            params,
+            input_ids=ids,
+            attention_mask=mask,
+            segment_ids=segments,
+            hidden_states=True,
+            attentions=True,
+        )
+        return jnp.concatenate([out.logits, *out.hidden_states], axis=-1), jnp.stack(out.attentions)
+
+    # Two rows, the second padded on the left: segments are those of each row, and not of the first.
+    both = np.stack([ids, np.roll(ids, 2)]), np.stack([segments, np.roll(segments, 2)])
+    packed, maps = run(both[0], both[1] > 0, both[1])
+    single, single_maps = run(alone, mask, None)
+    for row in range(2):
+        for i, part in enumerate(parts):
+            (places,) = np.nonzero(both[1][row] == i + 1)
+            np.testing.assert_allclose(packed[row, places], single[i, : len(part)], atol=1e-5)
+            here = maps[:, row][:, :, places]
+            np.testing.assert_allclose(here[..., places], single_maps[:, i, :, : len(part), : len(part)], atol=1e-5)
+            # All of the attention stays within the document.
+            np.testing.assert_allclose(here[..., places].sum(-1), 1, atol=1e-5)
+    # Without their numbers they do see one another.
+    mixed, _ = run(both[0], both[1] > 0, None)
+    assert np.abs(mixed[0, 5:14] - packed[0, 5:14]).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_no_gradient_leaves_a_document_or_comes_from_later_tokens(kind):
+    """Of the logits at every place by the input embeddings at every place, in a packed row: exactly 0 but for the
+    document's own earlier tokens and itself."""
+    model, params = tiny.model(kind, tie_word_embeddings=False), tiny.params(kind, tie_word_embeddings=False)
+    ids, segments, _ = packed_row()
+    path = model.family.embedding.split("/")
+    weights = np.random.default_rng(7).normal(size=101).astype(np.float32)
+
+    def of_logits(params, place):
+        out = apply(
+            model,
+            params,
+            input_ids=jnp.asarray(ids)[None],
+            attention_mask=jnp.asarray(segments > 0)[None],
+            segment_ids=jnp.asarray(segments)[None],
+        )
+        return jnp.sum(out.logits[0, place] * weights)
+
+    real = np.flatnonzero(segments)
+    grads = jax.jit(jax.vmap(jax.grad(of_logits), (None, 0)), compiler_options=tiny.QUICK)(params, real)
+    table = functools.reduce(lambda tree, name: tree[name], path, grads)  # [place, vocabulary, width]
+    moved = np.abs(table[:, ids[real]]).max(-1) > 0
+    same = segments[real][:, None] == segments[real][None, :]
+    np.testing.assert_array_equal(moved & ~(same & np.tri(len(real), dtype=bool)), False)
+    assert moved.diagonal().all() and moved[real[1:], real[:-1]][same[real[1:], real[:-1]]].all()
+    others = np.setdiff1d(np.arange(101), ids[real])
+    assert not np.abs(table[:, others]).any()
+
+
 def test_dropout_needs_a_key_and_follows_it():
     model, params = tiny.model("bert"), tiny.params("bert")
     ids, mask = (jnp.asarray(array) for array in tiny.batch("bert"))

@@ -267,3 +267,13 @@ def test_real_tokenizers(shared, name, text, ids):
     tokenizer = load.load_tokenizer(shared / "tokenizers" / name)
     assert tokenizer(text)["input_ids"] == ids
     assert tokenizer.mask_token_id is not None and tokenizer.pad_token_id is not None
+
+
+def test_gemma_begins_where_torch_does():
+    """Its norms multiply by 1 + weight: torch begins with 0, the Flax class with 1."""
+    norms = [
+        x
+        for path, x in jax.tree_util.tree_leaves_with_path(load.init_params(tiny.model("gemma"), jax.random.key(0)))
+        if "norm" in path[-2].key
+    ]
+    assert len(norms) == 5 and all(not x.any() for x in norms)

@@ -1,0 +1,40 @@
+"""GPT-2-medium into GPT-2 on summaries of news, by a divergence of their next-token distributions.
+
+    python -m jaxdistill.train --config configs/gpt2_kd.py --workdir runs/kd \
+        --config.teacher.name=runs/finetune/export-pytorch --config.student.name=gpt2 \
+        --config.data.path=train.csv --config.data.eval_path=validation.csv
+
+Variants, as `--config configs/gpt2_kd.py:jsd`: forward_kl (the default), reverse_kl, jsd, skewed_kl and
+skewed_reverse_kl (DistiLLM's, with a skew of 0.1), total_variation; on_policy (GKD: half of the updates on what the
+student writes, by the JSD) and sequence (the student imitates what the teacher writes).
+"""
+
+import runpy
+from pathlib import Path
+
+from jaxdistill.config import DIVERGENCES, Config
+
+
+def get_config(variant: str = "forward_kl") -> Config:
+    # Recipes are files, not modules of a package: any of them can be copied and changed by itself.
+    recipe = lambda name: runpy.run_path(str(Path(__file__).resolve().parent / name))  # noqa: E731
+    config = recipe("gpt2_finetune.py")["get_config"]()
+    config.teacher.name = "gpt2-medium"
+    config.loss.tokens = "labels"  # the summary alone
+    config.loss.temperature = 1.0
+    config.loss.alpha_ce, config.loss.alpha_clm, config.loss.alpha_cos = 1.0, 0.5, 0.0
+    config.evaluate.metrics = ("perplexity", "agreement", "rouge")
+    if variant in DIVERGENCES:
+        config.loss.divergence = variant
+        config.loss.beta = 0.1 if variant.startswith("skewed") else 0.5
+    elif variant == "on_policy":
+        config.loss.divergence, config.loss.beta = "jsd", 0.5
+        config.sample.student = 0.5
+    elif variant == "sequence":
+        config.loss.alpha_ce, config.loss.alpha_clm = 0.0, 1.0
+        config.sample.teacher = 1.0
+    elif variant == "smoke":
+        recipe("quickstart.py")["smoke_causal"](config)
+    else:
+        raise ValueError(f"no variant {variant!r}; there are {', '.join(DIVERGENCES)}, on_policy, sequence, smoke")
+    return config

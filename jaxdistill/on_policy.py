@@ -1,0 +1,190 @@
+"""The batches that models write: in place of the text's for on-policy and sequence-level distillation, beside them for
+policy gradients.
+
+What is written depends on (seed, step) and the parameters at that step alone, so a resumed run writes it again.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from jaxdistill import policy, sharding
+from jaxdistill.generate import Decoding
+from jaxdistill.models import intercept
+from jaxdistill.models.load import Model
+from jaxdistill.rollout import make_sampler, prompts_of
+from jaxdistill.step import micro_batches, undo_micro_batches
+
+Batch = Mapping[str, Any]
+# (step from 0, the text's batch on the host, student_params, teacher_params) -> what this update learns from
+Rollouts = Callable[[int, Batch, PyTree, PyTree], Batch]
+
+
+class Sampling(NamedTuple):
+    student: float  # share of the updates on the student's own completions (GKD, Agarwal et al. 2024: lambda)
+    teacher: float  # share of the updates on the teacher's (sequence-level distillation, Kim and Rush 2016)
+    decoding: Decoding
+    prompt_length: int  # tokens, at most; of longer prompts the end is kept
+    prompt_tokens: int  # a row's first so many are the prompt; 0 = what is not predicted
+    reuse: int  # updates that a sample serves, of a policy gradient
+    accumulation: int  # pieces that a sample is scored in
+    group: int
+
+
+def make_rollouts(
+    *,
+    student: Model,
+    teacher: Model | None,
+    sampling: Sampling,
+    settings: policy.Settings | None,
+    mesh: Mesh,
+    seed: int,
+) -> Rollouts:
+    """Returns rollouts(step, text, student_params, teacher_params) -> the batch, on the devices.
+
+    With `settings` every update has the text's rows and as many written ones, drawn from the mixture, with what the
+    policy gradient needs (`make_scorer`). Without, an update has the text's rows or the written ones: which, and whose,
+    is drawn from (seed, step) by the shares.
+
+    Raises:
+      UserError: a masked LM, or prompt and completion do not fit a model's positions.
+    """
+    s = sampling
+    shares = {"student": (s.student, 0.0), "teacher": (s.teacher, 1.0)}
+    if settings is not None:
+        shares = {"both": (1.0, settings.mixture)}
+    write = {
+        name: make_sampler(
+            student=student,
+            teacher=teacher if mixture else None,
+            decoding=s.decoding,
+            mixture=mixture,
+            length=s.prompt_length,
+        )
+        for name, (share, mixture) in shares.items()
+        if share
+    }
+    rows = sharding.by_batch(mesh)
+    as_text = {name: jax.jit(lambda batch, name=name: taught(batch, by=name), out_shardings=rows) for name in write}
+    beside = jax.jit(lambda text, written: joined(text, written, group=s.group), out_shardings=rows)
+    score = None
+    if settings is not None:
+        score = make_scorer(student, teacher, settings, accumulation=s.accumulation, group=s.group)
+    key = jax.random.fold_in(jax.random.key(seed), 2)  # 1 is that of the projections
+    held: dict[int, Batch] = {}  # the sample that is in use, by the step it was drawn at
+
+    def written(name: str, step: int, text: Batch, student_params: PyTree, teacher_params: PyTree) -> Batch:
+        prompts = prompts_of(text, length=s.prompt_length, prompt_tokens=s.prompt_tokens, pad=s.decoding.pad_id)
+        prompts = sharding.put_batch(prompts, mesh)
+        return write[name](student_params, teacher_params, prompts, jax.random.fold_in(key, step))
+
+    def rollouts(step: int, text: Batch, student_params: PyTree, teacher_params: PyTree) -> Batch:
+        if score is not None:
+            first = step - step % s.reuse
+            if first not in held:
+                assert step == first, "a run resumes between two samples"
+                held.clear()
+                sample = written("both", step, text, student_params, teacher_params)
+                held[first] = score(student_params, teacher_params, sample)
+            return beside(sharding.put_batch(dict(text), mesh), held[first])
+        name = whose(step, seed=seed, sampling=s)
+        if name == "text":
+            return sharding.put_batch(dict(text), mesh)
+        return as_text[name](written(name, step, text, student_params, teacher_params))
+
+    return rollouts
+
+
+def whose(step: int, *, seed: int, sampling: Sampling) -> str:
+    """Who writes what the update learns from: student, teacher or text."""
+    drawn = np.random.default_rng((seed, step)).random()
+    if drawn < sampling.student:
+        return "student"
+    return "teacher" if drawn < sampling.student + sampling.teacher else "text"
+
+
+def taught(written: Batch, *, by: str) -> dict[str, Array]:
+    """Written rows as a batch to learn from.
+
+    The divergence is taken on every new token. The teacher's are labels too: the student imitates them. Its own are
+    not, as it would only learn to be surer of itself.
+    """
+    new = written["sampled_mask"]
+    batch = {name: written[name] for name in ("input_ids", "attention_mask", "labels")}
+    return {**batch, "label_mask": new if by == "teacher" else jnp.zeros_like(new), "head_mask": new}
+
+
+def make_scorer(
+    student: Model, teacher: Model | None, settings: policy.Settings, *, accumulation: int, group: int
+) -> Callable[[PyTree, PyTree, Batch], Batch]:
+    """Returns score(student_params, teacher_params, written): the rows with what the policy gradient needs.
+
+    Of every new token: log_p and old_log_q, its log-probability by either model; advantages; weights, for its having
+    been drawn from the mixture. Without a teacher, log_p is old_log_q: there are penalties alone, and no reward.
+    """
+
+    def log_probs(model: Model, params: PyTree, batch: Batch) -> Array:
+        logits = intercept.apply(
+            model, params, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
+        return policy.token_log_probs(logits, jnp.where(batch["sampled_mask"], batch["labels"], 0))
+
+    @jax.jit
+    def score(student_params: PyTree, teacher_params: PyTree, written: Batch) -> Batch:
+        def both(batch: Batch) -> dict[str, Array]:
+            log_q = log_probs(student, student_params, batch)
+            return {
+                "old_log_q": log_q,
+                "log_p": log_q if teacher is None else log_probs(teacher, teacher_params, batch),
+            }
+
+        # In the pieces of an update: logits of the whole batch may not fit.
+        pieces = jax.lax.map(both, micro_batches(written, accumulation=accumulation, group=group))
+        logs = undo_micro_batches(pieces, group=group)
+        log_p, log_q = logs["log_p"], logs["old_log_q"]
+        return {
+            **written,
+            **logs,
+            "weights": policy.importance_weights(log_p, log_q, alpha=settings.mixture),
+            "advantages": policy.advantages(
+                policy.rewards(log_p, log_q),
+                written["sampled_mask"],
+                semantics=settings.semantics,
+                length_norm=settings.length_norm,
+                gamma=settings.gamma,
+                scale=settings.reward_scale,
+                reward_clip=settings.reward_clip,
+            ),
+        }
+
+    return score
+
+
+def joined(text: Batch, written: Batch, *, group: int) -> dict[str, Array]:
+    """Rows of the text and scored rows as one batch, in turn by groups, so that none leaves its device.
+
+    Text has no `sampled_mask`, written rows neither labels, a divergence nor hidden states to follow: what a model
+    wrote teaches by the policy gradient alone.
+    """
+    nothing = jnp.zeros_like(written["sampled_mask"])
+    sides = (
+        {**text, "head_mask": text["label_mask"], "text_mask": text["attention_mask"]},
+        {**written, "label_mask": nothing, "head_mask": nothing, "text_mask": nothing},
+    )
+    width = max(side["input_ids"].shape[1] for side in sides)
+
+    dtypes = {name: x.dtype for side in sides for name, x in side.items()}
+
+    def of(side: Batch, name: str) -> Array:
+        x = side.get(name, jnp.zeros(side["input_ids"].shape, dtypes[name]))
+        x = jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
+        return x.reshape(-1, 1, group, width)
+
+    return {
+        name: jnp.concatenate([of(side, name) for side in sides], axis=1).reshape(-1, width) for name in sorted(dtypes)
+    }
