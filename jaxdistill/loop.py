@@ -61,7 +61,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     with ExitStack() as closing:
         text = build.prepare_text(config, source, models.tokenizer, causal=models.student.family.causal, tell=print)
         held_out = build.make_held_out(config, text)
-        build.completions(config, models, text)  # or refuses them
+        evaluate = make_evaluator(config, models, text, held_out, mesh=mesh)  # or refuses what it is to measure
         per_epoch = steps_per_epoch(
             text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
         )
@@ -105,7 +105,6 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         shape = {"student": dict(mesh.shape), "teacher": dict(teacher_mesh.shape)} if apart else dict(mesh.shape)
         tell(build.describe(config, models, text, mesh=shape, steps=steps, per_epoch=per_epoch))
         rollouts = build.build_rollouts(config, models, mesh=mesh)
-        evaluate = make_evaluator(config, models, text, held_out, mesh=mesh)
         if apart:
             evaluate = _with_teacher_here(evaluate, config, sharding.by_rule(models.teacher_params, mesh))
         schedule = _schedule(config, steps)

@@ -5,7 +5,6 @@ An interceptor is `f(next, args, kwargs, context)`; it sees every submodule call
 LayerDrop and rematerialisation are further interceptors, made elsewhere and handed in.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxdistill.fused_head import Head
-from jaxdistill.models.load import Model, shortened, with_tied_head
+from jaxdistill.models.load import Model, leaf, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
 
@@ -93,15 +92,14 @@ def apply(
 def head_of(model: "Model", params: Any, outputs: Outputs) -> Head:
     """The vocabulary projection by itself: `outputs.logits` without the [tokens, vocab] array."""
     family = model.family
-    leaf = lambda path: functools.reduce(lambda tree, name: tree[name], path.split("/"), params)  # noqa: E731
     if family.causal:
         kernel = with_tied_head(model, params)[family.projection]["kernel"]
     elif model.config.tie_word_embeddings:
-        kernel = leaf(f"{family.layers.split('/')[0]}/embeddings/word_embeddings/embedding").T
+        kernel = leaf(params, f"{family.layers.split('/')[0]}/embeddings/word_embeddings/embedding").T
     else:
-        kernel = leaf(f"{family.projection}/kernel")
+        kernel = leaf(params, f"{family.projection}/kernel")
     assert outputs.features is not None
-    return Head(outputs.features, kernel, leaf(family.projection_bias) if family.projection_bias else None)
+    return Head(outputs.features, kernel, leaf(params, family.projection_bias) if family.projection_bias else None)
 
 
 def position_ids(

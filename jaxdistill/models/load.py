@@ -279,7 +279,12 @@ def param_shapes(model: Model) -> dict[str, Any]:
 
 def embedding_of(model: Model, params: Any) -> Any:
     """A causal model's input embedding, [vocab, width]."""
-    return functools.reduce(lambda tree, name: tree[name], model.family.embedding.split("/"), params)
+    return leaf(params, model.family.embedding)
+
+
+def leaf(params: Any, path: str) -> Any:
+    """What stands at a path of a parameter tree, such as transformer/wte/embedding."""
+    return functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
 
 
 def with_tied_head(model: Model, params: Any) -> Any:
