@@ -155,7 +155,8 @@ def _teacher_model(config: Config, *, allow_pickle: bool) -> tuple[Model | None,
     if not config.teacher.name:
         return None, None
     folder = load.resolve(config.teacher.name, revision=config.teacher.revision, allow_pickle=allow_pickle)
-    return load.build(load.load_config(folder), dtype=jnp.dtype(config.teacher.dtype)), folder
+    attention = "" if config.teacher.attention == "own" else config.teacher.attention
+    return load.build(load.load_config(folder), dtype=jnp.dtype(config.teacher.dtype), attention=attention), folder
 
 
 def _student_model(config: Config, teacher: Model | None, *, allow_pickle: bool) -> Made:

@@ -160,6 +160,7 @@ def evaluate(
     text = build.prepare_text(config, source, found.tokenizer, causal=made.family.causal, tell=print)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     loop.check_evaluation_rows(config, mesh)
+    loop.check_kernel(config, mesh.devices.flat[0])
 
     def take(records: list[dict[str, str]]) -> None:
         if predictions is not None:

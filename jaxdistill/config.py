@@ -34,6 +34,8 @@ def base() -> Config:
     config.teacher.name = ""  # folder or hub name of a masked or causal LM; "" = no teacher, plain training
     config.teacher.revision = ""  # of the hub name
     config.teacher.dtype = "float32"  # compute and storage: float32 | bfloat16 (losses stay float32)
+    # Kernel of a masked LM's self-attention: xla | cudnn (bfloat16 on a GPU) | own (its class's; causal: always).
+    config.teacher.attention = "xla"
     config.teacher.devices = 0  # that it has to itself, those after the student's; 0 = all, with the student
 
     config.student = ConfigDict()
@@ -47,6 +49,8 @@ def base() -> Config:
     # Architecture fields, {"num_attention_heads": 6, ...}; sizes only with init=random; no teacher: also "model_type".
     config.student.overrides = config_dict.placeholder(object)
     config.student.dtype = "float32"  # compute; parameters and losses are float32
+    # Computed again in the backward pass, to save memory: "" = nothing | dots: all but products with parameters | full.
+    config.student.remat = ""
     config.student.devices = 0  # that it has to itself, the first; 0 = all, with the teacher
     config.student.layer_drop = 0.0  # LayerDrop: probability that a layer is left out of a training step
     config.student.layer_drop_depth = "constant"  # constant | linear: from 1 / layers of it to all of it in the last
@@ -402,6 +406,8 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "seed": _between(0, 2**31 - 1),
     "teacher.dtype": _choice(*DTYPES),
     "student.dtype": _choice(*DTYPES),
+    "teacher.attention": _choice("xla", "cudnn", "own"),
+    "student.remat": _choice("", "dots", "full"),
     "teacher.devices": _at_least(0),
     "student.devices": _at_least(0),
     "student.init": _choice("teacher", "random"),
@@ -507,6 +513,11 @@ def validate(config: Config) -> None:
             "no loss is enabled: set one of "
             + ", ".join(f"config.loss.alpha_{n}" for n in ALPHAS)
             + ("" if c.teacher.name else " (without a teacher only alpha_mlm and alpha_clm count)")
+        )
+    if c.teacher.attention == "cudnn" and c.teacher.dtype != "bfloat16":
+        raise UserError(
+            f"config.teacher.attention=cudnn takes 16 bits, and config.teacher.dtype={c.teacher.dtype}; "
+            "set that to bfloat16, or attention to xla"
         )
     if not c.teacher.name and not c.student.name and not (c.student.init == "random" and c.student.overrides):
         raise UserError(

@@ -50,6 +50,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     )
     apart = teacher_mesh is not mesh
     check_rows(config, mesh, teacher_mesh)
+    check_kernel(config, mesh.devices.flat[0])
     writers.check_installed(tensorboard=config.log.tensorboard, wandb=bool(config.log.wandb))
     source = build.open_text(config)
     models = build.build_models(config, allow_pickle=allow_pickle, tell=print)
@@ -203,6 +204,14 @@ def check_rows(config: Config, mesh: jax.sharding.Mesh, teacher_mesh: jax.shardi
     check_evaluation_rows(config, mesh)
 
 
+def check_kernel(config: Config, device: Any) -> None:
+    """Raises UserError where the teacher's attention is asked of a kernel that such a device does not have."""
+    if config.teacher.attention == "cudnn" and device.platform != "gpu":
+        raise UserError(
+            f"config.teacher.attention=cudnn is a kernel of NVIDIA's GPUs, not of {device.device_kind}; set it to xla"
+        )
+
+
 def check_evaluation_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
     """As `check_rows`, for the batches of held-out text."""
     if config.evaluate.batch_size % mesh.size:
@@ -275,6 +284,7 @@ def make_training(
         # What is sampled is scored without dropout, and its probability now is compared with that.
         dropout=not on_samples(objective),
         drop_rates=build.drop_rates(config, models.student, steps=steps),
+        remat=config.student.remat,
         ramp=build.build_ramp(config, objective, steps=steps),
     )
     return Training(jax.jit(init, out_shardings=state_shardings), step, teacher_shardings)

@@ -33,10 +33,13 @@ def forward_kl(
       teacher: logits.
       temperature: T > 0.
     """
-    log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
-    p = jnp.exp(log_p)
+    # Divided by the teacher's sum at the end, all four sums are taken in one pass over the logits.
+    of_p, of_q = _below_peak(teacher)[0] / temperature, _below_peak(student)[0] / temperature
+    weights = jnp.exp(of_p)
+    total_p, total_q = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights, jnp.exp(of_q)))
     # A word the teacher rules out (-inf) costs nothing: 0 log 0 = 0.
-    return temperature**2 * jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=-1)
+    above = jnp.sum(jnp.where(weights > 0, weights * (of_p - of_q), 0.0), axis=-1, keepdims=True)
+    return (temperature**2 * (above / total_p - (jnp.log(total_p) - jnp.log(total_q))))[..., 0]
 
 
 def reverse_kl(

@@ -77,6 +77,7 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
     devices = devices_of(topology) if topology else jax.devices()
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices)
     loop.check_rows(config, mesh)
+    loop.check_kernel(config, devices[0])
     models = build.build_shapes(config)
     chip = chip_of(devices[0])
     rows, accumulation = config.train.batch_size, config.train.accumulation
@@ -88,17 +89,17 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
     tokens = rows * config.data.max_length
     print(f"an update: {rows:,} rows x {config.data.max_length} = {tokens:,} tokens in {accumulation} micro-batch(es)")
 
-    memory_at = partial(_memory_at, config, models, mesh)
-    compiled, memory = memory_at(rows, accumulation)
+    step_at = partial(compile_step, config, models, mesh)
+    compiled, memory = step_at(rows=rows, accumulation=accumulation)
     limit = chip.memory if chip else float("inf")
     print(_memory_line(memory, limit))
     if memory.peak > limit:
         print(f"does not fit: {_gb(memory.peak)} of {_gb(limit)} a device")
-        print(_what_would_fit(memory_at, config, models, mesh, limit))
+        print(_what_would_fit(step_at, config, models, mesh, limit))
         return
     moved = collectives_of(compiled)
     told = ", ".join(f"{kind} {_gb(size)}" for kind, size in sorted(moved.items())) or "none"
-    work = _work(config, models, mesh)
+    work = count_work(config, models, mesh)
     print(f"work a device: {work.flops / 1e12:.3g} TFLOP, {_gb(work.bytes_accessed)} accessed; collectives: {told}")
     if chip:
         arithmetic, reading = seconds(work, chip)
@@ -115,14 +116,20 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
         if rows >= 2 * step:
             half = rows // 2 // step * step
             fits = largest(
-                rows, step=step, at=(rows, memory), also=(half, memory_at(half, accumulation)[1]), limit=0.95 * limit
+                rows,
+                step=step,
+                at=(rows, memory),
+                also=(half, step_at(rows=half, accumulation=accumulation)[1]),
+                limit=0.95 * limit,
             )
             print(
                 f"largest batch: about {fits:,} rows (by the line through {half:,} and {rows:,}, in 95 % of the memory)"
             )
 
 
-def _memory_at(config: Config, models: build.Models, mesh: Any, rows: int, accumulation: int) -> tuple[Any, Any]:
+def compile_step(
+    config: Config, models: build.Models, mesh: Any, *, rows: int, accumulation: int
+) -> tuple[Any, Memory]:
     """(compiled step, its memory); (None, what the compiler would need) where it refuses."""
     lower = partial(_lower, config, models, mesh, rows=rows, accumulation=accumulation, head=config.loss.head)
     compiled, need = compile_or_need(lower)
@@ -141,7 +148,7 @@ def _lower(config: Config, models: build.Models, mesh: Any, *, rows: int, accumu
     )
 
 
-def _work(config: Config, models: build.Models, mesh: Any) -> Work:
+def count_work(config: Config, models: build.Models, mesh: Any) -> Work:
     """Counted on one micro-batch with a dense head, or on a part of it where that does not fit."""
     whole = config.train.batch_size // config.train.accumulation
     rows, smallest = whole, config.mask.group * mesh.size
@@ -156,18 +163,19 @@ def _work(config: Config, models: build.Models, mesh: Any) -> Work:
         rows //= 2
 
 
-def _what_would_fit(memory_at: Any, config: Config, models: build.Models, mesh: Any, limit: float) -> str:
+def _what_would_fit(step_at: Any, config: Config, models: build.Models, mesh: Any, limit: float) -> str:
     """More micro-batches are tried, as they change nothing but memory; the other ways are named."""
     c = config
     accumulation = 2 * c.train.accumulation
     while c.train.batch_size % (accumulation * c.mask.group * mesh.size) == 0:
-        _, memory = memory_at(c.train.batch_size, accumulation)
+        _, memory = step_at(rows=c.train.batch_size, accumulation=accumulation)
         if memory.peak <= limit:
             return f"config.train.accumulation={accumulation} would: {_gb(memory.peak)} a device"
         accumulation *= 2
     ways = [f"config.mesh.fsdp={2 * c.mesh.fsdp}", "more devices", "a smaller config.train.batch_size"]
     ways += ["config.student.dtype=bfloat16"] if c.student.dtype == "float32" else []
     ways += ["config.teacher.dtype=bfloat16"] if c.teacher.dtype == "float32" and c.teacher.name else []
+    ways += ["config.student.remat=dots"] if not c.student.remat else []
     masked = not models.student.family.causal
     ways += ["config.loss.tokens=masked"] if masked and c.loss.tokens == "all" else []
     return f"no number of micro-batches would; try {', '.join(ways)}"
@@ -196,6 +204,8 @@ def devices_of(topology: str) -> Sequence[Any]:
     # Without these libtpu asks the metadata server of a machine in Google's cloud.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # And lets one process in at a time, which is meant for those that use the chips.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:

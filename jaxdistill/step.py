@@ -16,8 +16,9 @@ from jaxdistill import objective as objectives
 from jaxdistill import optim, policy, sharding
 from jaxdistill.fused_head import Head
 from jaxdistill.models import intercept, layer_drop
-from jaxdistill.models.intercept import Outputs
+from jaxdistill.models.intercept import Interceptor, Outputs
 from jaxdistill.models.load import Model, embedding_of, without_attention_dropout
+from jaxdistill.models.remat import rematerialise
 from jaxdistill.objective import Objective, Signals
 
 Batch = Mapping[str, Array]
@@ -112,7 +113,7 @@ def loss_fn(
     objective: Objective,
     group: int,
     capacity: Callable[[int], int],
-    kept: Bool[Array, "layers"] | None = None,
+    interceptors: Sequence[Interceptor] = (),
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Both forward passes and the weighted sum of terms, as (loss, mean of each term): `teach`, then `student_loss`.
@@ -122,7 +123,7 @@ def loss_fn(
         labels are the next tokens, and there may be segment_ids, of documents packed in a row.
       counts: tokens behind each mask, of the whole batch where this is a micro-batch of it.
       dropout_key: None switches the student's dropout off; the teacher never has any.
-      kept: the student's layers that run (LayerDrop); None = all, and the plain model.
+      interceptors: that the student's forward pass runs under, the outermost first: LayerDrop, rematerialisation.
       group: rows whose masked positions were drawn together.
       capacity: length -> the most masked positions a group can have.
       mesh: that the rows are split over, for the fused head; None = one device.
@@ -139,7 +140,7 @@ def loss_fn(
         valid=valid,
         student=student,
         objective=objective,
-        kept=kept,
+        interceptors=interceptors,
         mesh=mesh,
     )
 
@@ -155,7 +156,7 @@ def student_loss(
     valid: Bool[Array, "groups k"] | None,
     student: Model,
     objective: Objective,
-    kept: Bool[Array, "layers"] | None = None,
+    interceptors: Sequence[Interceptor] = (),
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """As `loss_fn`, with the teacher's part done. `inputs` and `valid` are those of the batch."""
@@ -163,8 +164,7 @@ def student_loss(
     if valid is not None:
         labels = intercept.gather_tokens(labels, inputs["positions"])
         masks |= {"labels": valid, "head": valid}
-    dropped = () if kept is None else (layer_drop.keep_layers(student.family, kept),)
-    learnt = intercept.apply(student, params["student"], **inputs, dropout_key=dropout_key, interceptors=dropped)
+    learnt = intercept.apply(student, params["student"], **inputs, dropout_key=dropout_key, interceptors=interceptors)
     heads, sampling = None, objectives.on_samples(objective)
     if _fused(objective):
         taught_head = None
@@ -227,13 +227,15 @@ def make_train_step(
     freeze: Sequence[str] = (),
     dropout: bool = True,
     drop_rates: layer_drop.DropRates | None = None,
+    remat: str = "",
     ramp: objectives.Ramp | None = None,
 ) -> Callable[[TrainState, PyTree, Batch, Array], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Returns the jitted step(state, teacher_params, batch, key) -> (state, metrics).
 
     With a `teacher_mesh` other than `mesh` it is two jitted programs (`_on_two_meshes`), called in the same way.
     The state is donated; the teacher's parameters are an argument and never are. Each batch width compiles once.
-    With `drop_rates`, the student's layers are drawn anew in every step, the same for all rows and devices.
+    With `drop_rates`, the student's layers are drawn anew in every step, the same for all rows and devices. `remat` is
+    what its backward pass computes again, one of remat.POLICIES; "" = nothing.
     metrics: `loss`, one mean a term (unweighted), `grad_norm` before clipping, of what is not frozen; with `drop_rates`
     also the number of `layers` that ran, with `ramp` what stands where in this step (`ramp/temperature`).
     """
@@ -251,7 +253,9 @@ def make_train_step(
 
         def gradient(index: Array, micro: Batch, outputs: Outputs | None):
             rest: Any = micro, counts, jax.random.fold_in(key, index) if dropout else None
-            common: Any = {"student": student, "objective": aim, "kept": kept, "mesh": mesh}
+            around = [] if kept is None else [layer_drop.keep_layers(student.family, kept)]
+            around += [rematerialise(student.family, remat)] if remat else []
+            common: Any = {"student": student, "objective": aim, "interceptors": around, "mesh": mesh}
             if taught is None:
                 graded = jax.value_and_grad(loss_fn, has_aux=True)
                 common |= {"teacher": teacher, "group": group, "capacity": capacity}

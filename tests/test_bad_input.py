@@ -106,6 +106,9 @@ def test_prepared_text_of_another_length(tiny, run, tmp_path):
     ("values", "said"),
     [
         ({"student__layers": "[0,9]"}, ["9 is out of range", "0 to 3"]),
+        ({"student__remat": "some"}, ["student.remat='some'", "dots"]),
+        ({"teacher__attention": "cudnn"}, ["16 bits", "teacher.dtype=float32"]),
+        ({"teacher__attention": "cudnn", "teacher__dtype": "bfloat16"}, ["NVIDIA", "cpu"]),
         ({"student__layers": "[1,1]"}, ["1 is repeated"]),
         ({"student__layers": "[2,1]"}, ["ascend"]),
         ({"student__layers": "5"}, ["5 layers", "the teacher has 4"]),

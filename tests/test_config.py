@@ -145,6 +145,8 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "seed": ([-1, 2**31], 2**31 - 1),
     "teacher.dtype": (["float16"], "bfloat16"),
     "student.dtype": (["f32"], "bfloat16"),
+    "teacher.attention": (["flash"], "own"),
+    "student.remat": (["some"], "dots"),
     "teacher.devices": ([-1], 0),
     "student.devices": ([-1], 0),
     "student.init": (["zeros"], "teacher"),

@@ -5,6 +5,7 @@ An interceptor is `f(next, args, kwargs, context)`; it sees every submodule call
 LayerDrop and rematerialisation are further interceptors, made elsewhere and handed in.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -12,12 +13,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxdistill.fused_head import Head
+from jaxdistill.models.attention import dot_product_attention
+from jaxdistill.models.families import Family
 from jaxdistill.models.load import Model, leaf, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
+Layer = Callable[[Float[Array, "batch length width"]], list[Array]]  # the outputs of a layer, hidden states among them
 
 
 class Outputs(NamedTuple):
@@ -71,6 +76,8 @@ def apply(
         if segment_ids is not None:
             active.append(_separate(segment_ids))
     train = dropout_key is not None
+    if model.attention and not train and not attentions:
+        active.append(dot_product_attention(attention_mask, implementation=model.attention))
     with ExitStack() as stack:
         for interceptor in active:
             stack.enter_context(nn.intercept_methods(interceptor))
@@ -190,6 +197,30 @@ def gather_before(head: str, positions: Int[Array, "groups k"]) -> Interceptor:
         return next_call(*args, **kwargs)
 
     return gather
+
+
+def around_layers(family: Family, around: Callable[[Layer, Array], list[Array]]) -> Interceptor:
+    """Every layer is run as `around(layer, hidden)`, with `layer` a pure function of its hidden states.
+
+    Parameters and masks are constants to that function, so it can be handed to `lax.cond` or `jax.checkpoint`.
+    """
+    path = re.compile(re.escape(family.layers).replace(r"\{\}", r"\d+"))
+
+    def intercept(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        if context.method_name != "__call__" or not path.fullmatch("/".join(context.module.path)):
+            return next_call(*args, **kwargs)
+        # The hidden states come first in every family; DistilBERT's class names all its arguments.
+        name = None if args else next(iter(kwargs))
+        hidden = args[0] if name is None else kwargs[name]
+
+        def run(hidden: Array) -> Any:
+            return next_call(hidden, *args[1:], **kwargs) if name is None else next_call(**{**kwargs, name: hidden})
+
+        # Traced once, so that dropout draws the same numbers as in the plain model.
+        traced, shapes = jax.make_jaxpr(run, return_shape=True)(hidden)
+        return jax.tree.structure(shapes).unflatten(around(jaxpr_as_fun(traced), hidden))
+
+    return intercept
 
 
 def _fixed_head_activation(head: str, activation: str) -> Interceptor:

@@ -5,18 +5,15 @@ model is measured without cutting it out, and one compiled program measures them
 """
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdistill.models.families import Family
-from jaxdistill.models.intercept import Interceptor
+from jaxdistill.models.intercept import Interceptor, Layer, around_layers
 
 DropRates = Callable[[Int[Array, ""]], Float[Array, "layers"]]  # training step -> probability of each layer
 
@@ -49,27 +46,14 @@ def keep_layers(family: Family, kept: Bool[Array, "layers"]) -> Interceptor:
 
     It counts the calls of a forward pass (ALBERT runs one set of parameters several times), so make one for each.
     """
-    path = re.compile(re.escape(family.layers).replace(r"\{\}", r"\d+"))
     calls = itertools.count()
 
-    def intercept(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        if context.method_name != "__call__" or not path.fullmatch("/".join(context.module.path)):
-            return next_call(*args, **kwargs)
-        # The hidden states come first in every family; DistilBERT's class names all its arguments.
-        name = None if args else next(iter(kwargs))
-        hidden = args[0] if name is None else kwargs[name]
-
-        def run(hidden: Array) -> Any:
-            return next_call(hidden, *args[1:], **kwargs) if name is None else next_call(**{**kwargs, name: hidden})
-
-        # Traced once, so that dropout draws the same numbers as in the plain model.
-        traced, shapes = jax.make_jaxpr(run, return_shape=True)(hidden)
-        leaves, tree = jax.tree.flatten(shapes)
-
+    def drop(run: Layer, hidden: Array) -> list[Array]:
         def skip(hidden: Array) -> list[Array]:
             # What a layer returns beside its hidden states (attention maps) is 0 where it does not run.
-            return [hidden if x.shape == hidden.shape else jnp.zeros(x.shape, x.dtype) for x in leaves]
+            shapes = jax.eval_shape(run, hidden)
+            return [hidden if x.shape == hidden.shape else jnp.zeros(x.shape, x.dtype) for x in shapes]
 
-        return tree.unflatten(jax.lax.cond(kept[next(calls)], jaxpr_as_fun(traced), skip, hidden))
+        return jax.lax.cond(kept[next(calls)], run, skip, hidden)
 
-    return intercept
+    return around_layers(family, drop)

@@ -74,6 +74,7 @@ class Model:
     flax: Any  # transformers.FlaxPreTrainedModel, made with _do_init=False
     config: Any  # transformers.PretrainedConfig
     family: Family
+    attention: str = ""  # the kernel of its self-attention at inference, see models/attention.py; "" = the class's own
 
     @property
     def num_layers(self) -> int:
@@ -216,7 +217,7 @@ def end_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
-def build(config: Any, *, dtype: Any = jnp.float32) -> Model:
+def build(config: Any, *, dtype: Any = jnp.float32, attention: str = "") -> Model:
     """The Flax masked or causal LM class of `config`, without parameters; `dtype` is that of the computation.
 
     Raises UserError for a configuration that the Flax class cannot follow.
@@ -228,7 +229,7 @@ def build(config: Any, *, dtype: Any = jnp.float32) -> Model:
     auto = FlaxAutoModelForCausalLM if family.causal else FlaxAutoModelForMaskedLM
     with _quiet(), jax.numpy_rank_promotion("allow"):  # the library's classes broadcast biases implicitly
         flax = auto.from_config(_flax_config(config, family), _do_init=False, dtype=dtype)
-    return Model(flax=flax, config=config, family=family)
+    return Model(flax=flax, config=config, family=family, attention=attention)
 
 
 def without_attention_dropout(model: Model) -> Model:
@@ -239,7 +240,7 @@ def without_attention_dropout(model: Model) -> Model:
     config = copy.deepcopy(model.config)
     names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
     setattr(config, next(name for name in names if hasattr(config, name)), 0.0)
-    return build(config, dtype=model.flax.dtype)
+    return build(config, dtype=model.flax.dtype, attention=model.attention)
 
 
 def shortened(model: Model, length: int) -> Model:
@@ -255,7 +256,7 @@ def shortened(model: Model, length: int) -> Model:
     if max(length, least) >= config.max_position_embeddings:
         return model
     config.max_position_embeddings = max(length, least)
-    return build(config, dtype=model.flax.dtype)
+    return build(config, dtype=model.flax.dtype, attention=model.attention)
 
 
 def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:

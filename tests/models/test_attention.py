@@ -1,0 +1,78 @@
+"""Attention by jax's kernel is that of the classes, by value and gradient, and leaves alone what it cannot do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxdistill.models import attention, intercept, load
+
+KINDS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
+
+
+def run(kind: str, implementation: str, params: Any, **wanted: Any) -> intercept.Outputs:
+    model = load.build(tiny.model(kind).config, attention=implementation)
+    ids, mask = tiny.batch(kind)
+    return intercept.apply(
+        model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True, **wanted
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that were asked for, one a layer."""
+    made: list[str] = []
+    kernel = jax.nn.dot_product_attention
+
+    def seen(*args: Any, **kwargs: Any) -> jax.Array:
+        made.append(kwargs["implementation"])
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", seen)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradient_are_those_of_the_class(kind: str, calls: list[str]) -> None:
+    """At the real tokens: what stands at padding is nobody's."""
+    _, mask = tiny.batch(kind)
+    assert not mask.all()
+
+    def number(params: Any, implementation: str) -> tuple[jax.Array, Any]:
+        outputs = run(kind, implementation, params)
+        return jnp.sum(jnp.where(mask[..., None], jnp.sin(outputs.logits), 0.0)), outputs.logits
+
+    graded = jax.value_and_grad(number, has_aux=True)
+    ((own, own_logits), own_gradient), made = graded(tiny.params(kind), ""), list(calls)
+    ((ours, logits), gradient) = graded(tiny.params(kind), "xla")
+    assert made == [] and calls == ["xla"] * tiny.model(kind).num_layers
+    np.testing.assert_allclose(logits[mask], own_logits[mask], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours, own, rtol=1e-5)
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(own_gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), gradient, own_gradient)
+
+
+def test_maps_and_dropout_are_the_class_s_own(calls: list[str]) -> None:
+    params = tiny.params("bert")
+    maps = run("bert", "xla", params, attentions=True).attentions
+    assert len(maps) == 2 and calls == []
+    noisy = run("bert", "xla", params, dropout_key=jax.random.key(0))
+    np.testing.assert_array_equal(noisy.logits, run("bert", "", params, dropout_key=jax.random.key(0)).logits)
+    assert calls == []
+
+
+@pytest.mark.parametrize("kind", ["albert", "gpt2", "llama"])
+def test_other_classes_run_as_they_are(kind: str, calls: list[str]) -> None:
+    ours, own = (run(kind, implementation, tiny.params(kind)).logits for implementation in ("xla", ""))
+    np.testing.assert_array_equal(ours, own)
+    assert calls == []
+
+
+@pytest.mark.parametrize("name", attention.CLASSES)
+def test_every_class_is_one_of_transformers(name: str) -> None:
+    families = ("bert", "roberta", "xlm_roberta", "electra", "distilbert")
+    modules = [__import__(f"transformers.models.{x}.modeling_flax_{x}", fromlist=["x"]) for x in families]
+    assert sum(hasattr(module, name) for module in modules) == 1
