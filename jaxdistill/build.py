@@ -155,24 +155,28 @@ def _teacher_model(config: Config, *, allow_pickle: bool) -> tuple[Model | None,
     if not config.teacher.name:
         return None, None
     folder = load.resolve(config.teacher.name, revision=config.teacher.revision, allow_pickle=allow_pickle)
-    attention = "" if config.teacher.attention == "own" else config.teacher.attention
-    return load.build(load.load_config(folder), dtype=jnp.dtype(config.teacher.dtype), attention=attention), folder
+    return build_model(load.load_config(folder), config.teacher), folder
+
+
+def build_model(model_config: Any, side: Config) -> Model:
+    """The class of a transformers config; `side` is config.teacher or config.student."""
+    attention = "" if side.attention == "own" else side.attention
+    return load.build(model_config, dtype=jnp.dtype(side.dtype), attention=attention)
 
 
 def _student_model(config: Config, teacher: Model | None, *, allow_pickle: bool) -> Made:
     """Restore order after this run's own checkpoints: another run, a Hugging Face folder, the teacher, scratch."""
     c = config.student
-    dtype = jnp.dtype(c.dtype)
     if c.name:
         own = Path(c.name) / "student"
         folder = own if _is_run(c.name) else load.resolve(c.name, revision=c.revision, allow_pickle=allow_pickle)
-        return Made(load.build(load.load_config(folder), dtype=dtype), None, folder)
+        return Made(build_model(load.load_config(folder), c), None, folder)
     overrides = dict(c.overrides or {})
     if c.init == "random":
         base = _scratch_config(overrides) if teacher is None else teacher.config
         family = overrides.pop("model_type", base.model_type)
         made = student.student_config(base, family=family, layers=(), overrides=overrides)
-        return Made(load.build(made, dtype=dtype), None, None)
+        return Made(build_model(made, c), None, None)
     assert teacher is not None  # validate() saw to it
     spec = c.layers if c.layers is not None else max(teacher.num_layers // 2, 1)
     spec = tuple(spec) if isinstance(spec, list | tuple) else spec
@@ -180,7 +184,7 @@ def _student_model(config: Config, teacher: Model | None, *, allow_pickle: bool)
     cut = student.student_config(
         teacher.config, family=c.family or teacher.config.model_type, layers=layers, overrides=overrides
     )
-    return Made(load.build(cut, dtype=dtype), layers, None)
+    return Made(build_model(cut, c), layers, None)
 
 
 def _student_params(

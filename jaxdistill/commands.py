@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxdistill import build, loop, search, sharding
@@ -155,7 +154,7 @@ def evaluate(
     teacher, teacher_params = build.build_teacher(config, allow_pickle=allow_pickle)
     # In the dtypes of the run, so that its own figures come out again.
     teacher_params = build.stored(teacher_params, config.teacher.dtype)
-    made = load.build(found.model.config, dtype=jnp.dtype(config.student.dtype))
+    made = build.build_model(found.model.config, config.student)
     models = build.Models(made, found.params, teacher, teacher_params, found.tokenizer, None)
     text = build.prepare_text(config, source, found.tokenizer, causal=made.family.causal, tell=print)
     mesh = sharding.make_mesh(data=-1, fsdp=1)

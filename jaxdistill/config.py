@@ -49,6 +49,7 @@ def base() -> Config:
     # Architecture fields, {"num_attention_heads": 6, ...}; sizes only with init=random; no teacher: also "model_type".
     config.student.overrides = config_dict.placeholder(object)
     config.student.dtype = "float32"  # compute; parameters and losses are float32
+    config.student.attention = "xla"  # as the teacher's; with attention dropout, training is by its class's own
     # Computed again in the backward pass, to save memory: "" = nothing | dots: all but products with parameters | full.
     config.student.remat = ""
     config.student.devices = 0  # that it has to itself, the first; 0 = all, with the teacher
@@ -407,6 +408,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "teacher.dtype": _choice(*DTYPES),
     "student.dtype": _choice(*DTYPES),
     "teacher.attention": _choice("xla", "cudnn", "own"),
+    "student.attention": _choice("xla", "cudnn", "own"),
     "student.remat": _choice("", "dots", "full"),
     "teacher.devices": _at_least(0),
     "student.devices": _at_least(0),
@@ -514,11 +516,12 @@ def validate(config: Config) -> None:
             + ", ".join(f"config.loss.alpha_{n}" for n in ALPHAS)
             + ("" if c.teacher.name else " (without a teacher only alpha_mlm and alpha_clm count)")
         )
-    if c.teacher.attention == "cudnn" and c.teacher.dtype != "bfloat16":
-        raise UserError(
-            f"config.teacher.attention=cudnn takes 16 bits, and config.teacher.dtype={c.teacher.dtype}; "
-            "set that to bfloat16, or attention to xla"
-        )
+    for side in ("teacher", "student"):
+        if c[side].attention == "cudnn" and c[side].dtype != "bfloat16":
+            raise UserError(
+                f"config.{side}.attention=cudnn takes 16 bits, and config.{side}.dtype={c[side].dtype}; "
+                "set that to bfloat16, or attention to xla"
+            )
     if not c.teacher.name and not c.student.name and not (c.student.init == "random" and c.student.overrides):
         raise UserError(
             "config.teacher.name is empty, so there is nothing to cut a student from; name a teacher, or a "

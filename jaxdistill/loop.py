@@ -205,11 +205,12 @@ def check_rows(config: Config, mesh: jax.sharding.Mesh, teacher_mesh: jax.shardi
 
 
 def check_kernel(config: Config, device: Any) -> None:
-    """Raises UserError where the teacher's attention is asked of a kernel that such a device does not have."""
-    if config.teacher.attention == "cudnn" and device.platform != "gpu":
-        raise UserError(
-            f"config.teacher.attention=cudnn is a kernel of NVIDIA's GPUs, not of {device.device_kind}; set it to xla"
-        )
+    """Raises UserError where attention is asked of a kernel that such a device does not have."""
+    for side in ("teacher", "student"):
+        if config[side].attention == "cudnn" and device.platform != "gpu":
+            raise UserError(
+                f"config.{side}.attention=cudnn is a kernel of NVIDIA's GPUs, not of {device.device_kind}; set xla"
+            )
 
 
 def check_evaluation_rows(config: Config, mesh: jax.sharding.Mesh) -> None:

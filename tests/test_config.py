@@ -146,6 +146,7 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "teacher.dtype": (["float16"], "bfloat16"),
     "student.dtype": (["f32"], "bfloat16"),
     "teacher.attention": (["flash"], "own"),
+    "student.attention": (["flash"], "own"),
     "student.remat": (["some"], "dots"),
     "teacher.devices": ([-1], 0),
     "student.devices": ([-1], 0),

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from jaxdistill.fused_head import Head
 from jaxdistill.models.attention import dot_product_attention
 from jaxdistill.models.families import Family
-from jaxdistill.models.load import Model, leaf, shortened, with_tied_head
+from jaxdistill.models.load import Model, attention_dropout, leaf, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
 Layer = Callable[[Float[Array, "batch length width"]], list[Array]]  # the outputs of a layer, hidden states among them
@@ -76,7 +76,7 @@ def apply(
         if segment_ids is not None:
             active.append(_separate(segment_ids))
     train = dropout_key is not None
-    if model.attention and not train and not attentions:
+    if model.attention and not attentions and not (train and attention_dropout(model.config)):
         active.append(dot_product_attention(attention_mask, implementation=model.attention))
     with ExitStack() as stack:
         for interceptor in active:

@@ -74,7 +74,7 @@ class Model:
     flax: Any  # transformers.FlaxPreTrainedModel, made with _do_init=False
     config: Any  # transformers.PretrainedConfig
     family: Family
-    attention: str = ""  # the kernel of its self-attention at inference, see models/attention.py; "" = the class's own
+    attention: str = ""  # the kernel of its self-attention, see models/attention.py; "" = the class's own
 
     @property
     def num_layers(self) -> int:
@@ -238,9 +238,18 @@ def without_attention_dropout(model: Model) -> Model:
     A map with entries set to 0 is not the distribution that attention transfer compares.
     """
     config = copy.deepcopy(model.config)
-    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-    setattr(config, next(name for name in names if hasattr(config, name)), 0.0)
+    setattr(config, _attention_dropout(config), 0.0)
     return build(config, dtype=model.flax.dtype, attention=model.attention)
+
+
+def attention_dropout(config: Any) -> float:
+    """The probability with which a model leaves out attention weights in training."""
+    return getattr(config, _attention_dropout(config))
+
+
+def _attention_dropout(config: Any) -> str:
+    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    return next(name for name in names if hasattr(config, name))
 
 
 def shortened(model: Model, length: int) -> Model:

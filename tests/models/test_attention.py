@@ -13,8 +13,9 @@ from jaxdistill.models import attention, intercept, load
 KINDS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 
 
-def run(kind: str, implementation: str, params: Any, **wanted: Any) -> intercept.Outputs:
+def run(kind: str, implementation: str, params: Any, *, dropout: bool = True, **wanted: Any) -> intercept.Outputs:
     model = load.build(tiny.model(kind).config, attention=implementation)
+    model = model if dropout else load.without_attention_dropout(model)
     ids, mask = tiny.batch(kind)
     return intercept.apply(
         model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True, **wanted
@@ -62,6 +63,17 @@ def test_maps_and_dropout_are_the_class_s_own(calls: list[str]) -> None:
     noisy = run("bert", "xla", params, dropout_key=jax.random.key(0))
     np.testing.assert_array_equal(noisy.logits, run("bert", "", params, dropout_key=jax.random.key(0)).logits)
     assert calls == []
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_training_without_dropout_on_the_maps(kind: str, calls: list[str]) -> None:
+    """The rest of the dropout draws what it draws in the class."""
+    settings = {"dropout": False, "dropout_key": jax.random.key(0)}
+    ours, own = (run(kind, implementation, tiny.params(kind), **settings).logits for implementation in ("xla", ""))
+    assert calls == ["xla"] * tiny.model(kind).num_layers
+    _, mask = tiny.batch(kind)
+    np.testing.assert_allclose(ours[mask], own[mask], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(ours[mask], run(kind, "", tiny.params(kind)).logits[mask], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["albert", "gpt2", "llama"])
