@@ -6,13 +6,15 @@
 BERT-base into DistilBERT by the recipe configs/bert_mlm.py in bfloat16, `rows` of 128 tokens a device, every token
 through the head; a way is a number of micro-batches, and what is rematerialised. Nothing is run. Memory, work and
 collectives are XLA's counts, the same in every run: work is that of the program with a dense head (`jaxdistill plan`
-says why), the rest that of the step as it runs. `expected` is the sum of what the TPU compiler's cost model expects of
+says why), the rest that of the step as it runs. XLA counts what lies in the on-chip memory as accessed too; `off chip`
+leaves it out, and is at most. `expected` is the sum of what the TPU compiler's cost model expects of
 each instruction, one after the other, loops times their passes: no measurement, but it knows the vector unit and the
 on-chip memory, which counts of work and bytes do not. --parts splits it by part of the models.
 """
 
 import argparse
 import itertools
+import math
 import re
 import tempfile
 from collections import Counter
@@ -31,11 +33,24 @@ RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
 CLOCK = {"TPU v5 lite": 1.5e9}
 
 
+# Layouts as the compiler writes them: f32[768,30522]{0,1:T(8,128)S(1)} lies on the chip.
+OFF_CHIP, ANYWHERE = r"(?!\{[^}]*S\()", ""
+PREFETCHED = ("copy-done", "slice-done")
+SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-start", "slice-start", "after-all")
+
+
+class Instruction(NamedTuple):
+    source: str  # the operation that it comes from
+    cycles: int  # expected
+    moved: int  # bytes to or from the memory off the chip, at most: of what it slices, the whole
+
+
 class Figures(NamedTuple):
     memory: plan.Memory
     work: plan.Work
     collectives: dict[str, int]
-    cycles: dict[str, int]  # expected, by instruction's name in the source
+    cycles: dict[str, int]  # expected, by source
+    moved: int  # bytes to and from the memory off the chip, at most
 
 
 def figures(topology: str, settings: dict[str, Any]) -> Figures:
@@ -58,14 +73,16 @@ def figures(topology: str, settings: dict[str, Any]) -> Figures:
     compiled, memory = plan.compile_step(config, models, mesh, rows=rows, accumulation=accumulation)
     if compiled is None:
         raise SystemExit(f"{topology}, {settings}: needs {memory.peak / 1e9:.1f} GB a device")
+    ran = list(instructions(compiled.as_text()))
     cycles: Counter[str] = Counter()
-    for source, expected in instructions(compiled.as_text()):
-        cycles[source] += expected
-    return Figures(memory, plan.count_work(config, models, mesh), plan.collectives_of(compiled), dict(cycles))
+    for one in ran:
+        cycles[one.source] += one.cycles
+    work, moved = plan.count_work(config, models, mesh), sum(one.moved for one in ran)
+    return Figures(memory, work, plan.collectives_of(compiled), dict(cycles), moved)
 
 
-def instructions(text: str) -> Iterator[tuple[str, int]]:
-    """(the operation in the source, expected cycles) of all that a compiled program runs, loops times their passes."""
+def instructions(text: str) -> Iterator[Instruction]:
+    """All that a compiled program runs, loops times their passes."""
     bodies: dict[str, list[str]] = {}
     entry, body = "", None
     for line in text.splitlines():
@@ -77,17 +94,34 @@ def instructions(text: str) -> Iterator[tuple[str, int]]:
         elif body is not None:
             body.append(line)
 
-    def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
+    def walk(name: str, times: int) -> Iterator[Instruction]:
+        results: dict[str, int] = {}
         for line in bodies[name]:
             if loop := re.search(r" while\(.* condition=%?([\w.-]+), body=%?([\w.-]+)", line):
                 # A scan's condition compares its counter with one constant.
                 (passes,) = re.findall(r" s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[loop[1]]))
                 yield from walk(loop[2], times * int(passes))
-            elif cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+            elif found := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", line):
+                result, shape, kind, operands = found.groups()
+                results[result] = size(shape, of=OFF_CHIP)
+                moved = results[result] + sum(results.get(x, 0) for x in re.findall(r"%([\w.-]+)", operands))
+                if kind in PREFETCHED:  # one of its sides is on the chip
+                    moved = size(shape, of=ANYWHERE)
                 source = re.search(r'op_name="([^"]*)"', line)
-                yield source[1] if source else "", times * int(cycles[1])
+                cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+                yield Instruction(
+                    source[1] if source else "",
+                    times * int(cycles[1]) if cycles else 0,
+                    0 if kind in SILENT else times * moved,
+                )
 
     return walk(entry, 1)
+
+
+def size(shape: str, *, of: str) -> int:
+    """Bytes of the arrays of an HLO shape whose layouts match."""
+    arrays = re.findall(rf"(\w+)\[([\d,]*)\]{of}", shape)
+    return sum(plan.BYTES.get(kind, 4) * math.prod(map(int, filter(None, sizes.split(",")))) for kind, sizes in arrays)
 
 
 def part(source: str) -> str:
@@ -111,8 +145,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="a device")
     parser.add_argument("--parts", type=int, default=0, help="also how many parts to show of each")
     args = parser.parse_args()
-    columns = "slice", "micro-batches", "remat", "temporary GB", "peak GB", "TFLOP", "GB accessed", "arithmetic ms"
-    table = Table(*columns, "memory ms", "collectives GB", "expected ms")
+    columns = "slice", "micro-batches", "remat", "temporary GB", "peak GB", "TFLOP", "ms", "accessed GB", "ms"
+    table = Table(*columns, "off chip GB", "ms", "collectives GB", "expected ms")
     for column in table.columns[3:]:
         column.justify = "right"
     console = Console(width=140)
@@ -124,14 +158,18 @@ def main() -> None:
         accumulation, _, remat = way.partition(":")
         settings = {"train.batch_size": args.rows * len(devices), "train.accumulation": accumulation}
         found = figures(topology, settings | {"student.remat": remat})
+        arithmetic, memory = plan.seconds(found.work, chip)
         table.add_row(
             topology,
             accumulation,
             remat or "none",
             *(f"{size / 1e9:.2f}" for size in (found.memory.temporaries, found.memory.peak)),
             f"{found.work.flops / 1e12:.2f}",
+            f"{1e3 * arithmetic:.1f}",
             f"{found.work.bytes_accessed / 1e9:.1f}",
-            *(f"{1e3 * x:.1f}" for x in plan.seconds(found.work, chip)),
+            f"{1e3 * memory:.1f}",
+            f"{found.moved / 1e9:.1f}",
+            f"{1e3 * found.moved / chip.bandwidth:.1f}",
             f"{sum(found.collectives.values()) / 1e9:.2f}",
             f"{1e3 * sum(found.cycles.values()) / clock:.0f}",
         )

