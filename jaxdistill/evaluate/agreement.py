@@ -43,5 +43,6 @@ def rank_of(logits: Float[Array, "*tokens vocab"], words: Int[Array, "*tokens"])
     """
     words = words[..., None]
     own = jnp.take_along_axis(logits, words, axis=-1)
-    before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[-1]) < words))
+    index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    before = (logits > own) | ((logits == own) & (index < words))
     return before.sum(axis=-1)
