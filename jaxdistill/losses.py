@@ -145,6 +145,12 @@ def log_softmax(logits: Float[Array, "*tokens vocab"], temperature: Scalar) -> F
     return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
 
 
+def softmax(logits: Float[Array, "*tokens vocab"], temperature: Scalar) -> Float[Array, "*tokens vocab"]:
+    """softmax(logits / T) in float32, of the same exponentials and sum as `forward_kl` and `cross_entropy` take."""
+    weights = jnp.exp(_below_peak(logits)[0] / temperature)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
 def _below_peak(
     logits: Float[Array, "*tokens vocab"],
 ) -> tuple[Float[Array, "*tokens vocab"], Float[Array, "*tokens 1"]]:
