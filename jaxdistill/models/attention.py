@@ -5,7 +5,7 @@ needed: not with dropout on them, and not where they are an output.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -21,11 +21,13 @@ CLASSES = {
 }
 
 
-def dot_product_attention(attention_mask: Bool[Array, "batch length"], *, implementation: str) -> Callable[..., Any]:
+def dot_product_attention(
+    attention_mask: Bool[Array, "batch length"], *, implementation: Literal["xla", "cudnn"]
+) -> Callable[..., Any]:
     """An interceptor under which the self-attention of CLASSES is jax's; other classes run as they are.
 
     Args:
-      implementation: xla | cudnn, as jax.nn.dot_product_attention has it; cudnn takes 16-bit numbers on a GPU alone.
+      implementation: as jax.nn.dot_product_attention has it; cudnn takes 16-bit numbers on a GPU alone.
     """
     keys = attention_mask[:, None, None, :]
 

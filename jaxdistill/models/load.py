@@ -67,6 +67,9 @@ _FIXED_FIELDS: dict[str, tuple[tuple[str, ...], Any]] = {
 }
 
 
+Kernel = Literal["", "xla", "cudnn"]
+
+
 @dataclass(frozen=True)
 class Model:
     """A Flax class without parameters: those are arguments everywhere."""
@@ -74,7 +77,7 @@ class Model:
     flax: Any  # transformers.FlaxPreTrainedModel, made with _do_init=False
     config: Any  # transformers.PretrainedConfig
     family: Family
-    attention: str = ""  # the kernel of its self-attention, see models/attention.py; "" = the class's own
+    attention: Kernel = ""  # the kernel of its self-attention, see models/attention.py; "" = the class's own
 
     @property
     def num_layers(self) -> int:
@@ -217,7 +220,7 @@ def end_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
-def build(config: Any, *, dtype: Any = jnp.float32, attention: str = "") -> Model:
+def build(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "") -> Model:
     """The Flax masked or causal LM class of `config`, without parameters; `dtype` is that of the computation.
 
     Raises UserError for a configuration that the Flax class cannot follow.
