@@ -243,6 +243,7 @@ def run(
     dropout: bool = False,
     freeze: tuple[str, ...] = (),
     layer_drop: float | None = None,
+    remat: str = "",
 ) -> SimpleNamespace:
     """Three updates; the gradient that reached the optimizer in the last one is kept in its state."""
     made = models()
@@ -286,6 +287,7 @@ def run(
         freeze=freeze,
         dropout=dropout,
         drop_rates=None if layer_drop is None else lambda step: jnp.full(made.student.num_layers, layer_drop),
+        remat=remat,
     )
     result = SimpleNamespace(step=step, shardings=shardings, optimizer=optimizer, metrics=[])
     result.begin = lambda: jax.jit(init, out_shardings=shardings)(made.params)
@@ -321,6 +323,13 @@ def test_eight_devices_are_one(mesh: str) -> None:
     assert_same_run(many, run("one"))
     split = [x for x in jax.tree.leaves(many.state.params) if not x.sharding.is_fully_replicated]
     assert bool(split) == (mesh == "fsdp")
+
+
+@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
+def test_rematerialised_layers_change_nothing(remat: str) -> None:
+    """With micro-batches and LayerDrop, which are traced around it."""
+    settings: dict[str, Any] = {"accumulation": 2, "dropout": True, "layer_drop": 0.3}
+    assert_same_run(run("fsdp", remat=remat, **settings), run("one", **settings))
 
 
 def test_dropout_on_eight_devices_is_dropout_on_one() -> None:
