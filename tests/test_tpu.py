@@ -28,10 +28,10 @@ def eight(benchmark) -> Any:
 
 
 def test_a_step_on_eight_chips(eight):
-    assert eight.memory.temporaries < 3e9  # 2.76; the goal was 4
+    assert eight.memory.temporaries < 3e9  # 2.79; the goal was 4
     assert eight.work.flops == pytest.approx(21.1e12, rel=0.01)
     assert eight.moved / V5E.bandwidth < eight.work.flops / V5E.flops  # bound by arithmetic
-    assert sum(eight.cycles.values()) < 350e6  # 345: 230 ms
+    assert sum(eight.cycles.values()) < 350e6  # 335: 223 ms
 
 
 def test_weak_scaling_to_sixteen(benchmark, eight):
