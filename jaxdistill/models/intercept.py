@@ -22,6 +22,7 @@ from jaxdistill.models.families import Family
 from jaxdistill.models.load import Model, attention_dropout, leaf, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
+HeadWeights = tuple[Float[Array, "width vocab"], Float[Array, " vocab"] | None]  # kernel and bias
 Layer = Callable[[Float[Array, "batch length width"]], list[Array]]  # the outputs of a layer, hidden states among them
 
 
@@ -77,7 +78,8 @@ def apply(
             active.append(_separate(segment_ids))
     train = dropout_key is not None
     if model.attention and not attentions and not (train and attention_dropout(model.config)):
-        active.append(dot_product_attention(attention_mask, implementation=model.attention))
+        positions_in_text = inputs.get("position_ids")
+        active.append(dot_product_attention(attention_mask, positions_in_text, implementation=model.attention))
     with ExitStack() as stack:
         for interceptor in active:
             stack.enter_context(nn.intercept_methods(interceptor))
@@ -96,8 +98,8 @@ def apply(
     return Outputs(out.logits, out.hidden_states or (), out.attentions or (), *features)
 
 
-def head_of(model: "Model", params: Any, outputs: Outputs) -> Head:
-    """The vocabulary projection by itself: `outputs.logits` without the [tokens, vocab] array."""
+def head_weights(model: Model, params: Any) -> HeadWeights:
+    """Of the vocabulary projection: with them and the features that it sees, `outputs.logits` can be made elsewhere."""
     family = model.family
     if family.causal:
         kernel = with_tied_head(model, params)[family.projection]["kernel"]
@@ -105,8 +107,13 @@ def head_of(model: "Model", params: Any, outputs: Outputs) -> Head:
         kernel = leaf(params, f"{family.layers.split('/')[0]}/embeddings/word_embeddings/embedding").T
     else:
         kernel = leaf(params, f"{family.projection}/kernel")
+    return kernel, leaf(params, family.projection_bias) if family.projection_bias else None
+
+
+def head_of(model: Model, params: Any, outputs: Outputs) -> Head:
+    """The vocabulary projection by itself: `outputs.logits` without the [tokens, vocab] array."""
     assert outputs.features is not None
-    return Head(outputs.features, kernel, leaf(params, family.projection_bias) if family.projection_bias else None)
+    return Head(outputs.features, *head_weights(model, params))
 
 
 def position_ids(
