@@ -255,8 +255,8 @@ def _in_chunks(
     def one(piece: Any) -> tuple[Any, Array | None]:
         """((sums, gradient of kernel, of bias), gradient of features) of a chunk."""
         (own, taught), labels, masks = piece
-        s = _logits(learning._replace(features=own), cap=settings.soft_caps[0])
-        t = teaching and _logits(teaching._replace(features=taught), cap=settings.soft_caps[1])
+        s = logits(learning._replace(features=own), cap=settings.soft_caps[0])
+        t = teaching and logits(teaching._replace(features=taught), cap=settings.soft_caps[1])
         values, slope = {}, jnp.zeros(s.shape, jnp.float32)
         for name, mask in masks.items():
             value, gradient = _loss(name, s, t, labels, settings, temperature)
@@ -291,8 +291,10 @@ def _in_chunks(
     return values, jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), whole, student)
 
 
-def _logits(head: Head, *, cap: float) -> Logits:
-    logits = jnp.matmul(head.features, head.kernel, preferred_element_type=jnp.float32)
+def logits(head: Head, *, cap: float = 0.0) -> Float[Array, "*tokens vocab"]:
+    """The array itself, for a few tokens at a time; `cap` as in soft_caps."""
+    kernel = head.kernel.astype(head.features.dtype)
+    values = jnp.matmul(head.features, kernel, preferred_element_type=jnp.float32)
     if head.bias is not None:
-        logits += head.bias.astype(jnp.float32)[None, :]
-    return (cap * jnp.tanh(logits / cap) if cap else logits).astype(head.features.dtype)
+        values += jnp.broadcast_to(head.bias.astype(jnp.float32), values.shape)
+    return (cap * jnp.tanh(values / cap) if cap else values).astype(head.features.dtype)

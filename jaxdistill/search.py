@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdistill import sharding
-from jaxdistill.evaluate.context import Context, labelled_logits
-from jaxdistill.losses import cross_entropy, forward_kl, masked_sum
+from jaxdistill.evaluate.context import Context, labelled, token_sums
+from jaxdistill.fused_head import Head
+from jaxdistill.losses import cross_entropy, forward_kl
 from jaxdistill.models.layer_drop import kept_mask
 from jaxdistill.models.student import resolve_layers
 
@@ -57,31 +58,35 @@ def named(count: int, *, of: int) -> dict[Layers, str]:
 def make_scorer(context: Context) -> Callable[[PyTree, Sequence[Layers]], list[Score]]:
     """Returns score(params, subsets): held-out loss, and KL to the whole model, of each; compiled once for all."""
     model = context.student
-    whole = jax.jit(lambda params, batch: labelled_logits(context, model, params, batch))
+    whole = jax.jit(lambda params, batch: labelled(context, model, params, batch))
 
     @jax.jit
     def sums(
-        params: PyTree,
-        kept: Bool[Array, "layers"],
-        batch: Mapping[str, Array],
-        teacher: Float[Array, "batch k vocab"],
-    ) -> tuple[Array, Array]:
-        logits, labels, valid = labelled_logits(context, model, params, batch, kept)
-        nll = masked_sum(cross_entropy(logits, labels), valid)
-        return nll, masked_sum(forward_kl(logits, teacher, temperature=1.0), valid)
+        params: PyTree, kept: Bool[Array, "layers"], batch: Mapping[str, Array], teacher: Head
+    ) -> dict[str, Array]:
+        return token_sums(context, _score, labelled(context, model, params, batch, kept), teacher)
 
     def score(params: PyTree, subsets: Sequence[Layers]) -> list[Score]:
         totals, count = np.zeros((len(subsets), 2)), 0
         for host_batch in context.batches:
             batch = sharding.put_batch(dict(host_batch), context.mesh)
-            teacher, _, valid = whole(params, batch)  # once a batch, whatever the number of subsets
-            count += int(valid.sum())
+            teacher = whole(params, batch)  # once a batch, whatever the number of subsets
+            count += int(teacher.valid.sum())
             for i, layers in enumerate(subsets):
-                totals[i] += jax.device_get(sums(params, kept_mask(layers, of=model.num_layers), batch, teacher))
+                found = jax.device_get(sums(params, kept_mask(layers, of=model.num_layers), batch, teacher.head))
+                totals[i] += found["nll"], found["kl"]
         means = totals / max(count, 1)
         return [Score(layers, float(nll), float(kl)) for layers, (nll, kl) in zip(subsets, means, strict=True)]
 
     return score
+
+
+def _score(
+    labels: Int[Array, "batch tokens"],
+    logits: Float[Array, "batch tokens vocab"],
+    teacher: Float[Array, "batch tokens vocab"],
+) -> dict[str, Float[Array, "batch tokens"]]:
+    return {"nll": cross_entropy(logits, labels), "kl": forward_kl(logits, teacher, temperature=1.0)}
 
 
 def _one_fewer(layers: Layers) -> list[Layers]:

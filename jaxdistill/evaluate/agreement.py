@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxdistill.evaluate.context import Context, Evaluator, labelled_logits, totals
-from jaxdistill.losses import forward_kl, masked_sum
+from jaxdistill.evaluate.context import Context, Evaluator, labelled, token_sums, totals
+from jaxdistill.losses import forward_kl
 
 
 def make_agreement(context: Context) -> Evaluator:
@@ -18,15 +18,9 @@ def make_agreement(context: Context) -> Evaluator:
 
     @jax.jit
     def sums(student_params: PyTree, teacher_params: PyTree, batch: Mapping[str, Array]) -> dict[str, Array]:
-        student, _, valid = labelled_logits(context, context.student, student_params, batch)
-        teacher, _, _ = labelled_logits(context, teacher_model, teacher_params, batch)
-        rank = rank_of(student, teacher.argmax(axis=-1))
-        return {
-            "kl": masked_sum(forward_kl(student, teacher, temperature=1.0), valid),
-            "top1": masked_sum((rank < 1).astype("float32"), valid),
-            "top5": masked_sum((rank < 5).astype("float32"), valid),
-            "count": valid.sum(dtype="float32"),
-        }
+        student = labelled(context, context.student, student_params, batch)
+        teacher = labelled(context, teacher_model, teacher_params, batch)
+        return token_sums(context, _compare, student, teacher.head)
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
         whole = totals(context, sums, student_params, teacher_params)
@@ -34,6 +28,19 @@ def make_agreement(context: Context) -> Evaluator:
             yield name, whole[name] / max(whole["count"], 1.0)
 
     return evaluate
+
+
+def _compare(
+    labels: Int[Array, "batch tokens"],
+    student: Float[Array, "batch tokens vocab"],
+    teacher: Float[Array, "batch tokens vocab"],
+) -> dict[str, Float[Array, "batch tokens"]]:
+    rank = rank_of(student, teacher.argmax(axis=-1))
+    return {
+        "kl": forward_kl(student, teacher, temperature=1.0),
+        "top1": (rank < 1).astype("float32"),
+        "top5": (rank < 5).astype("float32"),
+    }
 
 
 def rank_of(logits: Float[Array, "*tokens vocab"], words: Int[Array, "*tokens"]) -> Int[Array, "*tokens"]:

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdistill import sharding
+from jaxdistill.fused_head import Head, chunk_size, logits
 from jaxdistill.generate import Decoding
+from jaxdistill.losses import masked_sum
 from jaxdistill.models import intercept, layer_drop
 from jaxdistill.models.load import Model
 
@@ -42,23 +45,28 @@ class Context(NamedTuple):
     completions: Completions | None = None  # for rouge
 
 
-def labelled_logits(
+class Labelled(NamedTuple):
+    """The tokens that are measured, before the head: of masked LMs the masked ones, of causal ones all."""
+
+    head: Head
+    labels: Int[Array, "batch k"]
+    valid: Bool[Array, "batch k"]
+
+
+def labelled(
     context: Context,
     model: Model,
     params: PyTree,
     batch: Mapping[str, Array],
     kept: Bool[Array, "layers"] | None = None,
-) -> tuple[Float[Array, "batch k vocab"], Int[Array, "batch k"], Bool[Array, "batch k"]]:
-    """Logits, labels and validity at the masked positions, which alone go through the head; of causal models, at all.
-
-    kept: the layers that run; None = all.
-    """
+) -> Labelled:
+    """kept: the layers that run; None = all."""
     positions, labels, valid = None, batch["labels"], batch["label_mask"]
     if not model.family.causal:
         capacity = context.capacity(labels.shape[1])
         positions, valid = intercept.head_positions(valid, group=1, capacity=capacity)
         labels = intercept.gather_tokens(labels, positions)
-    logits = intercept.apply(
+    outputs = intercept.apply(
         model,
         params,
         input_ids=batch["input_ids"],
@@ -66,8 +74,35 @@ def labelled_logits(
         segment_ids=batch.get("segment_ids"),
         positions=positions,
         interceptors=() if kept is None else (layer_drop.keep_layers(model.family, kept),),
-    ).logits
-    return logits.astype("float32"), labels, valid
+    )
+    return Labelled(intercept.head_of(model, params, outputs), labels, valid)
+
+
+def token_sums(
+    context: Context, figures: Callable[..., Mapping[str, Array]], student: Labelled, *others: Head
+) -> dict[str, Float[Array, ""]]:
+    """Sums over the valid tokens, their `count`, and of figures(labels, the student's logits, others' ...).
+
+    By a few tokens of every row at a time, so that there is no [batch, k, vocab] array; each device does its own rows.
+    """
+    rows, length = student.labels.shape
+    chunk = chunk_size(tokens=rows * length // context.mesh.size, platform=context.mesh.devices.flat[0].platform)
+    width = min(max(chunk * context.mesh.size // rows, 1), length)
+    pieces = -(-length // width)
+    heads = (student.head, *others)
+
+    def cut(x: Array) -> Array:
+        """[batch, k ...] -> [pieces, batch, width ...]; what is filled in is 0 and not valid."""
+        filled = jnp.pad(x, [(0, 0), (0, pieces * width - length), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(filled.reshape(rows, pieces, width, *x.shape[2:]), 1, 0)
+
+    def one(piece: Any) -> dict[str, Array]:
+        features, labels, valid = piece
+        made = (logits(head._replace(features=x)).astype("float32") for head, x in zip(heads, features, strict=True))
+        return {name: masked_sum(value, valid) for name, value in figures(labels, *made).items()}
+
+    parts = jax.lax.map(one, jax.tree.map(cut, ([head.features for head in heads], student.labels, student.valid)))
+    return {"count": student.valid.sum(dtype="float32"), **{name: x.sum() for name, x in parts.items()}}
 
 
 def totals(context: Context, sums: Callable[..., Mapping[str, Array]], *params: PyTree) -> dict[str, float]:

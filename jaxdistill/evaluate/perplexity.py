@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Mapping
 
 import jax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdistill.evaluate.context import Context, Evaluator, labelled_logits, totals
-from jaxdistill.losses import cross_entropy, masked_sum
+from jaxdistill.evaluate.context import Context, Evaluator, labelled, token_sums, totals
+from jaxdistill.losses import cross_entropy
 from jaxdistill.models.layer_drop import kept_mask
 
 
@@ -23,12 +23,7 @@ def make_perplexity(context: Context) -> Evaluator:
 
     @jax.jit
     def sums(params: PyTree, kept: Bool[Array, "layers"] | None, batch: Mapping[str, Array]) -> dict[str, Array]:
-        logits, labels, valid = labelled_logits(context, context.student, params, batch, kept)
-        return {
-            "nll": masked_sum(cross_entropy(logits, labels), valid),
-            "right": masked_sum((logits.argmax(axis=-1) == labels).astype("float32"), valid),
-            "count": valid.sum(dtype="float32"),
-        }
+        return token_sums(context, _score, labelled(context, context.student, params, batch, kept))
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
         whole = totals(context, sums, student_params, None)
@@ -40,6 +35,15 @@ def make_perplexity(context: Context) -> Evaluator:
             yield from _figures(task, part["nll"] / count, f"/{name}")
 
     return evaluate
+
+
+def _score(
+    labels: Int[Array, "batch tokens"], logits: Float[Array, "batch tokens vocab"]
+) -> dict[str, Float[Array, "batch tokens"]]:
+    return {
+        "nll": cross_entropy(logits, labels),
+        "right": (logits.argmax(axis=-1) == labels).astype("float32"),
+    }
 
 
 def _figures(task: str, loss: float, of: str = "") -> Iterator[tuple[str, float]]:
