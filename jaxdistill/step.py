@@ -16,7 +16,7 @@ from jaxdistill import objective as objectives
 from jaxdistill import optim, policy, sharding
 from jaxdistill.fused_head import Head
 from jaxdistill.models import intercept, layer_drop
-from jaxdistill.models.intercept import Interceptor, Outputs
+from jaxdistill.models.intercept import HeadWeights, Interceptor, Outputs
 from jaxdistill.models.load import Model, embedding_of, without_attention_dropout
 from jaxdistill.models.remat import rematerialise
 from jaxdistill.objective import Objective, Signals
@@ -36,7 +36,7 @@ class Taught(NamedTuple):
     """All that the losses look at of a teacher."""
 
     outputs: Outputs  # with None for what no term looks at
-    head: tuple[Any, Any] | None  # kernel and bias, where the fused head makes the logits from outputs.features
+    head: HeadWeights | None  # where the fused head makes the logits from outputs.features
 
 
 def _fused(objective: Objective) -> bool:
@@ -71,7 +71,7 @@ def _inputs(
 def teach(teacher: Model, params: PyTree, inputs: Mapping[str, Any], *, objective: Objective) -> Taught:
     """Runs the teacher, for the losses alone: under `stop_gradient`, and without what they do not look at."""
     outputs = _looked_at(objective, intercept.apply(teacher, params, **inputs))
-    head = head_weights(teacher, params) if _fused_from_teacher(objective) else None
+    head = intercept.head_weights(teacher, params) if _fused_from_teacher(objective) else None
     return jax.lax.stop_gradient(Taught(outputs, head))
 
 
@@ -94,13 +94,6 @@ def _looked_at(objective: Objective, outputs: Outputs) -> Outputs:
     )
 
 
-def head_weights(model: Model, params: PyTree) -> tuple[Any, Any]:
-    """Kernel and bias (or None) of the vocabulary projection, which are there before anything has run."""
-    nothing = jnp.zeros((1, 1, 1))
-    head = intercept.head_of(model, params, Outputs(nothing, (), (), nothing))
-    return head.kernel, head.bias
-
-
 def loss_fn(
     params: PyTree,
     teacher_params: PyTree,
@@ -113,6 +106,7 @@ def loss_fn(
     objective: Objective,
     group: int,
     capacity: Callable[[int], int],
+    head: HeadWeights | None = None,
     interceptors: Sequence[Interceptor] = (),
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -123,6 +117,7 @@ def loss_fn(
         labels are the next tokens, and there may be segment_ids, of documents packed in a row.
       counts: tokens behind each mask, of the whole batch where this is a micro-batch of it.
       dropout_key: None switches the student's dropout off; the teacher never has any.
+      head: of the student, for a gradient of its own where it is fused; None = that in `params`.
       interceptors: that the student's forward pass runs under, the outermost first: LayerDrop, rematerialisation.
       group: rows whose masked positions were drawn together.
       capacity: length -> the most masked positions a group can have.
@@ -140,6 +135,7 @@ def loss_fn(
         valid=valid,
         student=student,
         objective=objective,
+        head=head,
         interceptors=interceptors,
         mesh=mesh,
     )
@@ -156,6 +152,7 @@ def student_loss(
     valid: Bool[Array, "groups k"] | None,
     student: Model,
     objective: Objective,
+    head: HeadWeights | None = None,
     interceptors: Sequence[Interceptor] = (),
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -171,7 +168,8 @@ def student_loss(
         if taught is not None and taught.head is not None:
             assert taught.outputs.features is not None
             taught_head = Head(taught.outputs.features, *taught.head)
-        heads = (intercept.head_of(student, params["student"], learnt), taught_head)
+        assert learnt.features is not None
+        heads = (Head(learnt.features, *(head or intercept.head_weights(student, params["student"]))), taught_head)
     signals = Signals(learnt, taught and taught.outputs, labels, masks, params["projections"], heads, sampled=batch)
     if "diversity" in objective.weights:
         signals = signals._replace(embedding=embedding_of(student, params["student"]))
@@ -256,25 +254,36 @@ def make_train_step(
             around = [] if kept is None else [layer_drop.keep_layers(student.family, kept)]
             around += [rematerialise(student.family, remat)] if remat else []
             common: Any = {"student": student, "objective": aim, "interceptors": around, "mesh": mesh}
-            if taught is None:
-                graded = jax.value_and_grad(loss_fn, has_aux=True)
-                common |= {"teacher": teacher, "group": group, "capacity": capacity}
-                return graded(state.params, teacher_params, *rest, **common)
-            inputs, valid = _inputs(aim, micro, group=group, capacity=capacity)
-            graded = jax.value_and_grad(student_loss, has_aux=True)
-            part = taught._replace(outputs=outputs)
-            return graded(state.params, part, *rest, inputs=inputs, valid=valid, **common)
+
+            def loss_of(params: PyTree, head: HeadWeights | None):
+                if taught is None:
+                    own = {"teacher": teacher, "group": group, "capacity": capacity}
+                    return loss_fn(params, teacher_params, *rest, head=head, **own, **common)
+                inputs, valid = _inputs(aim, micro, group=group, capacity=capacity)
+                part = taught._replace(outputs=outputs)
+                return student_loss(params, part, *rest, head=head, inputs=inputs, valid=valid, **common)
+
+            value, (grads, of_head) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(state.params, head)
+            return value, (grads, jax.lax.with_sharding_constraint(of_head, sharding.by_rule(of_head, mesh)))
+
+        # A tied kernel has two gradients, the embedding's and the head's. Added up after the micro-batches, each is
+        # reduced over the devices once; where they meet in every micro-batch, the compiler reduces both there.
+        fused = _fused(objective)
+        head, to_params = jax.vjp(
+            lambda params: intercept.head_weights(student, params["student"]) if fused else None, state.params
+        )
 
         outputs = None if taught is None else taught.outputs
         if accumulation == 1:
-            (loss, means), grads = gradient(jnp.int32(0), batch, outputs)
+            (loss, means), (grads, of_head) = gradient(jnp.int32(0), batch, outputs)
         else:
             pieces = micro_batches(batch, accumulation=accumulation, group=group), outputs
             first = jax.tree.map(lambda x: x[0], pieces)
             zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jnp.int32(0), *first))
             add = lambda total, x: (jax.tree.map(jnp.add, total, gradient(*x)), None)  # noqa: E731
-            ((loss, means), grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), *pieces))
+            ((loss, means), (grads, of_head)), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), *pieces))
 
+        grads = jax.tree.map(jnp.add, grads, to_params(of_head)[0])
         # Zeros here, and the compiler leaves the work out.
         grads = jax.tree.map(lambda g, frozen: jnp.zeros_like(g) if frozen else g, grads, optim.matching(grads, freeze))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -343,13 +352,13 @@ def _on_two_meshes(
             return one(batch)
         return jax.lax.map(one, micro_batches(batch, accumulation=accumulation, group=group))
 
-    def learn(state: TrainState, outputs: Outputs, head: tuple[Any, Any] | None, batch: Batch, key: Array):
+    def learn(state: TrainState, outputs: Outputs, head: HeadWeights | None, batch: Batch, key: Array):
         outputs = jax.lax.with_sharding_constraint(outputs, sharding.by_batch(mesh, axis=axis))
         return update(state, None, batch, key, taught=Taught(outputs, head))
 
     run_there = jax.jit(run, in_shardings=(teacher_shardings, sharding.by_batch(there)), out_shardings=leaving)
     head_there = jax.jit(
-        lambda params: head_weights(teacher, params),
+        lambda params: intercept.head_weights(teacher, params),
         in_shardings=(teacher_shardings,),
         out_shardings=sharding.replicated(there),
     )
@@ -361,7 +370,7 @@ def _on_two_meshes(
         donate_argnums=0,
     )
     looked_at = ["input_ids", "attention_mask", "segment_ids"] + ["label_mask"] * (objective.tokens == "masked")
-    held: tuple[PyTree, tuple[Any, Any] | None] | None = None  # the teacher's head on the student's devices, and whose
+    held: tuple[PyTree, HeadWeights | None] | None = None  # the teacher's head on the student's devices, and whose
     under_way: list[Array] = []  # losses of the last two updates
 
     def step(state: TrainState, teacher_params: PyTree, batch: Batch, key: Array):
