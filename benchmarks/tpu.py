@@ -14,7 +14,6 @@ on-chip memory, which counts of work and bytes do not. --parts splits it by part
 
 import argparse
 import itertools
-import math
 import re
 import tempfile
 from collections import Counter
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import build, plan, sharding
+from jaxdistill import build, hlo, plan, sharding
 from jaxdistill import config as configs
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
@@ -34,9 +33,19 @@ CLOCK = {"TPU v5 lite": 1.5e9}
 
 
 # Layouts as the compiler writes them: f32[768,30522]{0,1:T(8,128)S(1)} lies on the chip.
-OFF_CHIP, ANYWHERE = r"(?!\{[^}]*S\()", ""
+OFF_CHIP = r"(?!\{[^}]*S\()"
 PREFETCHED = ("copy-done", "slice-done")
-SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-start", "slice-start", "after-all")
+SILENT = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "copy-start",
+    "slice-start",
+    "after-all",
+    "while",
+)
 
 
 class Instruction(NamedTuple):
@@ -78,50 +87,26 @@ def figures(topology: str, settings: dict[str, Any]) -> Figures:
     for one in ran:
         cycles[one.source] += one.cycles
     work, moved = plan.count_work(config, models, mesh), sum(one.moved for one in ran)
-    return Figures(memory, work, plan.collectives_of(compiled), dict(cycles), moved)
+    return Figures(memory, work, hlo.collectives(compiled.as_text()), dict(cycles), moved)
 
 
 def instructions(text: str) -> Iterator[Instruction]:
     """All that a compiled program runs, loops times their passes."""
-    bodies: dict[str, list[str]] = {}
-    entry, body = "", None
-    for line in text.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line):
-            body = bodies[head[2]] = []
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            body = None
-        elif body is not None:
-            body.append(line)
-
-    def walk(name: str, times: int) -> Iterator[Instruction]:
-        results: dict[str, int] = {}
-        for line in bodies[name]:
-            if loop := re.search(r" while\(.* condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-                # A scan's condition compares its counter with one constant.
-                (passes,) = re.findall(r" s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[loop[1]]))
-                yield from walk(loop[2], times * int(passes))
-            elif found := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", line):
-                result, shape, kind, operands = found.groups()
-                results[result] = size(shape, of=OFF_CHIP)
-                moved = results[result] + sum(results.get(x, 0) for x in re.findall(r"%([\w.-]+)", operands))
-                if kind in PREFETCHED:  # one of its sides is on the chip
-                    moved = size(shape, of=ANYWHERE)
-                source = re.search(r'op_name="([^"]*)"', line)
-                cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-                yield Instruction(
-                    source[1] if source else "",
-                    times * int(cycles[1]) if cycles else 0,
-                    0 if kind in SILENT else times * moved,
-                )
-
-    return walk(entry, 1)
-
-
-def size(shape: str, *, of: str) -> int:
-    """Bytes of the arrays of an HLO shape whose layouts match."""
-    arrays = re.findall(rf"(\w+)\[([\d,]*)\]{of}", shape)
-    return sum(plan.BYTES.get(kind, 4) * math.prod(map(int, filter(None, sizes.split(",")))) for kind, sizes in arrays)
+    results: dict[str, int] = {}  # bytes off the chip, by name
+    for times, line in hlo.lines_run(text):
+        if found := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", line):
+            result, shape, kind, operands = found.groups()
+            results[result] = sum(hlo.shapes(shape, of=OFF_CHIP))
+            moved = results[result] + sum(results.get(x, 0) for x in re.findall(r"%([\w.-]+)", operands))
+            if kind in PREFETCHED:  # one of its sides is on the chip
+                moved = sum(hlo.shapes(shape))
+            source = re.search(r'op_name="([^"]*)"', line)
+            cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+            yield Instruction(
+                source[1] if source else "",
+                times * int(cycles[1]) if cycles else 0,
+                0 if kind in SILENT else times * moved,
+            )
 
 
 def part(source: str) -> str:

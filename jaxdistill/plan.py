@@ -5,7 +5,6 @@ work is counted on a program without loops: one micro-batch, with the head in on
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from jaxdistill import build, loop, sharding
+from jaxdistill import build, hlo, loop, sharding
 from jaxdistill import config as configs
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
@@ -43,9 +42,6 @@ CHIPS = {
 }
 # The share of the peaks that a well-filled training step reaches, for the pessimistic end of a range.
 REACHED = 0.4
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4,
-         "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
 
 
 class Memory(NamedTuple):
@@ -97,7 +93,7 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
         print(f"does not fit: {_gb(memory.peak)} of {_gb(limit)} a device")
         print(_what_would_fit(step_at, config, models, mesh, limit))
         return
-    moved = collectives_of(compiled)
+    moved = hlo.collectives(compiled.as_text())
     told = ", ".join(f"{kind} {_gb(size)}" for kind, size in sorted(moved.items())) or "none"
     work = count_work(config, models, mesh)
     print(f"work a device: {work.flops / 1e12:.3g} TFLOP, {_gb(work.bytes_accessed)} accessed; collectives: {told}")
@@ -233,20 +229,6 @@ def work_of(compiled: Any, *, times: float) -> Work:
     """Of a program without loops, run so many times."""
     cost = compiled.cost_analysis()
     return Work(times * cost["flops"], times * cost["bytes accessed"])
-
-
-def collectives_of(compiled: Any) -> dict[str, int]:
-    """Bytes that come out of each kind of collective on one device; in a loop, of one pass."""
-    found: dict[str, int] = {}
-    for line in compiled.as_text().splitlines():
-        # "name = f32[8,16]{1,0} all-reduce(...)", "... all-gather-start(...)"; a -done is the same one again.
-        match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
-        if match:
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            # A -start carries its operand beside its result.
-            sizes = [BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in shapes]
-            found[match[2]] = found.get(match[2], 0) + (max(sizes) if match[3] else sum(sizes))
-    return found
 
 
 def needed_bytes(error: Exception) -> int | None:

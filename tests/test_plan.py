@@ -3,7 +3,6 @@
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import pytest
 import tiny_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill import cli, plan
+from jaxdistill import cli, hlo, plan
 
 CHIP = plan.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
 
@@ -140,9 +139,44 @@ def test_collectives_of_a_compiled_program():
     split, whole = NamedSharding(mesh, PartitionSpec("x")), NamedSharding(mesh, PartitionSpec())
     x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
     gathered = jax.jit(lambda x: x, in_shardings=split, out_shardings=whole).lower(x).compile()
-    assert plan.collectives_of(gathered) == {"all-gather": 8 * 256 * 4}
+    assert hlo.collectives(gathered.as_text()) == {"all-gather": 8 * 256 * 4}
     summed = jax.jit(lambda x: x.sum(axis=0), in_shardings=split, out_shardings=whole).lower(x).compile()
-    assert plan.collectives_of(summed) == {"all-reduce": 256 * 4}
+    assert hlo.collectives(summed.as_text()) == {"all-reduce": 256 * 4}
+
+
+def test_collectives_in_a_loop_count_every_pass():
+    mesh = Mesh(np.asarray(jax.devices()), ("x",))
+    split, whole = NamedSharding(mesh, PartitionSpec(None, "x")), NamedSharding(mesh, PartitionSpec())
+
+    def f(xs: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda total, x: (jnp.sin(total + x.sum(axis=0)), None), jnp.zeros(256), xs)[0]
+
+    compiled = jax.jit(f, in_shardings=split, out_shardings=whole).lower(jnp.zeros((5, 8, 256))).compile()
+    assert hlo.collectives(compiled.as_text()) == {"all-reduce": 5 * 256 * 4}
+
+
+def test_collectives_in_a_branch_are_counted():
+    text = """\
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %c = f32[] add(%a, %b)
+}
+%left (p: f32[8]) -> f32[8] {
+  ROOT %r = f32[8]{0} all-reduce(%p), to_apply=%sum
+}
+%right (p: f32[8]) -> f32[8] {
+  ROOT %r = f32[8]{0} negate(%p)
+}
+%below (s: (s32[], f32[8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(3)
+  ROOT %l = pred[] compare(%i, %n), direction=LT
+}
+%body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = f32[8]{0} conditional(%k, %p, %p), branch_computations={%left, %right}
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]{0}) while(%t), condition=%below, body=%body
+}"""
+    assert hlo.collectives(text) == {"all-reduce": 3 * 8 * 4}
 
 
 def test_collectives_that_start_early_are_counted_once():
@@ -152,8 +186,8 @@ def test_collectives_that_start_early_are_counted_once():
         "  ROOT %c = (bf16[8]{0}, bf16[4]{0}) all-reduce(%d, %e), to_apply=%add",
         "  %f = f32[8]{0} add(%all-reduce.1, %g)",
     ]
-    compiled = SimpleNamespace(as_text=lambda: "\n".join(lines))
-    assert plan.collectives_of(compiled) == {"all-gather": 16 * 4 * 4, "all-reduce": (8 + 4) * 2}
+    text = "\n".join(["ENTRY %main (p: f32[2,4]) -> f32[8] {", *lines, "}"])
+    assert hlo.collectives(text) == {"all-gather": 16 * 4 * 4, "all-reduce": (8 + 4) * 2}
 
 
 def test_what_a_tpu_compiler_says_is_read():
