@@ -61,7 +61,7 @@ def jaxdistill(job: Job) -> Steps:
     os.environ["USE_TORCH"] = "0"  # transformers would import it
     import jax
 
-    from jaxdistill import build, loop, sharding
+    from jaxdistill import build, loop, memory, sharding
 
     models = build.build_models(job.config, allow_pickle=False, tell=print)
     yield {}
@@ -71,9 +71,12 @@ def jaxdistill(job: Job) -> Steps:
     state = training.init(models.student_params)
     teacher_params = jax.device_put(models.teacher_params, training.teacher_shardings)
     del models  # as PyTorch, which has the weights once
-    for batch in itertools.cycle(job.batches):
+    memory.give_back()  # here and after the first step, as the trainer does
+    for i, batch in enumerate(itertools.cycle(job.batches)):
         state, metrics = training.step(state, teacher_params, sharding.put_batch(batch, mesh), jax.random.key(0))
         jax.block_until_ready(state)
+        if i == 0:
+            memory.give_back()
         yield {name: float(metrics[name]) for name in TERMS}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxdistill import build, checkpoint, optim, sharding, writers
+from jaxdistill import build, checkpoint, memory, optim, sharding, writers
 from jaxdistill import config as configs
 from jaxdistill import workdir as folders
 from jaxdistill.build import Models, Tell
@@ -127,6 +127,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
         key = jax.random.key(config.seed)
         if start == 0:
             write(0, "eval", dict(evaluate(state.params["student"], teacher_params)))  # what training starts from
+        memory.give_back()
         began_at = time.perf_counter()
         for at in range(start + 1, steps + 1):
             batch = log.next(batches)
@@ -138,6 +139,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
             if at == start + 1:
                 jax.block_until_ready(metrics)
                 tell(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
+                memory.give_back()
                 log.restart()
             log.read()  # the figures of an earlier step, while this one runs
             due_eval = at % eval_every == 0 or at == steps
