@@ -5,11 +5,10 @@
 
 BERT-base into DistilBERT by the recipe configs/bert_mlm.py in bfloat16, `rows` of 128 tokens a device, every token
 through the head; a way is a number of micro-batches, and what is rematerialised. Nothing is run. Memory, work and
-collectives are XLA's counts, the same in every run: work is that of the program with a dense head (`jaxdistill plan`
-says why), the rest that of the step as it runs. XLA counts what lies in the on-chip memory as accessed too; `off chip`
-leaves it out, and is at most. `expected` is the sum of what the TPU compiler's cost model expects of
-each instruction, one after the other, loops times their passes: no measurement, but it knows the vector unit and the
-on-chip memory, which counts of work and bytes do not. --parts splits it by part of the models.
+collectives are those of `jaxdistill plan`, the same in every run. `expected` is the sum of what the TPU compiler's cost
+model expects of each instruction, one after the other, loops times their passes, without collectives: no measurement,
+but it knows the vector unit, which counts of work and bytes do not. Its form is nobody's promise: `plan` leaves it out.
+--parts splits it by part of the models.
 """
 
 import argparse
@@ -32,34 +31,11 @@ RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
 CLOCK = {"TPU v5 lite": 1.5e9}
 
 
-# Layouts as the compiler writes them: f32[768,30522]{0,1:T(8,128)S(1)} lies on the chip.
-OFF_CHIP = r"(?!\{[^}]*S\()"
-PREFETCHED = ("copy-done", "slice-done")
-SILENT = (
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "copy-start",
-    "slice-start",
-    "after-all",
-    "while",
-)
-
-
-class Instruction(NamedTuple):
-    source: str  # the operation that it comes from
-    cycles: int  # expected
-    moved: int  # bytes to or from the memory off the chip, at most: of what it slices, the whole
-
-
 class Figures(NamedTuple):
     memory: plan.Memory
     work: plan.Work
     collectives: dict[str, int]
     cycles: dict[str, int]  # expected, by source
-    moved: int  # bytes to and from the memory off the chip, at most
 
 
 def figures(topology: str, settings: dict[str, Any]) -> Figures:
@@ -82,31 +58,20 @@ def figures(topology: str, settings: dict[str, Any]) -> Figures:
     compiled, memory = plan.compile_step(config, models, mesh, rows=rows, accumulation=accumulation)
     if compiled is None:
         raise SystemExit(f"{topology}, {settings}: needs {memory.peak / 1e9:.1f} GB a device")
-    ran = list(instructions(compiled.as_text()))
+    text = compiled.as_text()
     cycles: Counter[str] = Counter()
-    for one in ran:
-        cycles[one.source] += one.cycles
-    work, moved = plan.count_work(config, models, mesh), sum(one.moved for one in ran)
-    return Figures(memory, work, hlo.collectives(compiled.as_text()), dict(cycles), moved)
+    for source, expected in expectations(text):
+        cycles[source] += expected
+    work = plan.Work(plan.count_flops(config, models, mesh), hlo.bytes_moved(text))
+    return Figures(memory, work, hlo.collectives(text), dict(cycles))
 
 
-def instructions(text: str) -> Iterator[Instruction]:
-    """All that a compiled program runs, loops times their passes."""
-    results: dict[str, int] = {}  # bytes off the chip, by name
+def expectations(text: str) -> Iterator[tuple[str, int]]:
+    """(operation that it comes from, cycles) of every instruction that runs, loops times their passes."""
     for times, line in hlo.lines_run(text):
-        if found := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", line):
-            result, shape, kind, operands = found.groups()
-            results[result] = sum(hlo.shapes(shape, of=OFF_CHIP))
-            moved = results[result] + sum(results.get(x, 0) for x in re.findall(r"%([\w.-]+)", operands))
-            if kind in PREFETCHED:  # one of its sides is on the chip
-                moved = sum(hlo.shapes(shape))
+        if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
             source = re.search(r'op_name="([^"]*)"', line)
-            cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-            yield Instruction(
-                source[1] if source else "",
-                times * int(cycles[1]) if cycles else 0,
-                0 if kind in SILENT else times * moved,
-            )
+            yield source[1] if source else "", times * int(cycles[1])
 
 
 def part(source: str) -> str:
@@ -130,8 +95,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="a device")
     parser.add_argument("--parts", type=int, default=0, help="also how many parts to show of each")
     args = parser.parse_args()
-    columns = "slice", "micro-batches", "remat", "temporary GB", "peak GB", "TFLOP", "ms", "accessed GB", "ms"
-    table = Table(*columns, "off chip GB", "ms", "collectives GB", "expected ms")
+    columns = "slice", "micro-batches", "remat", "temporary GB", "peak GB", "TFLOP", "ms", "moved GB", "ms"
+    table = Table(*columns, "collectives GB", "expected ms")
     for column in table.columns[3:]:
         column.justify = "right"
     console = Console(width=140)
@@ -151,10 +116,8 @@ def main() -> None:
             *(f"{size / 1e9:.2f}" for size in (found.memory.temporaries, found.memory.peak)),
             f"{found.work.flops / 1e12:.2f}",
             f"{1e3 * arithmetic:.1f}",
-            f"{found.work.bytes_accessed / 1e9:.1f}",
+            f"{found.work.bytes_moved / 1e9:.1f}",
             f"{1e3 * memory:.1f}",
-            f"{found.moved / 1e9:.1f}",
-            f"{1e3 * found.moved / chip.bandwidth:.1f}",
             f"{sum(found.collectives.values()) / 1e9:.2f}",
             f"{1e3 * sum(found.cycles.values()) / clock:.0f}",
         )

@@ -1,7 +1,7 @@
 """What a step costs, before a machine is rented: counted by XLA in the compiled program, for devices here or elsewhere.
 
-Memory and collectives are read from the step as it would run. XLA's counts of work take the body of a loop once, so
-work is counted on a program without loops: one micro-batch, with the head in one piece.
+Memory, collectives and bytes are read from the step as it would run. XLA's count of arithmetic takes the body of a loop
+once, so that is counted on a program without loops: one micro-batch, with the head in one piece.
 """
 
 import json
@@ -56,7 +56,7 @@ class Work(NamedTuple):
     """Of one update, on each device."""
 
     flops: float
-    bytes_accessed: float
+    bytes_moved: float  # to and from its memory
 
 
 def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
@@ -95,8 +95,10 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
         return
     moved = hlo.collectives(compiled.as_text())
     told = ", ".join(f"{kind} {_gb(size)}" for kind, size in sorted(moved.items())) or "none"
-    work = count_work(config, models, mesh)
-    print(f"work a device: {work.flops / 1e12:.3g} TFLOP, {_gb(work.bytes_accessed)} accessed; collectives: {told}")
+    work = Work(count_flops(config, models, mesh), hlo.bytes_moved(compiled.as_text()))
+    print(
+        f"work a device: {work.flops / 1e12:.3g} TFLOP, {_gb(work.bytes_moved)} to and from memory; collectives: {told}"
+    )
     if chip:
         arithmetic, reading = seconds(work, chip)
         bound = "arithmetic" if arithmetic >= reading else "memory"
@@ -144,14 +146,14 @@ def _lower(config: Config, models: build.Models, mesh: Any, *, rows: int, accumu
     )
 
 
-def count_work(config: Config, models: build.Models, mesh: Any) -> Work:
-    """Counted on one micro-batch with a dense head, or on a part of it where that does not fit."""
+def count_flops(config: Config, models: build.Models, mesh: Any) -> float:
+    """Of one update, a device: on one micro-batch with a dense head, or on a part of it where that does not fit."""
     whole = config.train.batch_size // config.train.accumulation
     rows, smallest = whole, config.mask.group * mesh.size
     while True:
         compiled, need = compile_or_need(partial(_lower, config, models, mesh, rows=rows, accumulation=1, head="dense"))
         if compiled is not None:
-            return work_of(compiled, times=config.train.accumulation * whole / rows)
+            return compiled.cost_analysis()["flops"] * config.train.accumulation * whole / rows
         if rows % 2 or rows // 2 % smallest:
             raise UserError(
                 f"not even {rows} rows at a time fit the compiler ({need} bytes a device); take more devices"
@@ -225,12 +227,6 @@ def memory_of(compiled: Any) -> Memory:
     return Memory(counts.argument_size_in_bytes, counts.temp_size_in_bytes, kept + counts.temp_size_in_bytes)
 
 
-def work_of(compiled: Any, *, times: float) -> Work:
-    """Of a program without loops, run so many times."""
-    cost = compiled.cost_analysis()
-    return Work(times * cost["flops"], times * cost["bytes accessed"])
-
-
 def needed_bytes(error: Exception) -> int | None:
     """What a TPU compiler says the program would need where it does not fit; None for any other error."""
     match = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
@@ -250,7 +246,7 @@ def compile_or_need(lower: Callable[[], Any]) -> tuple[Any, int | None]:
 
 def seconds(work: Work, chip: Chip) -> tuple[float, float]:
     """(arithmetic, memory) at the chip's peaks; the larger one binds."""
-    return work.flops / chip.flops, work.bytes_accessed / chip.bandwidth
+    return work.flops / chip.flops, work.bytes_moved / chip.bandwidth
 
 
 def tokens_per_second(tokens: int, work: Work, chip: Chip) -> tuple[float, float]:

@@ -19,13 +19,13 @@ LAYERS = (
     ("loop", "search"),
     ("build",),
     ("on_policy",),
-    ("step", "evaluate", "export", "report", "rollout"),
+    ("step", "evaluate", "export", "rollout"),
     ("workdir",),
     ("objective", "generate", "checkpoint"),
     ("models",),
     ("fused_head", "policy", "optim", "sharding", "writers", "data"),
     ("losses",),
-    ("config", "files"),
+    ("config", "files", "hlo", "memory"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}

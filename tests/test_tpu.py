@@ -28,14 +28,15 @@ def eight(benchmark) -> Any:
 
 
 def test_a_step_on_eight_chips(eight):
-    assert eight.memory.temporaries < 3e9  # 2.79; the goal was 4
+    assert eight.memory.temporaries < 3.1e9  # 2.97; the goal was 4
     assert eight.work.flops == pytest.approx(21.1e12, rel=0.01)
-    assert eight.moved / V5E.bandwidth < eight.work.flops / V5E.flops  # bound by arithmetic
-    assert sum(eight.cycles.values()) < 350e6  # 335: 223 ms
+    assert eight.work.bytes_moved / V5E.bandwidth < eight.work.flops / V5E.flops  # bound by arithmetic
+    assert sum(eight.cycles.values()) < 350e6  # 336: 224 ms
+    assert sum(eight.collectives.values()) < 0.4e9  # 0.36: each gradient once, and not in every micro-batch
 
 
 def test_weak_scaling_to_sixteen(benchmark, eight):
     sixteen = benchmark["figures"]("v5e:4x4", {"train.batch_size": 16 * ROWS, "train.accumulation": 4})
     assert sixteen.memory.temporaries == pytest.approx(eight.memory.temporaries, rel=0.02)
     assert sixteen.work.flops == pytest.approx(eight.work.flops, rel=0.01)
-    assert sixteen.moved == pytest.approx(eight.moved, rel=0.02)
+    assert sixteen.work.bytes_moved == pytest.approx(eight.work.bytes_moved, rel=0.02)
