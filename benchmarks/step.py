@@ -7,6 +7,7 @@ states, clipping, AdamW. What differs from it: no dropout, a constant learning r
 `all` takes the KL over all tokens; `masked` over the masked ones, which both sides gather before either head.
 
 jaxdistill            the step that the trainer runs, float32
+jaxdistill-bf16       with student.dtype=bfloat16 and teacher.dtype=bfloat16
 torch-eager           transformers' classes with sdpa attention, no logits that no loss looks at, fused AdamW; float32
 torch-compile         as torch-eager, both models and the losses under torch.compile
 torch-...-bf16        as these, under autocast to bfloat16
@@ -57,17 +58,20 @@ class Job(NamedTuple):
 Steps = Iterator[dict[str, float]]  # first {}, once the weights are loaded; then a step each time, and its losses
 
 
-def jaxdistill(job: Job) -> Steps:
+def jaxdistill(job: Job, *, half: bool) -> Steps:
     os.environ["USE_TORCH"] = "0"  # transformers would import it
     import jax
 
     from jaxdistill import build, loop, memory, sharding
 
-    models = build.build_models(job.config, allow_pickle=False, tell=print)
+    config = job.config.copy_and_resolve_references()
+    if half:
+        config.student.dtype = config.teacher.dtype = "bfloat16"
+    models = build.build_models(config, allow_pickle=False, tell=print)
     yield {}
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
-    objective = build.build_objective(job.config, models)
-    training = loop.make_training(job.config, models, objective, mesh=mesh, steps=1000)
+    objective = build.build_objective(config, models)
+    training = loop.make_training(config, models, objective, mesh=mesh, steps=1000)
     state = training.init(models.student_params)
     teacher_params = jax.device_put(models.teacher_params, training.teacher_shardings)
     del models  # as PyTorch, which has the weights once
@@ -148,7 +152,8 @@ def product(job: Job) -> Steps:
 
 
 WAYS: dict[str, Callable[[Job], Steps]] = {
-    "jaxdistill": jaxdistill,
+    "jaxdistill": functools.partial(jaxdistill, half=False),
+    "jaxdistill-bf16": functools.partial(jaxdistill, half=True),
     "torch-eager": functools.partial(pytorch, compiled=False, half=False),
     "torch-compile": functools.partial(pytorch, compiled=True, half=False),
     "torch-eager-bf16": functools.partial(pytorch, compiled=False, half=True),

@@ -34,7 +34,7 @@ def base() -> Config:
     config.teacher.name = ""  # folder or hub name of a masked or causal LM; "" = no teacher, plain training
     config.teacher.revision = ""  # of the hub name
     config.teacher.dtype = "float32"  # compute and storage: float32 | bfloat16 (losses stay float32)
-    # Kernel of a masked LM's self-attention: xla | cudnn (bfloat16 on a GPU) | own (its class's; causal: always).
+    # Kernel of its self-attention: xla | cudnn (bfloat16 on a GPU) | own (its class's; ALBERT: always).
     config.teacher.attention = "xla"
     config.teacher.devices = 0  # that it has to itself, those after the student's; 0 = all, with the student
 
