@@ -159,8 +159,17 @@ def _teacher_model(config: Config, *, allow_pickle: bool) -> tuple[Model | None,
 
 
 def build_model(model_config: Any, side: Config) -> Model:
-    """The class of a transformers config; `side` is config.teacher or config.student."""
+    """The class of a transformers config; `side` is config.teacher or config.student.
+
+    Raises UserError for a configuration that the Flax class, or the attention that is asked for, cannot follow.
+    """
     attention = "" if side.attention == "own" else side.attention
+    size = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
+    if attention == "cudnn" and (size % 8 or size > 256):
+        raise UserError(
+            "attention=cudnn takes heads of a multiple of 8 up to 256 entries, and those of this "
+            f"{model_config.model_type} have {size}; set xla"
+        )
     return load.build(model_config, dtype=jnp.dtype(side.dtype), attention=attention)
 
 

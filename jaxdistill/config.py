@@ -522,6 +522,11 @@ def validate(config: Config) -> None:
                 f"config.{side}.attention=cudnn takes 16 bits, and config.{side}.dtype={c[side].dtype}; "
                 "set that to bfloat16, or attention to xla"
             )
+    if c.student.attention == "cudnn" and c.data.max_length % 2:
+        raise UserError(
+            f"config.student.attention=cudnn trains on rows of even length, and config.data.max_length="
+            f"{c.data.max_length}; make it even, or attention xla"
+        )
     if not c.teacher.name and not c.student.name and not (c.student.init == "random" and c.student.overrides):
         raise UserError(
             "config.teacher.name is empty, so there is nothing to cut a student from; name a teacher, or a "

@@ -111,6 +111,10 @@ def test_prepared_text_of_another_length(tiny, run, tmp_path):
         ({"student__attention": "cudnn"}, ["16 bits", "student.dtype=float32"]),
         ({"teacher__attention": "cudnn", "teacher__dtype": "bfloat16"}, ["teacher.attention", "NVIDIA", "cpu"]),
         ({"student__attention": "cudnn", "student__dtype": "bfloat16"}, ["student.attention", "NVIDIA", "cpu"]),
+        (
+            {"student__attention": "cudnn", "student__dtype": "bfloat16", "data__max_length": 31},
+            ["even", "data.max_length=31"],
+        ),
         ({"student__layers": "[1,1]"}, ["1 is repeated"]),
         ({"student__layers": "[2,1]"}, ["ascend"]),
         ({"student__layers": "5"}, ["5 layers", "the teacher has 4"]),

@@ -67,11 +67,14 @@ def dot_product_attention(
         query, key, value = _heads(module, own, hidden)
         if own.rotary:
             key, query = module.rotary_emb(key, query, position_ids)
+        mask = _mask(module, attention_mask)
+        if implementation == "cudnn":  # takes no mask that is the same for all queries
+            mask = jnp.broadcast_to(mask, (*mask.shape[:2], hidden.shape[1], mask.shape[3]))
         mixed = jax.nn.dot_product_attention(
             query,
             key,
             value,
-            mask=_mask(module, attention_mask),
+            mask=mask,
             scale=own.scale,
             implementation=implementation,
         )

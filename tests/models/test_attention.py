@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
+from jaxdistill import build
+from jaxdistill.errors import UserError
 from jaxdistill.models import attention, intercept, load
 
 MASKED = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
@@ -89,6 +92,36 @@ def test_training_without_dropout_on_the_maps(kind: str, calls: list[str]) -> No
     _, mask = tiny.batch(kind)
     np.testing.assert_allclose(ours[mask], own[mask], rtol=1e-5, atol=1e-5)
     assert not np.allclose(ours[mask], run(kind, "", tiny.params(kind)).logits[mask], atol=1e-3)
+
+
+SIZES = {"bert": {"hidden_size": 32}, "distilbert": {"dim": 32}, "gpt2": {"n_embd": 32}, "gemma": {"head_dim": 8}}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_cudnn_s_kernels_take_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lowered for a GPU, which checks shapes and types, with one of its kernels a layer forward and one backward."""
+    from jax._src.cudnn import fused_attention_stablehlo  # which asks for the version that is installed here
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91400)
+    model = load.build(tiny.config(kind, **SIZES[kind]), dtype=jnp.bfloat16, attention="cudnn")
+    ids, mask = map(jnp.asarray, tiny.batch(kind))
+
+    def number(params: Any) -> jax.Array:
+        return jnp.sum(intercept.apply(model, params, input_ids=ids, attention_mask=mask).logits.astype(jnp.float32))
+
+    params = jax.eval_shape(lambda: load.init_params(model, jax.random.key(0)))
+    kernels = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in kernels]
+    lowered = jax.export.export(jax.jit(jax.grad(number)), platforms=["cuda"], disabled_checks=allowed)(params)
+    text = lowered.mlir_module()
+    assert [text.count(f"@{name}(") for name in kernels] == [model.num_layers] * 2
+
+
+@pytest.mark.parametrize("size", [12, 264])
+def test_heads_that_cudnn_does_not_take(size: int) -> None:
+    side = ConfigDict({"attention": "cudnn", "dtype": "bfloat16"})
+    with pytest.raises(UserError, match=f"multiple of 8 up to 256 entries.* have {size};"):
+        build.build_model(tiny.config("bert", hidden_size=2 * size), side)
 
 
 @pytest.mark.parametrize("kind", ["albert"])
