@@ -1,24 +1,30 @@
-"""The train step, time and memory: jaxdistill and a PyTorch distiller of the same mathematics, on the CPU.
+"""The train step, time and memory: jaxdistill and a PyTorch distiller of the same mathematics, on a CPU or a GPU.
 
     python benchmarks/step.py [--tokens all masked] [--ways jaxdistill torch-eager ...] [--rounds 9]
+    python benchmarks/step.py --device cuda --rows 256 --ways jaxdistill-bf16 torch-eager-bf16 torch-compile-bf16 \
+        --peak 989
 
 BERT into DistilBERT by the recipe configs/bert_mlm.py: 5 x KL at T = 2, 2 x masked LM, 1 x cosine of the last hidden
 states, clipping, AdamW. What differs from it: no dropout, a constant learning rate, and rows without padding.
 `all` takes the KL over all tokens; `masked` over the masked ones, which both sides gather before either head.
 
 jaxdistill            the step that the trainer runs, float32
-jaxdistill-bf16       with student.dtype=bfloat16 and teacher.dtype=bfloat16
+jaxdistill-bf16       with student.dtype=bfloat16 and teacher.dtype=bfloat16; on a GPU by cuDNN's attention
 torch-eager           transformers' classes with sdpa attention, no logits that no loss looks at, fused AdamW; float32
 torch-compile         as torch-eager, both models and the losses under torch.compile
 torch-...-bf16        as these, under autocast to bfloat16
 
 Each way has a process of its own. All start from the same weights (drawn by jaxdistill, exported for PyTorch), and
 every loss of the first steps is compared before anything is timed: the later ones show that the updates agree. Then
-each runs one step a round, first in turn another one each time, while the others sleep; so do products of float32
-matrices, which show the machine's peak. Times are medians, in brackets the quartiles.
+each runs one step a round, first in turn another one each time, while the others sleep; so do products of matrices
+(float32 on a CPU, bfloat16 on a GPU), which show the machine's peak where --peak does not give the maker's. Times are
+medians, in brackets the quartiles.
 
-Memory is what is resident by Linux's count: `loaded` with libraries and weights there, `steps` the most in the timed
-steps, `peak` the most since loading, with compilation in it. (ru_maxrss would begin with that of the parent process.)
+Memory on a GPU is the most that the library's allocator had in use. On a CPU it is what is resident by Linux's count:
+`loaded` with libraries and weights there, `steps` the most in the timed steps, `peak` the most since loading, with
+compilation in it. (ru_maxrss would begin with that of the parent process.)
+
+The way on a GPU was written where there was none, and was never run.
 """
 
 import argparse
@@ -28,6 +34,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +50,7 @@ from rich.table import Table
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
 TERMS = ("ce", "mlm", "cos")
 CHECKED = 4  # steps, on as many batches, whose losses are compared; they compile and warm up
-SIDE, PRODUCTS = 2048, 8  # of the matrices for the peak, and how many make a step
+SIDE, PRODUCTS = {"cpu": 2048, "cuda": 8192}, 8  # of the matrices for the peak, and how many make a step
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 Batch = dict[str, np.ndarray]
@@ -53,6 +60,7 @@ class Job(NamedTuple):
     config: Any
     folder: Path  # with teacher and student for PyTorch
     batches: list[Batch]
+    device: str  # cpu or cuda, as both libraries call them
 
 
 Steps = Iterator[dict[str, float]]  # first {}, once the weights are loaded; then a step each time, and its losses
@@ -67,6 +75,8 @@ def jaxdistill(job: Job, *, half: bool) -> Steps:
     config = job.config.copy_and_resolve_references()
     if half:
         config.student.dtype = config.teacher.dtype = "bfloat16"
+    if half and job.device == "cuda":
+        config.student.attention = config.teacher.attention = "cudnn"
     models = build.build_models(config, allow_pickle=False, tell=print)
     yield {}
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
@@ -94,6 +104,8 @@ def pytorch(job: Job, *, compiled: bool, half: bool) -> Steps:
     loading: Any = {"attn_implementation": "sdpa", "dtype": torch.float32}
     teacher: Any = BertForMaskedLM.from_pretrained(job.folder / "teacher", **loading).eval()
     student: Any = DistilBertForMaskedLM.from_pretrained(job.folder / "student", **loading).train()
+    teacher.to(job.device)
+    student.to(job.device)
     yield {}
     c, o = job.config.loss, job.config.optim
     adamw = {"lr": o.learning_rate, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}
@@ -116,13 +128,15 @@ def pytorch(job: Job, *, compiled: bool, half: bool) -> Steps:
 
     losses = torch.compile(losses) if compiled else losses
     for batch in itertools.cycle([with_indexes(batch, tokens=c.tokens) for batch in job.batches]):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            terms = losses(**{name: torch.from_numpy(x) for name, x in batch.items()})
+        with torch.autocast(job.device, torch.bfloat16, enabled=half):
+            terms = losses(**{name: torch.from_numpy(x).to(job.device) for name, x in batch.items()})
             loss = torch.stack([c[f"alpha_{name}"] * terms[name] for name in TERMS]).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), o.clip)
         optimizer.step()
+        if job.device == "cuda":
+            torch.cuda.synchronize()
         yield {name: terms[name].item() for name in TERMS}
 
 
@@ -143,7 +157,7 @@ def with_indexes(batch: Batch, *, tokens: str) -> Batch:
 def product(job: Job) -> Steps:
     import jax
 
-    x = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    x = jax.random.normal(jax.random.key(0), (SIDE[job.device],) * 2, "bfloat16" if job.device == "cuda" else "float32")
     multiply = jax.jit(lambda a: a @ a)
     while True:
         yield {}
@@ -167,6 +181,13 @@ def resident(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
+def in_use() -> float:
+    """Megabytes of the GPU, the most that this process's library had in use."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].cuda.max_memory_allocated() / 2**20
+    return sys.modules["jax"].devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
+
+
 def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -186,7 +207,8 @@ def serve(connection: Any, way: Callable[[Job], Steps], job: Job) -> None:
             next(steps)
             connection.send(time.perf_counter() - begin)
         most = resident("VmHWM")
-        connection.send((loaded, most, max(before, most)))
+        on_gpu = job.device == "cuda"
+        connection.send((loaded, *(in_use(),) * 2) if on_gpu else (loaded, most, max(before, most)))
 
 
 class Worker:
@@ -288,16 +310,34 @@ def work(args: argparse.Namespace, head_tokens: int) -> float:
     return (args.teacher_layers + 3 * args.student_layers) * layer + (1 + 3) * head
 
 
-def make_table(title: str, times: dict[str, list[float]], memory: dict[str, Any], *, flop: float, peak: float) -> Table:
+def make_table(
+    title: str, times: dict[str, list[float]], memory: dict[str, Any], *, tokens: int, flop: float, peak: float
+) -> Table:
     first = next(iter(times))
-    columns = ("way", "ms", "quartiles", f"of {first}", "of peak", "loaded MB", "steps MB", f"of {first}", "peak MB")
+    columns = (
+        "way",
+        "ms",
+        "quartiles",
+        "tokens/s",
+        f"of {first}",
+        "of peak",
+        "loaded MB",
+        "steps MB",
+        f"of {first}",
+        "peak MB",
+    )
     table = Table(*columns, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for way, taken in times.items():
         low, middle, high = 1e3 * np.percentile(taken, [25, 50, 75])
         loaded, steps, most = memory[way]
-        figures = [f"{middle:.0f}", f"{low:.0f}-{high:.0f}", f"{middle / 1e3 / np.median(times[first]):.2f}"]
+        figures = [
+            f"{middle:.0f}",
+            f"{low:.0f}-{high:.0f}",
+            f"{tokens / (middle / 1e3):,.0f}",
+            f"{middle / 1e3 / np.median(times[first]):.2f}",
+        ]
         figures += [f"{flop / (middle / 1e3) / peak:.0%}", f"{loaded:,.0f}", f"{steps:,.0f}"]
         table.add_row(way, *figures, f"{steps / memory[first][1]:.2f}", f"{most:,.0f}")
     return table
@@ -310,9 +350,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tokens", nargs="+", choices=["all", "masked"], default=["all", "masked"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--device", choices=list(SIDE), default="cpu")
+    parser.add_argument("--peak", type=float, help="TFLOP/s by the maker; left out, a product of matrices shows it")
     args = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    console = Console(width=124)
+    os.environ |= {"JAX_PLATFORMS": args.device, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several share a GPU
+    console = Console(width=140)
     layers = f"{args.teacher_layers} to {args.student_layers} layers, width {args.width}, vocabulary {args.vocab:,}"
     console.print(f"{layers}, {args.rows} x {args.length} tokens, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name:
@@ -320,12 +362,14 @@ def main() -> None:
         for tokens in args.tokens:
             config = make_config(args, Path(name), tokens)
             batches = [make_batch(config, vocab=args.vocab, seed=seed) for seed in range(CHECKED)]
-            times, memory = measure(args.ways, Job(config, Path(name), batches), args.rounds)
-            peak = PRODUCTS * 2 * SIDE**3 / float(np.median(times.pop("product")))
+            times, memory = measure(args.ways, Job(config, Path(name), batches, args.device), args.rounds)
+            measured = PRODUCTS * 2 * SIDE[args.device] ** 3 / float(np.median(times.pop("product")))
+            peak = measured if args.peak is None else args.peak * 1e12
             on_head = batches[0]["attention_mask" if tokens == "all" else "label_mask"]
             flop = work(args, int(on_head.sum()))
-            title = f"{tokens}: {flop / 1e9:,.1f} GFLOP a step, peak {peak / 1e9:,.0f} GFLOP/s in float32"
-            console.print(make_table(title, times, memory, flop=flop, peak=peak))
+            title = f"{tokens}: {flop / 1e9:,.1f} GFLOP a step, peak {peak / 1e9:,.0f} GFLOP/s"
+            shown = make_table(title, times, memory, tokens=args.rows * args.length, flop=flop, peak=peak)
+            console.print(shown)
 
 
 if __name__ == "__main__":
