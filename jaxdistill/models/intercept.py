@@ -22,7 +22,7 @@ from jaxdistill.models.families import Family
 from jaxdistill.models.load import Model, attention_dropout, leaf, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
-HeadWeights = tuple[Float[Array, "width vocab"], Float[Array, " vocab"] | None]  # kernel and bias
+HeadWeights = tuple[Any, Any]  # kernel [width, vocab] and bias [vocab] or None; of jax or, before a run, of NumPy
 Layer = Callable[[Float[Array, "batch length width"]], list[Array]]  # the outputs of a layer, hidden states among them
 
 
