@@ -28,7 +28,7 @@ def eight(benchmark) -> Any:
 
 
 def test_a_step_on_eight_chips(eight):
-    assert eight.memory.temporaries < 3.1e9  # 2.97; the goal was 4
+    assert eight.memory.temporaries < 3e9  # 2.97; the goal was 4
     assert eight.work.flops == pytest.approx(21.1e12, rel=0.01)
     assert eight.work.bytes_moved / V5E.bandwidth < eight.work.flops / V5E.flops  # bound by arithmetic
     assert sum(eight.cycles.values()) < 350e6  # 336: 224 ms
