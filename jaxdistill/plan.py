@@ -93,9 +93,10 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> None:
         print(f"does not fit: {_gb(memory.peak)} of {_gb(limit)} a device")
         print(_what_would_fit(step_at, config, models, mesh, limit))
         return
-    moved = hlo.collectives(compiled.as_text())
+    text = compiled.as_text()
+    moved = hlo.collectives(text)
     told = ", ".join(f"{kind} {_gb(size)}" for kind, size in sorted(moved.items())) or "none"
-    work = Work(count_flops(config, models, mesh), hlo.bytes_moved(compiled.as_text()))
+    work = Work(count_flops(config, models, mesh), hlo.bytes_moved(text))
     print(
         f"work a device: {work.flops / 1e12:.3g} TFLOP, {_gb(work.bytes_moved)} to and from memory; collectives: {told}"
     )

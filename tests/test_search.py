@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import tiny_run
 
 from jaxdistill import build, cli, loop, search, sharding
@@ -28,18 +29,13 @@ def made(tiny):
     return SimpleNamespace(context=context, params=params, model=models.student, batch=held_out[0])
 
 
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
 def by_cutting(made, layers: tuple[int, ...]) -> tuple[float, float]:
     """(mlm_loss, kl) of the student cut out, in NumPy float64 from all its logits."""
 
     def log_probabilities(model, params) -> np.ndarray:
         inputs = {name: jnp.asarray(made.batch[name]) for name in ("input_ids", "attention_mask")}
         logits = jax.jit(lambda params: intercept.apply(model, params, **inputs).logits)(params)
-        return log_softmax(np.asarray(logits, np.float64))[made.batch["label_mask"]]
+        return scipy.special.log_softmax(np.asarray(logits, np.float64), -1)[made.batch["label_mask"]]
 
     params = jax.device_get(made.params)
     student = load.build(student_config(made.model.config, family="bert", layers=layers))
