@@ -59,7 +59,8 @@ def jitted(loss: Callable, folder: Path, *more: Any) -> Call:
 def jaxdistill(divergence: str, folder: Path, *, fuse: bool) -> Call:
     import jax.numpy as jnp
 
-    from jaxdistill import fused_head, losses
+    from jaxdistill.losses import functions as losses
+    from jaxdistill.losses import fused_head
 
     beta = BETA[divergence]
 

@@ -34,12 +34,14 @@ from rich.table import Table
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import BertTokenizer, BertTokenizerFast
 
-from jaxdistill import build
-from jaxdistill import config as configs
 from jaxdistill.config import Config
 from jaxdistill.data import masking, pipeline, tokenize
+from jaxdistill.data import text as texts
+from jaxdistill.data.settings import DataConfig, MaskConfig
+from jaxdistill.data.text import Text
 from jaxdistill.data.tokenize import Vocabulary
-from jaxdistill.models import load
+from jaxdistill.models import tokenizer as tokenizers
+from jaxdistill.run.assemble import train_batches_of
 
 Ways = dict[str, Callable[[], Any]]  # ours first
 Drawn = tuple[Any, Any, Any, Any]  # input ids, labels, where they count, where there is no padding
@@ -64,7 +66,7 @@ def unpickled(pickled: Path) -> list[np.ndarray]:
     return pickle.loads(pickled.read_bytes())
 
 
-def cut(documents: Iterable[np.ndarray], vocabulary: Vocabulary, data: Config) -> list[np.ndarray]:
+def cut(documents: Iterable[np.ndarray], vocabulary: Vocabulary, data: DataConfig) -> list[np.ndarray]:
     """Rows of at most max_length, without those that are short or unknown."""
     rows, piece = [], data.max_length - 2
     for document in documents:
@@ -104,7 +106,7 @@ def padded(rows: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Te
 
 
 def masked(
-    ids: torch.Tensor, lengths: torch.Tensor, vocabulary: Vocabulary, weights: torch.Tensor, mask: Config
+    ids: torch.Tensor, lengths: torch.Tensor, vocabulary: Vocabulary, weights: torch.Tensor, mask: MaskConfig
 ) -> Drawn:
     ids = torch.nn.functional.pad(ids, (0, -ids.shape[1] % 8), value=vocabulary.pad)
     attended = torch.arange(ids.shape[1]) < lengths[:, None]
@@ -130,21 +132,20 @@ def reference_epoch(rows: Any, vocabulary: Vocabulary, weights: torch.Tensor, co
 
 
 def changed(config: Config, **data: Any) -> Config:
-    config = config.copy_and_resolve_references()
-    config.data.update(data)
-    return config
+    return config.changed(data=data)
 
 
-def prepared(config: Config, tokenizer: Any) -> build.Text:
+def prepared(config: Config, tokenizer: Any) -> Text:
     """As `jaxdistill prepare`, into a new folder; no rows are held out."""
     config = changed(config, cache_dir=tempfile.mkdtemp(dir=config.data.cache_dir))
-    text = build.prepare_text(config, build.open_text(config), tokenizer, causal=False, tell=lambda line: None)
+    source = texts.open_text(config.data)
+    text = texts.prepare_text(config.data, source, tokenizer, causal=False, tell=lambda line: None)
     return text._replace(train=tokenize.open_store(text.path))
 
 
-def own_epoch(config: Config, text: build.Text) -> Iterator[Drawn]:
+def own_epoch(config: Config, text: Text) -> Iterator[Drawn]:
     steps = pipeline.steps_per_epoch(text.train, batch_size=config.train.batch_size, limit_batches=0)
-    for batch in build.make_batches(config, text, steps=steps):
+    for batch in train_batches_of(config, text, steps=steps):
         yield batch["input_ids"], batch["labels"], batch["label_mask"], batch["attention_mask"]
 
 
@@ -195,7 +196,7 @@ def report(table: Table, what: str, figures: dict[str, np.ndarray], digits: int)
 
 def clip(config: Config, size: float, out: Path) -> None:
     """The first `size` bytes of the text: whole documents, one a line."""
-    source = build.open_text(config)
+    source = texts.open_text(config.data)
     assert source is not None
     with open(out, "wb") as file:
         for text in source.texts():
@@ -214,15 +215,16 @@ def main() -> None:
     args = parser.parse_args()
     random.seed(0)
     torch.manual_seed(0)
-    config = configs.base()
-    config.data.path, config.data.max_length, config.train.batch_size = ",".join(args.text), args.length, args.rows
+    config = Config().changed(
+        data={"path": ",".join(args.text), "max_length": args.length}, train={"batch_size": args.rows}
+    )
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         clip(config, 1e6 * args.megabytes, text)
         measure(changed(config, path=str(text), cache_dir=folder), text, args.tokenizer, args.rounds)
 
 
-def compare(config: Config, text: Path, own: Any, slow: Any, fast: Any) -> build.Text:
+def compare(config: Config, text: Path, own: Any, slow: Any, fast: Any) -> Text:
     """The prepared text, after it was found to be what the reference makes of it, with either tokenizer."""
     documents = encode(text, slow)
     check_same("document of BertTokenizerFast", encode(text, fast), documents)
@@ -235,7 +237,7 @@ def compare(config: Config, text: Path, own: Any, slow: Any, fast: Any) -> build
 
 
 def measure(config: Config, text: Path, tokenizer: Path, rounds: int) -> None:
-    own, pickled = load.load_tokenizer(tokenizer), text.with_suffix(".pickle")
+    own, pickled = tokenizers.load_tokenizer(tokenizer), text.with_suffix(".pickle")
     slow, fast = BertTokenizer.from_pretrained(tokenizer), BertTokenizerFast.from_pretrained(tokenizer)
     made = compare(config, text, own, slow, fast)
     store, vocabulary = made.train, made.vocabulary

@@ -23,8 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import fused_head, losses
-from jaxdistill.fused_head import Head
+from jaxdistill.losses import functions as losses
+from jaxdistill.losses import fused_head
+from jaxdistill.losses.fused_head import Head
 
 TEMPERATURE, WEIGHTS = 2.0, {"forward_kl": 5.0, "cross_entropy": 2.0}
 

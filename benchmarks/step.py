@@ -70,18 +70,22 @@ def jaxdistill(job: Job, *, half: bool) -> Steps:
     os.environ["USE_TORCH"] = "0"  # transformers would import it
     import jax
 
-    from jaxdistill import build, loop, memory, sharding
+    from jaxdistill.losses.objective import make_objective
+    from jaxdistill.run import memory
+    from jaxdistill.run.models import load_pair
+    from jaxdistill.run.training import make_training
+    from jaxdistill.step import sharding
+    from jaxdistill.step.sharding import Meshes
 
-    config = job.config.copy_and_resolve_references()
+    config = job.config
     if half:
-        config.student.dtype = config.teacher.dtype = "bfloat16"
-    if half and job.device == "cuda":
-        config.student.attention = config.teacher.attention = "cudnn"
-    models = build.build_models(config, allow_pickle=False, tell=print)
+        side = {"dtype": "bfloat16", **({"attention": "cudnn"} if job.device == "cuda" else {})}
+        config = config.changed(teacher=side, student=side)
+    models = load_pair(config, allow_pickle=False, tell=print)
     yield {}
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
-    objective = build.build_objective(config, models)
-    training = loop.make_training(config, models, objective, mesh=mesh, steps=1000)
+    objective = make_objective(config.loss, config.policy, models)
+    training = make_training(config, models, objective, Meshes(mesh, mesh), steps=1000)
     state = training.init(models.student_params)
     teacher_params = jax.device_put(models.teacher_params, training.teacher_shardings)
     del models  # as PyTorch, which has the weights once
@@ -258,13 +262,13 @@ def measure(ways: list[str], job: Job, rounds: int) -> tuple[dict[str, list[floa
 
 
 def make_config(args: argparse.Namespace, folder: Path, tokens: str) -> Any:
-    from jaxdistill import config as configs
+    from jaxdistill import recipe
 
     changes = {"teacher.name": folder / "teacher", "student.layers": args.student_layers, "data.path": "none"}
     changes |= {"data.max_length": args.length, "train.batch_size": args.rows, "train.accumulation": 1}
     changes |= {"mask.group": math.gcd(args.rows, 8), "loss.tokens": tokens}
     changes |= {"optim.schedule": "constant", "optim.warmup": 0.0}
-    return configs.parse(str(RECIPE), [f"--config.{key}={value}" for key, value in changes.items()])
+    return recipe.read(str(RECIPE), [f"--config.{key}={value}" for key, value in changes.items()])
 
 
 def make_folders(args: argparse.Namespace, folder: Path) -> None:
@@ -272,23 +276,23 @@ def make_folders(args: argparse.Namespace, folder: Path) -> None:
     import jax
     from transformers import BertConfig, BertTokenizerFast
 
-    from jaxdistill import build
-    from jaxdistill.export import export
-    from jaxdistill.models import load
+    from jaxdistill.export.export import export
+    from jaxdistill.models import model as models
+    from jaxdistill.run.models import load_pair
 
     sizes = {"vocab_size": args.vocab, "num_hidden_layers": args.teacher_layers, "num_attention_heads": args.heads}
     sizes |= {"hidden_size": args.width, "intermediate_size": 4 * args.width}
     # BERT's own 0.02 makes layers that do little: a student would say what its teacher does.
     scales = {"initializer_range": args.width**-0.5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    teacher = load.build(BertConfig(**sizes, **scales))
+    teacher = models.build(BertConfig(**sizes, **scales))
     (folder / "vocab.txt").write_text("\n".join(SPECIAL + [f"word{i}" for i in range(len(SPECIAL), args.vocab)]))
     ids = np.arange(args.length)[None] % args.vocab
     probe = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     write = functools.partial(export, tokenizer=tokenizer, to="pytorch", card="", probe=probe)
-    write(model=teacher, params=load.init_params(teacher, jax.random.key(0)), out=folder / "teacher")
-    models = build.build_models(make_config(args, folder, "all"), allow_pickle=False, tell=print)
-    write(model=models.student, params=models.student_params, out=folder / "student")
+    write(model=teacher, params=models.init_params(teacher, jax.random.key(0)), out=folder / "teacher")
+    pair = load_pair(make_config(args, folder, "all"), allow_pickle=False, tell=print)
+    write(model=pair.student, params=pair.student_params, out=folder / "student")
 
 
 def make_batch(config: Any, *, vocab: int, seed: int) -> Batch:

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import build, hlo, plan, sharding
-from jaxdistill import config as configs
+from jaxdistill import recipe
+from jaxdistill.cost import hlo, plan
+from jaxdistill.run.models import pair_of_shapes
+from jaxdistill.step import sharding
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
 # Cycles a second, of the unit that multiplies matrices: the peak of plan.CHIPS over its products a cycle.
@@ -51,8 +53,8 @@ def figures(topology: str, settings: dict[str, Any]) -> Figures:
             "data.path": f"{folder}/config.json",  # some file; none is read
             **settings,
         }
-        config = configs.parse(str(RECIPE), [f"--config.{key}={value}" for key, value in settings.items()])
-        models = build.build_shapes(config)
+        config = recipe.read(str(RECIPE), [f"--config.{key}={value}" for key, value in settings.items()])
+        models = pair_of_shapes(config)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, devices=plan.devices_of(topology))
     rows, accumulation = config.train.batch_size, config.train.accumulation
     compiled, memory = plan.compile_step(config, models, mesh, rows=rows, accumulation=accumulation)

@@ -22,9 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = parser.parse_known_args(argv)
 
     def run() -> None:
-        from jaxdistill import config, loop
+        from jaxdistill import recipe
+        from jaxdistill.run import loop
 
-        loop.run(config.parse(flags.config, overrides), flags.workdir, allow_pickle=flags.allow_pickle)
+        loop.run(recipe.read(flags.config, overrides), flags.workdir, allow_pickle=flags.allow_pickle)
 
     return guarded(run)
 

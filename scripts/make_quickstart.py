@@ -89,7 +89,9 @@ def write_pairs(corpus: Path, target: Path) -> None:
 
 def make_causal(corpus: Path, work: Path, overrides: list[str]) -> None:
     """A small GPT-2, trained by the recipe configs/gpt2_finetune.py on the lines of the corpus."""
-    from jaxdistill import config, loop
+    from jaxdistill import recipe as recipes
+    from jaxdistill.run import loop
+    from jaxdistill.run.export import export_run
 
     tokenizer = work / "causal-tokenizer"
     write_causal_tokenizer(corpus, tokenizer)
@@ -114,8 +116,8 @@ def make_causal(corpus: Path, work: Path, overrides: list[str]) -> None:
         "checkpoint.every": 500,
     }
     given = [f"--config.{key}={value}" for key, value in values.items()]
-    loop.run(config.parse(str(QUICKSTART.parent / "gpt2_finetune.py"), [*given, *overrides]), work / "causal")
-    loop.export_run(work / "causal", QUICKSTART / "causal", to="pytorch", tell=print)
+    loop.run(recipes.read(str(QUICKSTART.parent / "gpt2_finetune.py"), [*given, *overrides]), work / "causal")
+    export_run(work / "causal", QUICKSTART / "causal", to="pytorch", tell=print)
     halve(QUICKSTART / "causal" / "model.safetensors")
 
 
@@ -134,7 +136,9 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="folder for the rounds; resumed where they stand")
     flags, overrides = parser.parse_known_args()
 
-    from jaxdistill import config, loop
+    from jaxdistill import recipe as recipes
+    from jaxdistill.run import loop
+    from jaxdistill.run.export import export_run
 
     QUICKSTART.mkdir(exist_ok=True)
     corpus, tokenizer = QUICKSTART / "corpus.txt.gz", flags.workdir / "tokenizer"
@@ -145,8 +149,8 @@ def main() -> None:
     rounds = [flags.workdir / f"round{i}" for i in range(ROUNDS)]
     for i, workdir in enumerate(rounds):
         begin = [f"--config.student.name={rounds[i - 1]}"] if i else []
-        loop.run(config.parse(recipe, [*common, *begin, f"--config.seed={i}"]), workdir)
-    loop.export_run(rounds[-1], QUICKSTART / "teacher", to="pytorch", tell=print)
+        loop.run(recipes.read(recipe, [*common, *begin, f"--config.seed={i}"]), workdir)
+    export_run(rounds[-1], QUICKSTART / "teacher", to="pytorch", tell=print)
     halve(QUICKSTART / "teacher" / "model.safetensors")
     write_pairs(corpus, QUICKSTART / "pairs.csv")
     make_causal(corpus, flags.workdir, overrides)

@@ -41,13 +41,15 @@ COLUMNS = {
 
 def run(recipe: str, workdir: Path, settings: dict[str, Any]) -> Path:
     """A run of the ordinary trainer; one that is complete costs nothing."""
-    from jaxdistill import config, files, loop
+    from jaxdistill import files
+    from jaxdistill import recipe as recipes
+    from jaxdistill.run import loop
 
     done = workdir / "done.json"
     if not done.exists():
         began = time.monotonic()
         overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-        loop.run(config.parse(str(ROOT / "configs" / recipe), overrides), workdir)
+        loop.run(recipes.read(str(ROOT / "configs" / recipe), overrides), workdir)
         files.write_text(done, json.dumps({"minutes": (time.monotonic() - began) / 60}))
     return workdir
 
@@ -108,22 +110,20 @@ def make_teacher(flags: argparse.Namespace) -> Path:
 
 def make_start(flags: argparse.Namespace, teacher: Path, *, seed: int) -> Path:
     """Every other layer of the teacher, fine-tuned: what all methods of a seed go on from."""
-    from jaxdistill import commands
+    from jaxdistill.run.cut import Cut, init_student
 
     base = flags.workdir / f"seed{seed}"
     cut = base / "cut"
     if not cut.exists():
-        commands.init_student(
-            teacher=str(teacher), revision="", layers="every_other", text="", family="", reference_init=False,
-            seed=seed, allow_pickle=False, out=cut,
-        )  # fmt: skip
+        init_student(Cut(str(teacher), "every_other", seed=seed), cut, allow_pickle=False, tell=print)
     settings = on_pairs(flags, seed=100 + seed, steps=flags.steps) | {"student.name": cut}
     return run("gpt2_finetune.py", base / "start", settings) / "export-pytorch"
 
 
 def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -> dict[str, float]:
     """The test pairs: perplexity of all that are asked for, ROUGE of the first --rouge-rows."""
-    from jaxdistill import commands, files
+    from jaxdistill import files
+    from jaxdistill.run.measure import evaluate
 
     result = workdir / "result.json"
     if not result.exists():
@@ -133,12 +133,13 @@ def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -
             f"--config.evaluate.max_new_tokens={flags.max_new_tokens}",
             f"--config.teacher.name={teacher or ''}",
         ]
-        found = commands.evaluate(
+        found = evaluate(
             workdir,
             step=None,
             metrics=["perplexity", "rouge", *(["agreement"] if teacher else [])],
             overrides=overrides,
             allow_pickle=False,
+            tell=print,
             predictions=workdir / "predictions.json",
         )
         found |= json.loads((workdir / "done.json").read_text())

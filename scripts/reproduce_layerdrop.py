@@ -53,12 +53,13 @@ def write_text(train: str, valid: Path, test: Path, folder: Path) -> dict[str, P
 
 def run(recipe: str, workdir: Path, settings: dict[str, Any]) -> Path:
     """A run of the ordinary trainer; one that is complete costs the reading of its metrics."""
-    from jaxdistill import config, loop
+    from jaxdistill import recipe as recipes
+    from jaxdistill.run import loop
 
     done = workdir / "done"
     if not done.exists():
         overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-        loop.run(config.parse(str(ROOT / "configs" / recipe), overrides), workdir)
+        loop.run(recipes.read(str(ROOT / "configs" / recipe), overrides), workdir)
         done.touch()
     return workdir
 
@@ -79,7 +80,7 @@ def teacher(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, rate
 def student(
     flags: argparse.Namespace, text: dict[str, Path], *, seed: int, arm: Arm, teachers: dict[float, Path]
 ) -> Path:
-    from jaxdistill import commands
+    from jaxdistill.run.cut import Cut, init_student
 
     start, taught = arm[0], teachers[arm[1]]
     settings = common(flags, text, seed=seed, steps=flags.student_steps) | {
@@ -95,10 +96,8 @@ def student(
     else:
         folder = teachers[start] / "cut"
         if not folder.exists():
-            commands.init_student(
-                teacher=str(teachers[start] / "export-pytorch"), revision="", layers=KEPT, text="", family="distilbert",
-                reference_init=False, seed=seed, allow_pickle=False, out=folder,
-            )  # fmt: skip
+            cut = Cut(str(teachers[start] / "export-pytorch"), KEPT, family="distilbert", seed=seed)
+            init_student(cut, folder, allow_pickle=False, tell=print)
         settings |= {"student.name": folder}
     return run("bert_mlm.py", folders(flags.workdir, seed)[arm], settings)
 
@@ -127,14 +126,14 @@ def layers_kept(folder: Path) -> int:
 
 def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> dict[str, float]:
     """Validation and test text, and training loss over the last tenth and on average."""
-    from jaxdistill import commands
+    from jaxdistill.run.measure import evaluate
 
     result = workdir / "result.json"
     if not result.exists():
         found = {}
         for split in ("valid", "test"):
             overrides = [f"--config.data.eval_path={text[split]}", f"--config.evaluate.batches={flags.batches}"]
-            figures = commands.evaluate(workdir, step=None, metrics=None, overrides=overrides, allow_pickle=False)
+            figures = evaluate(workdir, step=None, metrics=None, overrides=overrides, allow_pickle=False, tell=print)
             found |= {f"{split}/{name}": value for name, value in figures.items()}
         losses = [record["loss"] for record in records(workdir, "train")]
         last = losses[-max(len(losses) // 10, 1) :]

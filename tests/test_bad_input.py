@@ -382,8 +382,8 @@ def test_figures_of_a_full_disk(tmp_path, monkeypatch):
     """metrics.jsonl on a device that is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    from jaxdistill import writers
     from jaxdistill.errors import UserError
+    from jaxdistill.run import writers
 
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     monkeypatch.setattr(Path, "exists", lambda path: False)  # not to read what is endless
@@ -394,7 +394,7 @@ def test_figures_of_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_a_torn_last_line_is_dropped(tmp_path):
-    from jaxdistill import writers
+    from jaxdistill.run import writers
 
     path = tmp_path / "metrics.jsonl"
     write, close = writers.jsonl(path, resume_at=0)

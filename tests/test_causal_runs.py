@@ -17,12 +17,16 @@ import tiny_causal
 import tiny_run
 from test_resume import Stopped, assert_same_run, stop_after
 
-from jaxdistill import build, cli, config, loop, losses, on_policy, sharding, train
-from jaxdistill import objective as objectives
-from jaxdistill import workdir as workdirs
-from jaxdistill.generate import Decoding
+from jaxdistill import build, cli, config, train
+from jaxdistill.losses import functions as losses
+from jaxdistill.losses import terms as objectives
 from jaxdistill.models import intercept, torch_names
-from jaxdistill.step import loss_fn
+from jaxdistill.run import folder as workdirs
+from jaxdistill.run import loop
+from jaxdistill.sampling import on_policy
+from jaxdistill.sampling.generate import Decoding
+from jaxdistill.step import sharding
+from jaxdistill.step.train_step import loss_fn
 
 SLOW = pytest.mark.slow
 # For comparisons: nothing is drawn but what is looked at.

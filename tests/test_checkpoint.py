@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill import checkpoint
 from jaxdistill.errors import UserError
+from jaxdistill.run import checkpoint
 
 Tree = dict[str, Any]
 

@@ -9,10 +9,11 @@ import pytest
 import scipy.special
 import tiny
 
-from jaxdistill import sharding
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate import context as contexts
-from jaxdistill.models import intercept, load
+from jaxdistill.models import intercept
+from jaxdistill.models import model as models
+from jaxdistill.step import sharding
 
 ROWS, LENGTH = 16, 8
 
@@ -82,8 +83,8 @@ def test_figures_do_not_depend_on_the_pieces(kind: str, tokens: int, monkeypatch
 def test_memory_does_not_grow_with_the_vocabulary_times_the_tokens() -> None:
     """Four times the tokens of one piece: one [tokens, vocab] array of theirs would be more than all of it."""
     vocab, length, chunk = 50_000, 512, 512
-    model = load.build(tiny.config("gpt2", vocab_size=vocab, n_positions=length))
-    params = jax.eval_shape(lambda: load.init_params(model, jax.random.key(0)))
+    model = models.build(tiny.config("gpt2", vocab_size=vocab, n_positions=length))
+    params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
     one = context("gpt2", 1)._replace(student=model)
     shapes = {"input_ids": jnp.int32, "labels": jnp.int32, "attention_mask": jnp.bool_, "label_mask": jnp.bool_}
     batch = {name: jax.ShapeDtypeStruct((4, length), kind) for name, kind in shapes.items()}

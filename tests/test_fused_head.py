@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill import fused_head as fused
-from jaxdistill import losses, optim, sharding
-from jaxdistill import objective as objectives
-from jaxdistill.fused_head import Head
+from jaxdistill.losses import functions as losses
+from jaxdistill.losses import fused_head as fused
+from jaxdistill.losses import terms as objectives
+from jaxdistill.losses.fused_head import Head
+from jaxdistill.losses.terms import Objective, Signals
 from jaxdistill.models import intercept
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.objective import Objective, Signals
+from jaxdistill.step import optimizer as optim
+from jaxdistill.step import sharding
 
 ROWS, LENGTH, VOCAB, WIDTHS, TEMPERATURE = 3, 7, 19, (6, 9), 2.0
 # loss -> beta

@@ -17,13 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TopKLogitsWarper, TopPLogitsWarper
 
-from jaxdistill import cli, generate
+from jaxdistill import cli
 from jaxdistill.errors import UserError
-from jaxdistill.export import export, model_card
-from jaxdistill.generate import Decoding, choose, make_decoder, make_generator, truncate
-from jaxdistill.models import load
+from jaxdistill.export.export import export, model_card
+from jaxdistill.models import hub, weights
+from jaxdistill.models import model as models
+from jaxdistill.models import tokenizer as tokenizers
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply, position_ids
+from jaxdistill.sampling import generate
+from jaxdistill.sampling.generate import Decoding, choose, make_decoder, make_generator, truncate
 
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 QUICK = ("gpt2", "mistral")  # a position table; a window, rotary positions, and a head that the class does not tie
@@ -138,7 +141,7 @@ def test_flax_class_opens_the_flax_folder(tokenizer, tmp_path):
     kind = "llama"
     folder = written(tmp_path / "out", kind, tokenizer, to="flax")
     model, params = tiny.model(kind), params_of(kind)
-    back = load.load_params(folder, load.build(load.load_config(folder)))
+    back = weights.load_params(folder, models.build(hub.load_config(folder)))
     jax.tree.map(np.testing.assert_array_equal, back, params)
     ids = jnp.asarray([PROMPTS[0]])
     with jax.numpy_rank_promotion("allow"):
@@ -176,12 +179,12 @@ def test_cached_decoding_is_the_full_forward_at_every_step(kind):
 @pytest.mark.slow
 def test_real_model_is_torch_token_for_token(shared):
     folder = shared / "models" / "stories260k-llama"
-    model = load.build(load.load_config(folder))
-    params, words = load.load_params(folder, model), load.load_tokenizer(folder)
+    model = models.build(hub.load_config(folder))
+    params, words = weights.load_params(folder, model), tokenizers.load_tokenizer(folder)
     prompts = words(["Once upon a time", "Tom and his big dog went to the park. They", "Lily", "The sun"])["input_ids"]
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected, _ = torch_generate(theirs, prompts, 80, end=2)
-    completions = greedy(model, params, prompts, 80, end_ids=load.end_ids(folder, model.config, words))
+    completions = greedy(model, params, prompts, 80, end_ids=tokenizers.end_ids(folder, model.config, words))
     for row, completion in zip(expected, completions, strict=True):
         assert list(completion.tokens) == row[: len(completion.tokens)]
         assert set(row[len(completion.tokens) :]) <= {PAD}
@@ -465,14 +468,14 @@ def test_a_masked_model_does_not_generate():
 
 def test_end_ids(tmp_path, tokenizer):
     config = tiny.config("gpt2")
-    assert load.end_ids(tmp_path, config, tokenizer) == (2,)
+    assert tokenizers.end_ids(tmp_path, config, tokenizer) == (2,)
     config.eos_token_id = None
-    assert load.end_ids(tmp_path, config, tokenizer) == (tokenizer.eos_token_id,)
+    assert tokenizers.end_ids(tmp_path, config, tokenizer) == (tokenizer.eos_token_id,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert load.end_ids(tmp_path, config, tokenizer) == (2, 7)
+    assert tokenizers.end_ids(tmp_path, config, tokenizer) == (2, 7)
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        load.end_ids(tmp_path, config, tokenizer)
+        tokenizers.end_ids(tmp_path, config, tokenizer)
 
 
 def test_long_contexts_cost_nothing_where_they_are_not_used():

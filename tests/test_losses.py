@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdistill import losses
+from jaxdistill.losses import functions as losses
 
 SHAPE = (
     3,

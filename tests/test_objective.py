@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdistill import config as configs
-from jaxdistill import losses
-from jaxdistill import objective as objectives
-from jaxdistill import policy as policies
+from jaxdistill.losses import functions as losses
+from jaxdistill.losses import policy as policies
+from jaxdistill.losses import terms as objectives
+from jaxdistill.losses.terms import TERMS, Objective, Signals
 from jaxdistill.models.intercept import Outputs
-from jaxdistill.objective import TERMS, Objective, Signals
 
 ROWS, LENGTH, VOCAB, WIDTHS, LAYERS, HEADS = 2, 6, 7, (4, 5), (2, 3), (2, 3)
 LAYER_MAP = ((0, 0), (1, 2), (2, 3))
@@ -45,7 +45,9 @@ ROLLOUT = {
 }
 ROLLOUT["weights"] = jnp.asarray(RNG.random(SAMPLED.shape), jnp.float32)
 EMBEDDING = jnp.asarray(RNG.normal(size=(VOCAB, 3)), jnp.float32)
-POLICY = policies.Settings("paper", 0.2, True, True, 0.2, 0.95, 0.5, 100.0, diversity_target=1.5, entropy_target=9.0)
+POLICY = policies.PolicyConfig(
+    "paper", 0.2, True, True, 0.2, 0.95, 0.5, 100.0, diversity_target=1.5, entropy_target=9.0
+)
 KERNELS = {
     objectives.projection_name(*pair): {"kernel": jnp.asarray(RNG.normal(size=WIDTHS), jnp.float32)}
     for pair in LAYER_MAP

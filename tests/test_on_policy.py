@@ -13,12 +13,14 @@ import pytest
 import scipy.special
 import tiny
 
-from jaxdistill import on_policy, policy, sharding
-from jaxdistill.generate import Decoding
+from jaxdistill.losses import policy
 from jaxdistill.models import intercept
-from jaxdistill.on_policy import Sampling, joined, make_rollouts, make_scorer, taught, whose
-from jaxdistill.rollout import prompts_of
-from jaxdistill.step import micro_batches, undo_micro_batches
+from jaxdistill.sampling import on_policy
+from jaxdistill.sampling.generate import Decoding
+from jaxdistill.sampling.on_policy import Sampling, joined, make_rollouts, make_scorer, taught, whose
+from jaxdistill.sampling.rollout import prompts_of
+from jaxdistill.step import sharding
+from jaxdistill.step.train_step import micro_batches, undo_micro_batches
 
 ROWS, LENGTH, NEW, PAD = 8, 4, 5, 1
 STUDENT, TEACHER = tiny.model("gpt2"), tiny.model("mistral")
@@ -26,7 +28,7 @@ DECODING = Decoding(max_new_tokens=NEW, temperature=1.0, end_ids=(2,), pad_id=PA
 SAMPLING = Sampling(
     student=0.0, teacher=0.0, decoding=DECODING, prompt_length=LENGTH, prompt_tokens=0, reuse=1, accumulation=1, group=1
 )
-SETTINGS = policy.Settings(
+SETTINGS = policy.PolicyConfig(
     semantics="paper",
     mixture=0.2,
     single_step=True,
@@ -220,7 +222,7 @@ def test_without_a_teacher_there_is_no_reward():
     np.testing.assert_allclose(got["old_log_q"][mask], by_hand("gpt2", host(written))[mask], atol=2e-5)
 
 
-def rollouts_of(*, settings: policy.Settings | None = None, seed: int = 0, **fields: Any) -> Any:
+def rollouts_of(*, settings: policy.PolicyConfig | None = None, seed: int = 0, **fields: Any) -> Any:
     return make_rollouts(
         student=STUDENT,
         teacher=TEACHER,

@@ -11,10 +11,10 @@ import pytest
 import tiny
 
 from jaxdistill import config as configs
-from jaxdistill import optim
 from jaxdistill.errors import UserError
-from jaxdistill.models import load
+from jaxdistill.models import model as models
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.step import optimizer as optim
 
 DEFAULTS = configs.base().optim
 PEAK, STEPS = 3e-4, 40
@@ -44,7 +44,7 @@ def test_schedule_ends() -> None:
 
 
 def shapes_of(model_type: str) -> dict[str, Any]:
-    return load.param_shapes(tiny.model(model_type))
+    return models.param_shapes(tiny.model(model_type))
 
 
 def paths(tree: Any) -> dict[str, Any]:

@@ -14,10 +14,12 @@ import torch
 from jax.sharding import Mesh
 
 from jaxdistill import config as configs
-from jaxdistill import objective as objectives
-from jaxdistill import optim, sharding
-from jaxdistill.models import load, torch_names
-from jaxdistill.step import TrainState, loss_fn, make_train_step
+from jaxdistill.losses import terms as objectives
+from jaxdistill.models import model as models
+from jaxdistill.models import torch_names
+from jaxdistill.step import optimizer as optim
+from jaxdistill.step import sharding
+from jaxdistill.step.train_step import TrainState, loss_fn, make_train_step
 
 VOCAB, ROWS, GROUP, STEPS = 97, 8, 2, 10
 WEIGHTS = {
@@ -61,14 +63,14 @@ def model_configs(pair: str) -> tuple[Any, Any]:
     return BertConfig(**bert, num_hidden_layers=3), student
 
 
-def random_params(model: load.Model, rng: np.random.Generator) -> Any:
+def random_params(model: models.Model, rng: np.random.Generator) -> Any:
     """Random in every entry, biases and layer norms too, which the initialisers leave at 0 and 1."""
 
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return (centre + 0.15 * rng.standard_normal(shape.shape)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, load.param_shapes(model))
+    return jax.tree_util.tree_map_with_path(leaf, models.param_shapes(model))
 
 
 def make_batch(rng: np.random.Generator, *, pad: int, lengths: list[int], labelled: int | None = None) -> dict:
@@ -89,7 +91,7 @@ def make_batch(rng: np.random.Generator, *, pad: int, lengths: list[int], labell
 @functools.cache
 def make_pair(name: str) -> SimpleNamespace:
     rng = np.random.default_rng(PAIRS.index(name))
-    teacher, student = (load.build(config) for config in model_configs(name))
+    teacher, student = (models.build(config) for config in model_configs(name))
     projections = objectives.init_projections(
         objective("all"),
         student_width=student.width,

@@ -11,7 +11,8 @@ import pytest
 import tiny_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill import cli, hlo, plan
+from jaxdistill import cli
+from jaxdistill.cost import hlo, plan
 
 CHIP = plan.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
 

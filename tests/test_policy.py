@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdistill import losses, policy
+from jaxdistill.losses import functions as losses
+from jaxdistill.losses import policy
 
 ROWS, LENGTH, VOCAB, WIDTH = 4, 6, 7, 5
 # From the start, in the middle, one token, none at all.

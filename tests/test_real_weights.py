@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 
 from jaxdistill import train
-from jaxdistill.losses import DIVERGENCES
+from jaxdistill.losses.functions import DIVERGENCES
 
 pytestmark = pytest.mark.slow
 

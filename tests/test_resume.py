@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxdistill import loop
+from jaxdistill.run import loop
 
 pytestmark = pytest.mark.slow  # test_train stops and resumes a run of four steps in the fast part
 

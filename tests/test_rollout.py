@@ -9,12 +9,12 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdistill import sharding
 from jaxdistill.errors import UserError
-from jaxdistill.generate import Decoding, make_generator
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
-from jaxdistill.rollout import make_sampler, prompts_of
+from jaxdistill.sampling.generate import Decoding, make_generator
+from jaxdistill.sampling.rollout import make_sampler, prompts_of
+from jaxdistill.step import sharding
 
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 PROMPTS = [[17, 40, 8, 99, 23, 64], [50], [71, 5, 33], [12, 12, 90, 61]]

@@ -10,10 +10,14 @@ import pytest
 import scipy.special
 import tiny_run
 
-from jaxdistill import build, cli, loop, search, sharding
+from jaxdistill import build, cli
 from jaxdistill import config as configs
-from jaxdistill.models import intercept, load
+from jaxdistill.evaluate import search
+from jaxdistill.models import intercept
+from jaxdistill.models import model as models
 from jaxdistill.models.student import cut_student, student_config
+from jaxdistill.run import loop
+from jaxdistill.step import sharding
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def by_cutting(made, layers: tuple[int, ...]) -> tuple[float, float]:
         return scipy.special.log_softmax(np.asarray(logits, np.float64), -1)[made.batch["label_mask"]]
 
     params = jax.device_get(made.params)
-    student = load.build(student_config(made.model.config, family="bert", layers=layers))
+    student = models.build(student_config(made.model.config, family="bert", layers=layers))
     p = log_probabilities(made.model, params)
     q = log_probabilities(student, cut_student(params, teacher=made.model, student=student, layers=layers))
     labels = made.batch["labels"][made.batch["label_mask"]]

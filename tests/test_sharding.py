@@ -7,8 +7,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxdistill import sharding
 from jaxdistill.errors import UserError
+from jaxdistill.step import sharding
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from jaxdistill import losses, optim, sharding
-from jaxdistill import objective as objectives
-from jaxdistill.models import intercept, load
-from jaxdistill.step import TrainState, loss_fn, make_train_step
+from jaxdistill.losses import functions as losses
+from jaxdistill.losses import terms as objectives
+from jaxdistill.models import intercept
+from jaxdistill.models import model as models
+from jaxdistill.step import optimizer as optim
+from jaxdistill.step import sharding
+from jaxdistill.step.train_step import TrainState, loss_fn, make_train_step
 
 VOCAB, GROUP, ROWS, WIDTH = 29, 2, 4, 8
 WEIGHTS = {
@@ -38,12 +41,12 @@ def objective(tokens: str) -> objectives.Objective:
     return objectives.Objective(WEIGHTS, temperature=2.0, tokens=tokens, layer_map=((0, 0), (1, 2)))
 
 
-def random_params(model: load.Model, rng: np.random.Generator) -> Any:
+def random_params(model: models.Model, rng: np.random.Generator) -> Any:
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return (centre + 0.2 * rng.standard_normal(shape.shape)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, load.param_shapes(model))
+    return jax.tree_util.tree_map_with_path(leaf, models.param_shapes(model))
 
 
 @functools.cache
@@ -60,7 +63,7 @@ def models(dtype: Any = jnp.float32) -> SimpleNamespace:
     teacher = RobertaConfig(**sizes, hidden_size=16, num_attention_heads=4, num_hidden_layers=2)
     student = RobertaConfig(**sizes, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     rng = np.random.default_rng(0)
-    made = SimpleNamespace(teacher=load.build(teacher, dtype=dtype), student=load.build(student, dtype=dtype))
+    made = SimpleNamespace(teacher=models.build(teacher, dtype=dtype), student=models.build(student, dtype=dtype))
     made.teacher_params = random_params(made.teacher, rng)
     made.params = {
         "student": random_params(made.student, rng),
@@ -425,7 +428,7 @@ def test_attention_maps_are_compared_without_their_dropout() -> None:
 
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
-    model = load.build(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=24, **drop))
+    model = models.build(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=24, **drop))
     params = random_params(model, np.random.default_rng(1))
     mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
     state = TrainState(jnp.int32(0), {"student": jax.tree.map(jnp.array, params), "projections": {}}, ())

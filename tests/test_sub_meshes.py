@@ -14,11 +14,13 @@ import tiny
 import tiny_run
 from test_step import GROUP, LABELLED, VOCAB, assert_close
 
-from jaxdistill import cli, loop, sharding, train
-from jaxdistill import objective as objectives
-from jaxdistill import step as steps
+from jaxdistill import cli, train
 from jaxdistill.errors import UserError
-from jaxdistill.step import TrainState, make_train_step
+from jaxdistill.losses import terms as objectives
+from jaxdistill.run import loop
+from jaxdistill.step import sharding
+from jaxdistill.step import train_step as steps
+from jaxdistill.step.train_step import TrainState, make_train_step
 
 CAUSAL = {"ce": 5.0, "clm": 2.0, "cos": 1.0, "hidden_mse": 1.0, "attention": 1.0}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxdistill import plan
+from jaxdistill.cost import plan
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxdistill import cli, loop, train
+from jaxdistill import cli, train
+from jaxdistill.run import loop
 
 CLI_NAMES = {"mlm_loss", "perplexity", "mlm_accuracy", "kl", "top1", "top5"}
 TRAIN_NAMES = {"step", "time", "kind", "loss", "ce", "mlm", "cos", "grad_norm", "learning_rate"}
@@ -121,8 +122,8 @@ def test_export_opens_in_torch(run, tmp_path):
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-    from jaxdistill import workdir as folders
     from jaxdistill.models.intercept import apply
+    from jaxdistill.run import folder as folders
 
     out = tmp_path / "exported" / "student"
     code, said, err = tiny_run.call(cli.main, ["export", "--to-pytorch", f"--workdir={run}", f"--out={out}"])

@@ -94,17 +94,18 @@ def write_model(folder: Path, tokenizer: Any, *, kind: str = "bert", seed: int =
     from safetensors.numpy import save_file
     from transformers import AutoConfig
 
-    from jaxdistill.models import load, torch_names
+    from jaxdistill.models import model as models
+    from jaxdistill.models import torch_names
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
     if kind == "distilbert":
         sizes = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
     sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 40}
-    model = load.build(AutoConfig.for_model(kind, **{**sizes, **fields}))
+    model = models.build(AutoConfig.for_model(kind, **{**sizes, **fields}))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32),
-        load.init_params(model, jax.random.key(seed)),
+        models.init_params(model, jax.random.key(seed)),
     )
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -10,18 +10,9 @@ from jaxtyping import Integer
 
 from jaxdistill.data.batching import EMPTY, Plan, collate, plan_epoch
 from jaxdistill.data.masking import Batch, mask_batch, mask_groups, smoothing_weights
+from jaxdistill.data.settings import MaskConfig
 from jaxdistill.data.tokenize import TokenStore, Vocabulary
 from jaxdistill.errors import UserError
-
-
-@dataclass(frozen=True)
-class Masking:
-    """Settings of the masked-LM draw, see `masking.mask_batch`."""
-
-    fraction: float
-    replace: tuple[float, float, float]
-    smoothing: float
-    group: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ def train_batches(
     vocabulary: Vocabulary,
     batch_size: int,
     buckets: tuple[int, ...],
-    mask: Masking,
+    mask: MaskConfig,
     token_counts: Integer[np.ndarray, "vocab"],
     seed: int,
     steps: int,
@@ -152,7 +143,7 @@ def eval_batches(
     vocabulary: Vocabulary,
     batch_size: int,
     buckets: tuple[int, ...],
-    mask: Masking,
+    mask: MaskConfig,
     token_counts: Integer[np.ndarray, "vocab"],
     seed: int,
     limit: int,
@@ -207,7 +198,7 @@ def in_order(
     return Batches(make, min(len(plan.widths), limit or len(plan.widths)))
 
 
-def _weights(vocabulary: Vocabulary, mask: Masking, token_counts: Integer[np.ndarray, "vocab"]) -> np.ndarray:
+def _weights(vocabulary: Vocabulary, mask: MaskConfig, token_counts: Integer[np.ndarray, "vocab"]) -> np.ndarray:
     if vocabulary.mask is None:
         raise UserError("the tokenizer has no mask token; masked-LM distillation needs one")
     if len(token_counts) != vocabulary.size:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdistill.evaluate.context import Context, Evaluator, labelled, token_sums, totals
-from jaxdistill.losses import forward_kl
+from jaxdistill.losses.functions import forward_kl
 
 
 def make_agreement(context: Context) -> Evaluator:

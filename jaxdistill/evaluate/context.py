@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdistill import sharding
-from jaxdistill.fused_head import Head, chunk_size, logits
-from jaxdistill.generate import Decoding
-from jaxdistill.losses import masked_sum
+from jaxdistill.losses.functions import masked_sum
+from jaxdistill.losses.fused_head import Head, chunk_size, logits
 from jaxdistill.models import intercept, layer_drop
-from jaxdistill.models.load import Model
+from jaxdistill.models.model import Model
+from jaxdistill.sampling.generate import Decoding
+from jaxdistill.step import sharding
 
 # (student_params, teacher_params) -> figures
 Evaluator = Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]

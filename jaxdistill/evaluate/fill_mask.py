@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import intercept
-from jaxdistill.models.load import Model
+from jaxdistill.models.model import Model
 
 
 def fill_mask(

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdistill.evaluate.context import Context, Evaluator, labelled, token_sums, totals
-from jaxdistill.losses import cross_entropy
+from jaxdistill.losses.functions import cross_entropy
 from jaxdistill.models.layer_drop import kept_mask
 
 

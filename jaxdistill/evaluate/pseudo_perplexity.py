@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
-from jaxdistill import sharding
 from jaxdistill.evaluate.context import Context, Evaluator
-from jaxdistill.losses import cross_entropy
+from jaxdistill.losses.functions import cross_entropy
 from jaxdistill.models import intercept
+from jaxdistill.step import sharding
 
 
 def make_pseudo_perplexity(context: Context) -> Evaluator:

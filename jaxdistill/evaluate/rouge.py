@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate.context import Context, Evaluator
-from jaxdistill.generate import make_generator
+from jaxdistill.sampling.generate import make_generator
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from jaxdistill.fused_head import Head
+from jaxdistill.losses.fused_head import Head
 from jaxdistill.models.attention import dot_product_attention
 from jaxdistill.models.families import Family
-from jaxdistill.models.load import Model, attention_dropout, leaf, shortened, with_tied_head
+from jaxdistill.models.model import Model, attention_dropout, leaf, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
 HeadWeights = tuple[Any, Any]  # kernel [width, vocab] and bias [vocab] or None; of jax or, before a run, of NumPy

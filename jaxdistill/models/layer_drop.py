@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdistill.models.families import Family
 from jaxdistill.models.intercept import Interceptor, Layer, around_layers
+from jaxdistill.models.settings import StudentConfig
 
 DropRates = Callable[[Int[Array, ""]], Float[Array, "layers"]]  # training step -> probability of each layer
 
@@ -29,6 +30,19 @@ def make_drop_rates(*, rate: float, layers: int, depth: str, schedule: str, step
     shares = {"constant": jnp.ones(layers), "linear": jnp.arange(1, layers + 1) / layers}[depth]
     growth = {"constant": lambda step: jnp.float32(1.0), "linear": lambda step: step / max(steps - 1, 1)}[schedule]
     return lambda step: rate * growth(step) * shares
+
+
+def drop_rates(settings: StudentConfig, *, layers: int, steps: int) -> DropRates | None:
+    """LayerDrop's rate of every one of `layers` student layers at each of `steps` steps; None where it is off."""
+    if not settings.layer_drop:
+        return None
+    return make_drop_rates(
+        rate=settings.layer_drop,
+        layers=layers,
+        depth=settings.layer_drop_depth,
+        schedule=settings.layer_drop_schedule,
+        steps=steps,
+    )
 
 
 def draw_kept(key: Key[Array, ""], rates: Float[Array, "layers"]) -> Bool[Array, "layers"]:

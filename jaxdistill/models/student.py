@@ -11,10 +11,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.load import init_params, param_shapes
+from jaxdistill.models.model import init_params, param_shapes
 
 if TYPE_CHECKING:
-    from jaxdistill.models.load import Model
+    from jaxdistill.models.model import Model
 
 _SPECS = "a list of indices, a count, 'every_other', 'first:N', 'last:N', 'spread:N' or '0,2,4'"
 _ENDS = ("first", "last", "spread")  # with :N, or half of the layers

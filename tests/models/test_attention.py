@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from jaxdistill import build
 from jaxdistill.errors import UserError
-from jaxdistill.models import attention, intercept, load
+from jaxdistill.models import attention, intercept
+from jaxdistill.models import model as models
 
 MASKED = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 CAUSAL = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "gemma")
@@ -19,8 +20,8 @@ KINDS = MASKED + CAUSAL
 
 
 def run(kind: str, implementation: str, params: Any, *, dropout: bool = True, **wanted: Any) -> intercept.Outputs:
-    model = load.build(tiny.model(kind).config, attention=implementation)
-    model = model if dropout else load.without_attention_dropout(model)
+    model = models.build(tiny.model(kind).config, attention=implementation)
+    model = model if dropout else models.without_attention_dropout(model)
     ids, mask = tiny.batch(kind)
     return intercept.apply(
         model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True, **wanted
@@ -103,13 +104,13 @@ def test_cudnn_s_kernels_take_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     from jax._src.cudnn import fused_attention_stablehlo  # which asks for the version that is installed here
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91400)
-    model = load.build(tiny.config(kind, **SIZES[kind]), dtype=jnp.bfloat16, attention="cudnn")
+    model = models.build(tiny.config(kind, **SIZES[kind]), dtype=jnp.bfloat16, attention="cudnn")
     ids, mask = map(jnp.asarray, tiny.batch(kind))
 
     def number(params: Any) -> jax.Array:
         return jnp.sum(intercept.apply(model, params, input_ids=ids, attention_mask=mask).logits.astype(jnp.float32))
 
-    params = jax.eval_shape(lambda: load.init_params(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
     kernels = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
     allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in kernels]
     lowered = jax.export.export(jax.jit(jax.grad(number)), platforms=["cuda"], disabled_checks=allowed)(params)

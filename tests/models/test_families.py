@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
-from jaxdistill.models.load import shortened
+from jaxdistill.models.model import shortened
 
 
 def test_every_family_has_a_tiny_config():

@@ -12,7 +12,7 @@ import tiny
 from jaxdistill import build as build_run
 from jaxdistill import config as configs
 from jaxdistill.models import intercept, layer_drop
-from jaxdistill.models.load import build
+from jaxdistill.models.model import build
 from jaxdistill.models.student import cut_student, student_config
 
 # Those that distil today; ALBERT runs each set of parameters several times.

@@ -11,7 +11,9 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from jaxdistill.errors import UserError
-from jaxdistill.models import load, torch_names
+from jaxdistill.models import hub, torch_names, weights
+from jaxdistill.models import model as models
+from jaxdistill.models import tokenizer as tokenizers
 
 CAUSAL = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "gemma")
 
@@ -40,7 +42,7 @@ def refused(call, *parts):
 
 
 def test_a_local_folder_is_itself(tmp_path):
-    assert load.resolve(str(tmp_path)) == tmp_path
+    assert hub.resolve(str(tmp_path)) == tmp_path
 
 
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
@@ -50,13 +52,13 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
-    refused(lambda: load.resolve(str(file)), "model.safetensors is a file", "folder")
-    refused(lambda: load.resolve(str(tmp_path / "none")), "none: there is no such folder")
-    refused(lambda: load.resolve("./none"), "./none: there is no such folder")
-    refused(lambda: load.resolve(""), "is empty")
-    refused(lambda: load.resolve("nobody/nothing", revision="v1"), "nobody/nothing at revision v1", "network")
-    refused(lambda: load.resolve("not a name!"), "not a name!", "check the name")
-    refused(lambda: load.load_config(tmp_path), "has no config.json")
+    refused(lambda: hub.resolve(str(file)), "model.safetensors is a file", "folder")
+    refused(lambda: hub.resolve(str(tmp_path / "none")), "none: there is no such folder")
+    refused(lambda: hub.resolve("./none"), "./none: there is no such folder")
+    refused(lambda: hub.resolve(""), "is empty")
+    refused(lambda: hub.resolve("nobody/nothing", revision="v1"), "nobody/nothing at revision v1", "network")
+    refused(lambda: hub.resolve("not a name!"), "not a name!", "check the name")
+    refused(lambda: hub.load_config(tmp_path), "has no config.json")
 
 
 @pytest.mark.parametrize(
@@ -72,14 +74,14 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
 )
 def test_bad_config_json(tmp_path, text, parts):
     (tmp_path / "config.json").write_text(text)
-    refused(lambda: load.load_config(tmp_path), *parts)
+    refused(lambda: hub.load_config(tmp_path), *parts)
 
 
 def test_code_in_a_folder_is_not_run(tmp_path):
     fields = {**tiny.config("bert").to_dict(), "auto_map": {"AutoConfig": "evil.Evil"}}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    assert type(load.load_config(tmp_path)).__name__ == "BertConfig"
+    assert type(hub.load_config(tmp_path)).__name__ == "BertConfig"
     assert not (tmp_path / "ran").exists()
 
 
@@ -94,7 +96,7 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     ],
 )
 def test_configurations_the_class_cannot_follow(fields, part):
-    refused(lambda: load.build(tiny.config("bert", **fields)), part)
+    refused(lambda: models.build(tiny.config("bert", **fields)), part)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_configurations_the_class_cannot_follow(fields, part):
     ],
 )
 def test_configurations_the_causal_class_would_pass_over(kind, fields, part):
-    refused(lambda: load.build(tiny.config(kind, **fields)), f"{kind} config: ", part)
+    refused(lambda: models.build(tiny.config(kind, **fields)), f"{kind} config: ", part)
 
 
 def test_build_is_quiet_and_leaves_the_verbosity(caplog):
@@ -130,7 +132,7 @@ def test_build_is_quiet_and_leaves_the_verbosity(caplog):
     hf_logging.set_verbosity(logging.INFO)
     try:
         with caplog.at_level(logging.INFO, logger="transformers"):
-            load.build(tiny.config("bert", vocab_size=77))
+            models.build(tiny.config("bert", vocab_size=77))
         assert hf_logging.get_verbosity() == logging.INFO
         assert not caplog.records
     finally:
@@ -157,18 +159,18 @@ def test_sizes(kind, length):
 
 
 def test_read_back(folder):
-    params = load.load_params(folder, tiny.model("bert"))
+    params = weights.load_params(folder, tiny.model("bert"))
     jax.tree.map(np.testing.assert_array_equal, params, tiny.params("bert"))
-    shapes = load.param_shapes(tiny.model("bert"))
-    assert load.count_params(shapes) == load.count_params(params) == sum(x.size for x in jax.tree.leaves(params))
+    shapes = models.param_shapes(tiny.model("bert"))
+    assert models.count_params(shapes) == models.count_params(params) == sum(x.size for x in jax.tree.leaves(params))
 
 
 def test_missing_tensors(folder, caplog):
     model = tiny.model("bert")
     change(folder, lambda t: [t.pop(name) for name in list(t) if name.startswith("cls.")])
-    refused(lambda: load.load_params(folder, model), "lacks 5 of the 42 tensors", "cls.predictions.bias", ", ...")
+    refused(lambda: weights.load_params(folder, model), "lacks 5 of the 42 tensors", "cls.predictions.bias", ", ...")
     with caplog.at_level(logging.WARNING):
-        params = load.load_params(folder, model, missing="init", key=jax.random.key(0))
+        params = weights.load_params(folder, model, missing="init", key=jax.random.key(0))
     assert "drawn at random: cls.predictions.bias" in caplog.text and len(caplog.records) == 1
     flat, source = flatten_dict(params, sep="/"), flatten_dict(tiny.params("bert"), sep="/")
     assert flat.keys() == source.keys()
@@ -181,22 +183,22 @@ def test_damaged_weights(folder):
     whole = file.read_bytes()
     for size in (0, 4, 200, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
-        refused(lambda: load.load_params(folder, model), "model.safetensors is truncated or damaged")
+        refused(lambda: weights.load_params(folder, model), "model.safetensors is truncated or damaged")
 
     name = "bert.encoder.layer.1.output.dense.weight"
     change(folder, lambda t: t.update({name: t[name][:, :-1].copy()}))
-    refused(lambda: load.load_params(folder, model), name, "(16, 23)", "(16, 24)")
+    refused(lambda: weights.load_params(folder, model), name, "(16, 23)", "(16, 24)")
     change(folder, lambda t: t.update({name: np.full_like(t[name], np.nan)}))
-    refused(lambda: load.load_params(folder, model), name, "NaN or infinite")
+    refused(lambda: weights.load_params(folder, model), name, "NaN or infinite")
     change(folder, lambda t: t.update({name.replace(".1.", ".2."): t[name]}))
     refused(
-        lambda: load.load_params(folder, model),
+        lambda: weights.load_params(folder, model),
         "layer.2",
         "configuration (2 layers)",
         "do not belong together",
     )
     file.unlink()
-    refused(lambda: load.load_params(folder, model), "holds no weights")
+    refused(lambda: weights.load_params(folder, model), "holds no weights")
 
 
 def test_damaged_index_of_shards(folder):
@@ -204,10 +206,10 @@ def test_damaged_index_of_shards(folder):
     (folder / "model.safetensors").unlink()
     for text in ("{", "[]", "{}"):
         index.write_text(text)
-        refused(lambda: load.load_params(folder, model), "is no index of shards")
+        refused(lambda: weights.load_params(folder, model), "is no index of shards")
     for shard in ("model-1.safetensors", "../model.safetensors"):
         index.write_text(json.dumps({"weight_map": {"bert.x": shard}}))
-        refused(lambda: load.load_params(folder, model), "which is not in the folder")
+        refused(lambda: weights.load_params(folder, model), "which is not in the folder")
 
 
 def tokenizer_file(folder, *special):
@@ -222,38 +224,38 @@ def tokenizer_file(folder, *special):
 
 def test_a_bare_tokenizer_json(tmp_path):
     tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
-    tokenizer = load.load_tokenizer(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
     assert tokenizer.is_fast and (tokenizer.mask_token_id, tokenizer.pad_token_id, len(tokenizer)) == (
         4,
         1,
         7,
     )
-    load.check_tokenizer(tokenizer, tiny.config("bert", vocab_size=7))
+    tokenizers.check_tokenizer(tokenizer, tiny.config("bert", vocab_size=7))
     refused(
-        lambda: load.check_tokenizer(tokenizer, tiny.config("bert", vocab_size=6)),
+        lambda: tokenizers.check_tokenizer(tokenizer, tiny.config("bert", vocab_size=6)),
         "largest id is 6",
         "has 6 entries",
     )
 
 
 def test_no_tokenizer(tmp_path):
-    refused(lambda: load.load_tokenizer(tmp_path), "has no tokenizer")
+    refused(lambda: tokenizers.load_tokenizer(tmp_path), "has no tokenizer")
     tokenizer_file(tmp_path)
-    refused(lambda: load.load_tokenizer(tmp_path), "none of the tokens")
+    refused(lambda: tokenizers.load_tokenizer(tmp_path), "none of the tokens")
     whole = (tmp_path / "tokenizer.json").read_text()
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
-        refused(lambda: load.load_tokenizer(tmp_path), "no tokenizer that can be read")
+        refused(lambda: tokenizers.load_tokenizer(tmp_path), "no tokenizer that can be read")
         (tmp_path / name).write_text(json.dumps({"model_type": "bert", "tokenizer_class": "BertTokenizer"}))
     (tmp_path / "tokenizer.json").unlink()
-    refused(lambda: load.load_tokenizer(tmp_path), "no tokenizer that can be read")
+    refused(lambda: tokenizers.load_tokenizer(tmp_path), "no tokenizer that can be read")
 
 
 def test_a_tokenizer_saved_by_transformers_5(tmp_path):
     tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
     settings = {"tokenizer_class": "TokenizersBackend", "mask_token": "[MASK]", "unk_token": "[UNK]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert load.load_tokenizer(tmp_path).mask_token_id == 4
+    assert tokenizers.load_tokenizer(tmp_path).mask_token_id == 4
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_a_tokenizer_saved_by_transformers_5(tmp_path):
     ],
 )
 def test_real_tokenizers(shared, name, text, ids):
-    tokenizer = load.load_tokenizer(shared / "tokenizers" / name)
+    tokenizer = tokenizers.load_tokenizer(shared / "tokenizers" / name)
     assert tokenizer(text)["input_ids"] == ids
     assert tokenizer.mask_token_id is not None and tokenizer.pad_token_id is not None
 
@@ -273,7 +275,7 @@ def test_gemma_begins_where_torch_does():
     """Its norms multiply by 1 + weight: torch begins with 0, the Flax class with 1."""
     norms = [
         x
-        for path, x in jax.tree_util.tree_leaves_with_path(load.init_params(tiny.model("gemma"), jax.random.key(0)))
+        for path, x in jax.tree_util.tree_leaves_with_path(models.init_params(tiny.model("gemma"), jax.random.key(0)))
         if "norm" in path[-2].key
     ]
     assert len(norms) == 5 and all(not x.any() for x in norms)

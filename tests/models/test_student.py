@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxdistill.errors import UserError
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
-from jaxdistill.models.load import build
+from jaxdistill.models.model import build
 from jaxdistill.models.student import check_same_vocabulary, cut_student, resolve_layers, student_config
 
 

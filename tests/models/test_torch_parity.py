@@ -15,7 +15,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxdistill.errors import UserError
-from jaxdistill.models import load, torch_names
+from jaxdistill.models import hub, torch_names, weights
+from jaxdistill.models import model as models
+from jaxdistill.models import tokenizer as tokenizers
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
 
@@ -95,7 +97,7 @@ def test_torch_weights_in_ours(kind, tie, tmp_path):
     theirs.set_attn_implementation("eager")
     theirs.save_pretrained(tmp_path, max_shard_size="8KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    params = load.load_params(tmp_path, model)
+    params = weights.load_params(tmp_path, model)
     ids, mask = tiny.batch(kind)
     got = apply(
         model,
@@ -141,11 +143,11 @@ def test_causal_buffers_and_no_prefix(tmp_path):
     extra = {"h.0.attn.bias": np.ones((1, 1, 20, 20), np.float32), "h.1.attn.masked_bias": np.float32([-1e4])}
     head = {"lm_head.weight": np.zeros((101, 16), np.float32)}  # tied: what stands here does not count, as in torch
     write(tmp_path, model, tensors | extra | head)
-    jax.tree.map(np.testing.assert_array_equal, load.load_params(tmp_path, model), params)
+    jax.tree.map(np.testing.assert_array_equal, weights.load_params(tmp_path, model), params)
     # A tensor of a layer that config.json does not have is no buffer.
     write(tmp_path, model, tensors | {"h.2.attn.c_attn.bias": np.ones(48, np.float32)})
     with pytest.raises(UserError, match=r"h\.2\.attn\.c_attn\.bias.*do not belong together"):
-        load.load_params(tmp_path, model)
+        weights.load_params(tmp_path, model)
 
 
 OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 12}
@@ -188,7 +190,7 @@ def test_old_names_and_no_prefix(tmp_path):
     }
     extra = {"embeddings.position_ids": np.arange(20)[None], "pooler.dense.bias": np.ones(16, np.float32)}
     write(tmp_path, model, renamed | extra | {"cls.seq_relationship.bias": np.ones(2, np.float32)})
-    jax.tree.map(np.testing.assert_array_equal, load.load_params(tmp_path, model), params)
+    jax.tree.map(np.testing.assert_array_equal, weights.load_params(tmp_path, model), params)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_half_precision_is_upcast_exactly(kind, dtype, tmp_path):
     model = tiny.model(kind)
     theirs = torch_class(model)(model.config).to(dtype)
     theirs.save_pretrained(tmp_path)
-    got = torch_names.to_torch(load.load_params(tmp_path, model))
+    got = torch_names.to_torch(weights.load_params(tmp_path, model))
     for name, array in got.items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, theirs.state_dict()[name].float().numpy())
@@ -210,8 +212,8 @@ def test_pickles_only_when_allowed(tmp_path):
     state = {name: torch.tensor(array) for name, array in torch_names.to_torch(params).items()}
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"is a pickle.*--allow-pickle"):
-        load.load_params(tmp_path, model)
-    jax.tree.map(np.testing.assert_array_equal, load.load_params(tmp_path, model, allow_pickle=True), params)
+        weights.load_params(tmp_path, model)
+    jax.tree.map(np.testing.assert_array_equal, weights.load_params(tmp_path, model, allow_pickle=True), params)
 
 
 def test_pickles_run_no_code(tmp_path):
@@ -222,7 +224,7 @@ def test_pickles_run_no_code(tmp_path):
     model = tiny.model("bert")
     torch.save({"bert.x": Touch()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="more than tensors"):
-        load.load_params(tmp_path, model, allow_pickle=True)
+        weights.load_params(tmp_path, model, allow_pickle=True)
     assert not (tmp_path / "ran").exists()
 
 
@@ -232,17 +234,17 @@ def test_sinusoidal_distilbert_reads_its_stored_table(tmp_path):
     write(tmp_path, model, torch_names.to_torch(params))
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, "sinusoidal_pos_embds": True}))
-    read = load.build(load.load_config(tmp_path))
-    jax.tree.map(np.testing.assert_array_equal, load.load_params(tmp_path, read), params)
+    read = models.build(hub.load_config(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, weights.load_params(tmp_path, read), params)
 
 
 @pytest.mark.slow
 def test_real_weights(shared):
     folder = shared / "models" / "minilm-l6-mlm"
-    model = load.build(load.load_config(folder))
-    params = load.load_params(folder, model)
-    tokenizer = load.load_tokenizer(folder)
-    load.check_tokenizer(tokenizer, model.config)
+    model = models.build(hub.load_config(folder))
+    params = weights.load_params(folder, model)
+    tokenizer = tokenizers.load_tokenizer(folder)
+    tokenizers.check_tokenizer(tokenizer, model.config)
     text = ["The European [MASK] voted on the proposal.", "I declare resumed the session."]
     encoded = tokenizer(text, return_tensors="np", padding=True)
     ids, mask = encoded["input_ids"], encoded["attention_mask"].astype(bool)
@@ -254,15 +256,15 @@ def test_real_weights(shared):
     with torch.no_grad():
         out = theirs(torch.tensor(ids), attention_mask=torch.tensor(encoded["attention_mask"]))
     np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4)
-    assert load.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
+    assert models.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
 
 
 @pytest.mark.slow
 def test_real_causal_weights(shared):
     folder = shared / "models" / "stories260k-llama"
-    model = load.build(load.load_config(folder))
-    params = load.load_params(folder, model)
-    tokenizer = load.load_tokenizer(folder)
+    model = models.build(hub.load_config(folder))
+    params = weights.load_params(folder, model)
+    tokenizer = tokenizers.load_tokenizer(folder)
     encoded = tokenizer(["Once upon a time, there was a little girl", "Tom"])["input_ids"]
     width = max(map(len, encoded))
     ids = np.array([[0] * (width - len(row)) + row for row in encoded], np.int32)
@@ -272,4 +274,4 @@ def test_real_causal_weights(shared):
     with torch.no_grad():
         out = theirs(**torch_inputs("llama", ids, mask))
     np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4, rtol=1e-4)
-    assert load.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
+    assert models.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.load import Model, build, init_params
+from jaxdistill.models.model import Model, build, init_params
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 101,

@@ -1,0 +1,106 @@
+"""The knobs of the text and of the masks."""
+
+import math
+from typing import Annotated, Literal
+
+import pydantic
+
+from jaxdistill.data.sources import SOURCES
+from jaxdistill.errors import UserError
+from jaxdistill.knobs import OneOf, Section, knob
+
+
+def _template(value: str) -> str:
+    if not (value.count("{prompt}") == value.count("{completion}") == 1 and value.endswith("{completion}")):
+        raise ValueError("must hold {prompt} once and end with {completion}")
+    return value
+
+
+def _widths(values: tuple[int, ...]) -> tuple[int, ...]:
+    if any(value <= 2 for value in values) or list(values) != sorted(set(values)):
+        raise ValueError("must be ascending numbers of tokens")
+    return values
+
+
+def _shares(values: tuple[float, ...]) -> tuple[float, ...]:
+    if min(values) < 0 or not math.isclose(sum(values), 1, abs_tol=1e-6):
+        raise ValueError("must be three shares (mask, keep, random) that add up to 1")
+    return values
+
+
+class DataConfig(Section):
+    """The text, and how it becomes rows of tokens."""
+
+    source: Annotated[str, OneOf(SOURCES)] = knob(
+        "text", "Kind of data: `text` (a document a line), `csv`, `tsv`, `jsonl`, `parquet`, `hf` or `tfds`."
+    )
+    path: str = knob(
+        "",
+        "File, glob or several separated by commas, also compressed (.gz, .zst); for `hf` and `tfds` the data set's "
+        "name or folder.",
+    )
+    column: str = knob("text", "Name of the text column, where the source has columns.")
+    prompt_column: str = knob(
+        "", "Causal models: name of the column of prompts, `column` then being that of completions; empty = plain text."
+    )
+    template: Annotated[str, pydantic.AfterValidator(_template)] = knob(
+        "{prompt}\nTL;DR: {completion}",
+        "How prompt and completion make one text. All before {completion} is the prompt, except white space right "
+        "before it.",
+    )
+    prompt_loss: bool = knob(False, "Causal models: also learn to predict the tokens of the prompt.")
+    subset: str = knob("", "Configuration of an `hf` or `tfds` data set; empty = the default one.")
+    revision: str = knob("", "Branch, tag or commit of an `hf` data set; version of a `tfds` one.")
+    split: str = knob("train", "Split of an `hf` or `tfds` data set.")
+    streaming: bool = knob(False, "`hf`: read over the network without downloading the whole data set first.")
+    limit: int = knob(0, "Largest number of documents to read; 0 = all.", ge=0)
+    eval_path: str = knob("", "Held-out text of the same source and columns; empty holds out the last rows of `path`.")
+    eval_split: str = knob("", "Held-out split of an `hf` or `tfds` data set; empty holds out the last rows.")
+    eval_fraction: float = knob(
+        0.02, "Share of the rows that is held out, where no held-out text is named.", ge=0, le=0.5
+    )
+    prepared: str = knob("", "Folder printed by `jaxdistill prepare`; the keys above are then not used.")
+    token_counts: str = knob(
+        "", "File (.npy or .json) with the count of every token id, for mask.smoothing; empty counts the text itself."
+    )
+    cache_dir: str = knob(
+        "~/.cache/jaxdistill", "Folder for prepared text, stored under a hash of its content.", resumable=True
+    )
+    max_length: int = knob(128, "Tokens in a row at most, special tokens included.", ge=4)
+    min_tokens: int = knob(12, "Rows with fewer tokens are dropped.", ge=3)
+    max_unk_fraction: float = knob(
+        0.5, "Rows with this share of unknown tokens, or a larger one, are dropped.", ge=0, le=1
+    )
+    batching: Literal["length", "packed"] = knob(
+        "length", "`length`: batches of rows of similar length; `packed`: rows filled with documents end to end."
+    )
+    buckets: Annotated[tuple[int, ...], pydantic.AfterValidator(_widths)] = knob(
+        (), "Widths of batches in tokens, the last one max_length; empty chooses up to four widths."
+    )
+    threads: int = knob(2, "Threads that read and mask ahead of training.", ge=1, resumable=True)
+    prefetch: int = knob(16, "Batches that are read ahead.", ge=1, resumable=True)
+
+    def check(self) -> None:
+        if not (self.path or self.prepared):
+            raise UserError(
+                "config.data.path is empty; name a text file, or a folder of `jaxdistill prepare` in data.prepared"
+            )
+        if not (self.eval_path or self.eval_split or self.eval_fraction):
+            raise UserError("config.data.eval_fraction is 0 and no held-out text is named; set it, or data.eval_path")
+        if self.buckets and self.buckets[-1] != self.max_length:
+            raise UserError(
+                f"config.data.buckets={self.buckets!r}: the last must be config.data.max_length={self.max_length}"
+            )
+
+
+class MaskConfig(Section):
+    """Which tokens a masked language model predicts (causal models predict every next token)."""
+
+    fraction: float = knob(0.15, "Share of the real tokens that is masked.", ge=0.001, le=1)
+    replace: Annotated[tuple[float, float, float], pydantic.AfterValidator(_shares)] = knob(
+        (0.8, 0.1, 0.1), "Shares of the masked tokens that become [MASK], stay as they are, become a random token."
+    )
+    smoothing: float = knob(
+        0.7, "Prefers rare tokens: a token is drawn with weight count ** -smoothing; 0 draws all alike.", ge=0
+    )
+    group: int = knob(8, "Rows whose masked tokens are drawn together; recipes for causal models set 1.", ge=1)

@@ -1,0 +1,93 @@
+"""The knobs of the objective (those of policy gradients are in policy.py)."""
+
+import math
+from typing import Annotated, Literal
+
+import pydantic
+
+from jaxdistill.errors import UserError
+from jaxdistill.knobs import OneOf, Section, knob
+from jaxdistill.losses.functions import DIVERGENCES
+from jaxdistill.losses.terms import TERMS
+
+
+def _layer_map(pairs: tuple | None) -> tuple | None:
+    if pairs is not None and not pairs:
+        raise ValueError("must be None, or pairs ((student layer, teacher layer), ...)")
+    return pairs
+
+
+def _end(values: dict[str, float] | None) -> dict[str, float] | None:
+    names = ("temperature", *(f"alpha_{name}" for name in TERMS))
+    for name, value in (values or {}).items():
+        if name not in names:
+            raise ValueError(f"holds {name!r}; there are {', '.join(names)}")
+        if not math.isfinite(value) or value < 0 or (name == "temperature" and value == 0):
+            raise ValueError(f"{name} must be a number of 0 or more, a temperature above 0")
+    return values
+
+
+class LossConfig(Section):
+    """The objective: a weighted sum of losses, each a mean over tokens."""
+
+    temperature: float = knob(2.0, "Softmax temperature of the divergence `alpha_ce` weighs.", gt=0)
+    tokens: Literal["all", "labels", "masked"] = knob(
+        "all",
+        "Tokens that alpha_ce and alpha_mse compare: `all`; `labels`, those that are predicted; `masked`, the same for "
+        "masked models, gathered before the head, which saves its work on all others.",
+    )
+    divergence: Annotated[str, OneOf(DIVERGENCES)] = knob(
+        "forward_kl",
+        "Divergence of alpha_ce: forward_kl, reverse_kl, jsd, skewed_kl, skewed_reverse_kl or total_variation.",
+    )
+    beta: float = knob(
+        0.5,
+        "Parameter of the divergence: for jsd from 0 (forward_kl) to 1 (reverse_kl); for the skewed ones their skew "
+        "(DistiLLM: 0.1).",
+        ge=0,
+        le=1,
+    )
+    head: Literal["fused", "dense"] = knob(
+        "fused", "`fused`: vocabulary projection and losses in chunks of tokens; `dense`: all logits at once."
+    )
+    alpha_ce: float = knob(5.0, "x", ge=0)
+    alpha_mlm: float = knob(2.0, "x", ge=0)
+    alpha_clm: float = knob(2.0, "x", ge=0)
+    alpha_cos: float = knob(1.0, "x", ge=0)
+    alpha_mse: float = knob(0.0, "x", ge=0)
+    alpha_hidden_mse: float = knob(0.0, "x", ge=0)
+    alpha_hidden_cos: float = knob(0.0, "x", ge=0)
+    alpha_attention: float = knob(0.0, "x", ge=0)
+    alpha_policy: float = knob(0.0, "x", ge=0)
+    alpha_repetition: float = knob(0.0, "x", ge=0)
+    alpha_diversity: float = knob(0.0, "x", ge=0)
+    alpha_entropy: float = knob(0.0, "x", ge=0)
+    layer_map: Annotated[tuple | None, pydantic.AfterValidator(_layer_map)] = knob(
+        None,
+        "Pairs ((student layer, teacher layer), ...) for the losses by layer, counted from 0, -1 being the embeddings; "
+        "None pairs each student layer with the teacher layer it was copied from, or spreads them evenly.",
+    )
+    end: Annotated[dict[str, float] | None, pydantic.AfterValidator(_end)] = knob(
+        None,
+        "Temperature and weights at the last step, such as {'temperature': 1.0, 'alpha_clm': 0.0}; None keeps them.",
+    )
+    ramp: Literal["linear", "cosine"] = knob("linear", "How temperature and weights move to `end`.")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every term in losses.terms.TERMS, at the first step."""
+        return {name: getattr(self, f"alpha_{name}") for name in TERMS}
+
+    @property
+    def ends(self) -> dict[str, float]:
+        """`end` by the names of an objective: "temperature", and those of terms."""
+        return {name.removeprefix("alpha_"): value for name, value in (self.end or {}).items()}
+
+    def enabled(self, *, teacher: bool) -> dict[str, float]:
+        """The weights, at the first step, of the losses that are on at some step; some need a `teacher`."""
+        on = [name for name, weight in self.weights.items() if weight or self.ends.get(name)]
+        return {name: self.weights[name] for name in on if teacher or not TERMS[name].needs_teacher}
+
+    def check(self) -> None:
+        if self.divergence.startswith("skewed") and self.beta == 1:
+            raise UserError(f"config.loss.beta=1.0 makes {self.divergence} 0 everywhere; it must lie below 1")

@@ -1,0 +1,18 @@
+"""Teacher and student of a run, together."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import PyTree
+
+from jaxdistill.models.model import Model
+
+
+class Pair(NamedTuple):
+    """A student, its teacher where there is one, and the tokenizer of both."""
+
+    student: Model
+    student_params: PyTree  # arrays, or their shapes
+    teacher: Model | None
+    teacher_params: PyTree  # arrays or their shapes; {} without a teacher
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast; None where nothing reads text
+    layers: tuple[int, ...] | None  # the teacher layers that the student was cut from

@@ -1,0 +1,96 @@
+"""The knobs of teacher, student and tokenizer."""
+
+from typing import Any, Literal
+
+from jaxdistill.errors import UserError
+from jaxdistill.knobs import Section, knob
+
+Dtype = Literal["float32", "bfloat16"]
+Attention = Literal["xla", "cudnn", "own"]
+
+_NAME = "Folder or hub name"
+_ATTENTION = (
+    "Kernel of self-attention: `xla`; `cudnn` (NVIDIA GPUs, bfloat16); `own`, the code of the model's own class "
+    "(always used for ALBERT)"
+)
+
+
+class TeacherConfig(Section):
+    """The model that is imitated."""
+
+    name: str = knob("", f"{_NAME} of a masked or causal language model; empty trains the student without a teacher.")
+    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.")
+    dtype: Dtype = knob("float32", "Data type of computation and of the stored parameters; losses stay float32.")
+    attention: Attention = knob("xla", f"{_ATTENTION}.")
+    devices: int = knob(
+        0, "Number of devices that run only the teacher, after those of the student; 0 shares all devices.", ge=0
+    )
+
+    def check(self) -> None:
+        _check_attention(self, "teacher")
+
+
+class StudentConfig(Section):
+    """The model that is trained: what its parameters start from, and how it computes."""
+
+    name: str = knob("", f"{_NAME}, or run folder, to start from; empty starts from the teacher, or as `init` says.")
+    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.")
+    init: Literal["teacher", "random"] = knob("teacher", "Start from copies of teacher layers, or from random numbers.")
+    layers: int | str | tuple[Any, ...] | None = knob(
+        None,
+        "Teacher layers to copy: a list such as [0, 2, 4], a count (spread evenly), `every_other`, `first:N`, "
+        "`last:N` or `spread:N`; None copies half of the layers, spread evenly.",
+    )
+    family: Literal["", "distilbert"] = knob(
+        "", "Architecture of a copied student: empty keeps the teacher's; `distilbert` is cut from a BERT teacher."
+    )
+    reference_init: bool = knob(
+        False,
+        "DistilBERT from BERT as the reference scripts made it: token types are dropped and the transform of the "
+        "head is random.",
+    )
+    overrides: dict[str, Any] | None = knob(
+        None,
+        "Fields of the architecture, such as {'num_attention_heads': 6}; sizes may change only with init=random; "
+        "without a teacher 'model_type' must be among them.",
+    )
+    dtype: Dtype = knob("float32", "Data type of computation; parameters and losses stay float32.")
+    attention: Attention = knob(
+        "xla", f"{_ATTENTION}. Training with dropout on attention maps always uses the class's own code."
+    )
+    remat: Literal["", "dots", "full"] = knob(
+        "",
+        "Rematerialisation, which saves memory: empty keeps all activations for the backward pass; `dots` keeps only "
+        "products with parameters; `full` keeps only the input of each layer.",
+    )
+    devices: int = knob(0, "Number of devices, the first ones, that run only the student; 0 shares all devices.", ge=0)
+    layer_drop: float = knob(0.0, "LayerDrop: probability that a layer is skipped in a training step.", ge=0, lt=1)
+    layer_drop_depth: Literal["constant", "linear"] = knob(
+        "constant", "Probability by depth: the same for all layers, or growing linearly to `layer_drop` at the last."
+    )
+    layer_drop_schedule: Literal["constant", "linear"] = knob(
+        "constant", "Probability by step: the same at all steps, or growing linearly from 0 to `layer_drop`."
+    )
+
+    def check(self) -> None:
+        _check_attention(self, "student")
+        if self.family and (self.init == "random" or self.name):
+            raise UserError(
+                f"config.student.family={self.family!r} goes with layers cut from the teacher alone; set it to '', or "
+                "leave config.student.name and init as they are by default"
+            )
+
+
+class TokenizerConfig(Section):
+    """The tokenizer that both models share."""
+
+    name: str = knob("", f"{_NAME}; empty takes the teacher's tokenizer, or the student's where there is no teacher.")
+    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.")
+
+
+def _check_attention(side: TeacherConfig | StudentConfig, role: str) -> None:
+    if side.attention == "cudnn" and side.dtype != "bfloat16":
+        raise UserError(
+            f"config.{role}.attention=cudnn takes 16 bits, and config.{role}.dtype={side.dtype}; "
+            "set that to bfloat16, or attention to xla"
+        )

@@ -1,0 +1,192 @@
+"""Parameters from safetensors, msgpack or (only on request) pickle files, every tensor checked.
+
+transformers' own PyTorch-to-Flax loading needs torch, so tensors are read here by the name table of torch_names.py: a
+tensor that is missing, misshapen or not finite is named.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
+
+from jaxdistill.errors import UserError
+from jaxdistill.models import torch_names
+from jaxdistill.models.model import Model, init_params, param_shapes
+
+
+def load_params(
+    folder: Path,
+    model: Model,
+    *,
+    allow_pickle: bool = False,
+    missing: Literal["error", "init"] = "error",
+    key: Key[Array, ""] | None = None,
+) -> dict[str, Any]:
+    """The folder's weights as the model's parameter tree, NumPy float32 whatever they are stored in.
+
+    Read from model.safetensors (or its shards), from flax_model.msgpack, or, only with `allow_pickle`, from
+    pytorch_model.bin. `missing="init"` draws what the file does not hold with `key`, and logs which.
+    """
+    shapes: dict[str, Any] = flatten_dict(param_shapes(model), sep="/")
+    names = {path: torch_names.torch_name(path) for path in shapes}
+    source, tensors = _read(folder, allow_pickle=allow_pickle)
+    tensors = _canonical(tensors, model=model, names=set(names.values()))
+    absent = [path for path, name in names.items() if name not in tensors]
+    if absent and missing == "error":
+        some = ", ".join(names[path] for path in absent[:3])
+        raise UserError(
+            f"{source} lacks {len(absent)} of the {len(names)} tensors of a "
+            f"{'causal' if model.family.causal else 'masked'} {model.config.model_type} "
+            f"model: {some}{', ...' if len(absent) > 3 else ''}"
+        )
+    _check_unexpected(source, tensors, model=model, names=set(names.values()))
+    loaded = {path: shape for path, shape in shapes.items() if path not in absent}
+    for path, shape in loaded.items():
+        _check_tensor(source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel"))
+    params = flatten_dict(torch_names.from_torch(tensors, unflatten_dict(loaded, sep="/")), sep="/")
+    if absent:
+        assert key is not None, "missing='init' needs a key"
+        logging.warning("%s: drawn at random: %s", source, ", ".join(names[path] for path in absent))
+        drawn = flatten_dict(init_params(model, key), sep="/")
+        params |= {path: np.asarray(drawn[path], np.float32) for path in absent}
+    return unflatten_dict({path: params[path] for path in shapes}, sep="/")
+
+
+def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, np.ndarray]]:
+    """(the file it came from, torch names to arrays), floats upcast to float32."""
+    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickle)):
+        file, index = folder / name, folder / f"{name}.index.json"
+        source = file if file.is_file() else index
+        if not source.is_file():
+            continue
+        if read is _read_pickle and not allow_pickle:
+            break
+        shards = [file] if source is file else _shards(index)
+        return source, {key: value for shard in shards for key, value in read(shard).items()}
+    msgpack = folder / "flax_model.msgpack"
+    if msgpack.is_file():
+        return msgpack, _read_msgpack(msgpack)
+    pickles = sorted(folder.glob("*.bin"))
+    if pickles and not allow_pickle:
+        raise UserError(
+            f"{pickles[0]} is a pickle, and loading one can run code: convert it to safetensors, "
+            "or pass --allow-pickle if you trust it"
+        )
+    raise UserError(
+        f"{folder} holds no weights: no model.safetensors (or its index), no flax_model.msgpack; "
+        "pytorch_model.bin is fetched and read with --allow-pickle only"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of shards: {type(error).__name__}: {error}") from error
+    shards = [index.parent / name for name in names]
+    for shard in shards:
+        if shard.parent != index.parent or not shard.is_file():
+            raise UserError(f"{index} names {shard.name}, which is not in the folder")
+    return shards
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        # framework="flax" because NumPy's has no bfloat16.
+        with (
+            safe_open(file, framework="flax") as opened,
+            jax.default_device(jax.local_devices(backend="cpu")[0]),
+        ):
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                tensors[name] = _upcast(np.asarray(opened.get_tensor(name)))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
+    return tensors
+
+
+def _read_pickle(file: Path) -> dict[str, np.ndarray]:
+    import pickle
+
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{file} is a pickle: reading it needs torch (pip install torch)") from error
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{file} holds more than tensors, or is damaged ({first_line(error)})") from error
+    # NumPy has no bfloat16, so floats are upcast on torch's side.
+    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
+
+
+def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
+    """A Flax file, brought to torch names so that one set of checks serves both."""
+    from flax.serialization import msgpack_restore
+
+    try:
+        flat = flatten_dict(msgpack_restore(file.read_bytes()), sep="/")
+    except ValueError as error:
+        raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
+    tensors = {}
+    for path, array in flat.items():
+        array = _upcast(np.asarray(array))
+        tensors[torch_names.torch_name(path)] = array.T if path.endswith("/kernel") else array
+    return tensors
+
+
+def _upcast(array: np.ndarray) -> np.ndarray:
+    # jnp's issubdtype knows bfloat16, NumPy's does not.
+    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[str]) -> dict[str, np.ndarray]:
+    """Today's names for older ones: LayerNorm.gamma/beta, no base prefix, the head's bias under the decoder."""
+    base = model.family.layers.split("/")[0]
+    bias = torch_names.torch_name(model.family.projection_bias)
+    decoder_bias = torch_names.torch_name(f"{model.family.projection}/bias")
+    result = {}
+    for name, array in tensors.items():
+        if name.endswith((".gamma", ".beta")):
+            name = name.removesuffix(".gamma") + ".weight" if name.endswith(".gamma") else name[: -len("beta")] + "bias"
+        if name not in names and f"{base}.{name}" in names:
+            name = f"{base}.{name}"
+        result[name] = array
+    if bias and bias not in result and decoder_bias in result:
+        result[bias] = result[decoder_bias]
+    return result
+
+
+def _check_unexpected(source: Path, tensors: Mapping[str, Any], *, model: Model, names: set[str]) -> None:
+    """Heads of other tasks are passed over; a tensor of the encoder that has no place means a wrong config.json."""
+    base = model.family.layers.split("/")[0] + "."
+    layers = model.family.layers.removesuffix("{}").replace("/", ".")
+    for name in sorted(set(tensors) - names):
+        # A file without the base prefix (GPT-2's on the hub) still holds its layers under their name.
+        inside = name.startswith(base) or (base + name).startswith(layers)
+        if inside and not any(part in name for part in model.family.ignored):
+            raise UserError(
+                f"{source} holds {name}, for which the configuration ({model.num_layers} layers) has no place: "
+                "config.json and weights do not belong together"
+            )
+
+
+def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool) -> None:
+    wanted = shape[::-1] if transposed else shape
+    if array.shape != wanted:
+        raise UserError(f"{source}: {name} has shape {array.shape}, by config.json it should be {wanted}")
+    if not np.isfinite(array).all():
+        raise UserError(f"{source}: {name} holds NaN or infinite values")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,116 @@
+"""How a recipe becomes a Config: `configs/x.py:variant` is run, and `--config.KEY=VALUE` flags are applied."""
+
+import difflib
+import re
+import runpy
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxdistill.config import Config, base, check, flat
+from jaxdistill.errors import UserError
+from jaxdistill.knobs import checked
+
+
+def read(path: str, overrides: Sequence[str]) -> Config:
+    """Reads `configs/x.py` or `configs/x.py:variant` and applies `--config.key=value` overrides.
+
+    Raises:
+      UserError: no such file, an unknown key (with the nearest one), a value of the wrong type, or a broken rule.
+    """
+    file = path.split(":")[0]
+    if not Path(file).is_file():
+        raise UserError(f"--config: there is no file {file!r}")
+    recipe = _run(path)
+    if not isinstance(recipe, ConfigDict):
+        raise UserError(f"{file}: get_config returned {type(recipe).__name__}; it must return a config")
+    values = _override(recipe, overrides).to_dict()
+    known, given = _keys(), dict(flat(values)).keys()
+    if missing := known - given:
+        raise UserError(f"{file}: no value for {min(missing)!r}; start from jaxdistill.config.base()")
+    if unknown := given - known:
+        raise UserError(f"{file}: {_unknown(min(unknown))}")
+    return validated(values)
+
+
+def recorded(values: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """The config that stands in a run folder, with `--config.key=value` overrides.
+
+    Raises:
+      UserError: as `read`.
+    """
+    config: Any = base()  # a ConfigDict
+    for key, value in flat(values):
+        if key not in _keys():
+            raise UserError(f"config.json is of another version of jaxdistill: {_unknown(key)}")
+        if value is not None:
+            # JSON has lists where the config has tuples.
+            fixed = tuple(value) if isinstance(value, list | tuple) else value
+            config.update_from_flattened_dict({key: fixed})
+    return validated(_override(config, overrides).to_dict())
+
+
+def validated(values: dict[str, Any]) -> Config:
+    """The Config with these values, all rules checked.
+
+    Raises:
+      UserError: the first broken rule.
+    """
+    config = checked(Config, values)
+    check(config)
+    return config
+
+
+def _run(path: str) -> Any:
+    """The result of get_config in `file.py`, or in `file.py:variant`."""
+    file, *variant = path.split(":", 1)
+    try:
+        names = runpy.run_path(file)
+        if "get_config" not in names:
+            raise UserError(f"{file} has no function get_config")
+        return names["get_config"](*variant)
+    except UserError:
+        raise
+    except Exception as e:  # a recipe is the user's program: whatever it raises is reported with its line
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == file]
+        where = f"{file} line {lines[-1]}" if lines else file
+        raise UserError(f"{where}: {type(e).__name__}: {_one_line(e)}") from e
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    for item in overrides:
+        if not item.startswith("--config.") or "=" not in item:
+            raise UserError(f"unknown argument {item!r}; config values are given as --config.KEY=VALUE")
+        key = item.removeprefix("--config.").split("=")[0]
+        if key not in _keys():
+            raise UserError(_unknown(key))
+    argv = ["jaxdistill", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values.config
+    except flags.Error as e:
+        raise UserError(_one_line(e)) from e
+
+
+def _keys() -> set[str]:
+    return {key for key, _ in flat(Config().model_dump())}
+
+
+def _unknown(key: str) -> str:
+    known = sorted(_keys())
+    tail = key.split(".")[-1]
+    near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == tail]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown config key {key!r}{hint}"
+
+
+def _one_line(error: Exception) -> str:
+    # ConfigDict raises with the repr of its message, and lists all other keys in it.
+    text = re.sub(r"^'(.*)'$", r"\1", str(error), flags=re.DOTALL).replace("\\n", " ").replace("\\'", "'")
+    return " ".join(re.sub(r'Other fields present: "{.*}"', "", text).split())

@@ -1,0 +1,158 @@
+"""The parts of a run, made from its config: every check that can fail early fails here."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from jaxdistill import config as configs
+from jaxdistill.config import Config
+from jaxdistill.data import text as texts
+from jaxdistill.data.pipeline import steps_per_epoch
+from jaxdistill.data.text import Hosts, Text
+from jaxdistill.errors import UserError
+from jaxdistill.evaluate import EVALUATORS
+from jaxdistill.evaluate.context import Evaluator
+from jaxdistill.evaluate.evaluator import make_evaluator, pruned
+from jaxdistill.losses.objective import make_objective
+from jaxdistill.losses.terms import Objective
+from jaxdistill.models.pair import Pair
+from jaxdistill.run import folder as folders
+from jaxdistill.run import writers
+from jaxdistill.run.models import load_pair
+from jaxdistill.run.prompts import check_prompts
+from jaxdistill.run.training import Training, check_devices, make_training
+from jaxdistill.sampling.on_policy import Rollouts, make_rollouts
+from jaxdistill.step import optimizer as optim
+from jaxdistill.step import sharding
+from jaxdistill.step.sharding import Meshes
+
+
+class Parts(NamedTuple):
+    """All that a run is made of."""
+
+    is_new: bool  # whether the workdir holds no run yet
+    meshes: Meshes
+    pair: Pair
+    text: Text
+    held_out: Any  # batches of held-out rows
+    batches: Any  # a grain iterator of training batches, with checkpointable state
+    evaluate: Evaluator
+    rollouts: Rollouts | None  # makes the batches that models write
+    training: Training
+    steps: int
+    per_epoch: int  # steps
+
+
+def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
+    """Loads models and text and makes the functions of a run; trains nothing, and writes prepared text at most.
+
+    Raises:
+      UserError: settings, files or devices that do not fit.
+    """
+    configs.check(config)
+    is_new = _check_same_run(config, workdir)
+    meshes = sharding.make_meshes(config.mesh, student=config.student.devices, teacher=config.teacher.devices)
+    check_devices(config, meshes)
+    writers.check_installed(config.log)
+    source = texts.open_text(config.data)
+    pair = load_pair(config, allow_pickle=allow_pickle, tell=print)
+    check_prompts(config.evaluate, pair)
+    objective = make_objective(config.loss, config.policy, pair)
+    pruned(config.evaluate, pair.student)  # raises for layers that do not exist
+    optim.check_patterns(pair.student_params, config.train.freeze, key="config.train.freeze")
+
+    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, tell=print)
+    held_out = held_out_of(config, text)
+    evaluate = make_evaluator(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
+    if meshes.apart:
+        evaluate = _with_teacher_copied(evaluate, config, sharding.by_rule(pair.teacher_params, meshes.student))
+    per_epoch = steps_per_epoch(
+        text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
+    )
+    steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
+    batches = iter(train_batches_of(config, text, steps=steps))
+    rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
+    training = make_training(config, pair, objective, meshes, steps=steps)
+    return Parts(is_new, meshes, pair, text, held_out, batches, evaluate, rollouts, training, steps, per_epoch)
+
+
+def held_out_of(config: Config, text: Text) -> Any:
+    """The held-out batches that the evaluation settings ask for."""
+    return texts.held_out_batches(
+        text,
+        config.data,
+        config.mask,
+        batch_size=config.evaluate.batch_size,
+        limit=config.evaluate.batches,
+        hosts=_hosts(),
+    )
+
+
+def train_batches_of(config: Config, text: Text, *, steps: int) -> Any:
+    """The training batches, as data.text.train_batches."""
+    return texts.train_batches(
+        text,
+        config.data,
+        config.mask,
+        batch_size=config.train.batch_size,
+        steps=steps,
+        limit_batches=config.train.limit_batches,
+        seed=config.seed,
+        hosts=_hosts(),
+    )
+
+
+def rollouts_of(config: Config, pair: Pair, objective: Objective, *, mesh: Mesh) -> Rollouts | None:
+    """Makes the batches that models write; None where they write none.
+
+    Raises:
+      UserError: prompt and completion do not fit a model's positions.
+    """
+    if not config.samples:
+        return None
+    return make_rollouts(
+        config.sample,
+        objective.policy,
+        pair,
+        max_length=config.data.max_length,
+        accumulation=config.train.accumulation,
+        group=config.mask.group,
+        mesh=mesh,
+        seed=config.seed,
+    )
+
+
+def _hosts() -> Hosts:
+    return Hosts(jax.process_index(), jax.process_count())
+
+
+def _check_same_run(config: Config, workdir: Path) -> bool:
+    """Whether the workdir holds no run yet; raises UserError where it holds one of another config."""
+    began = folders.read_config(workdir)
+    if began is not None and (differences := configs.differences(began, config)):
+        key, old, new = differences[0]
+        raise UserError(
+            f"--workdir {workdir} holds a run with config.{key}={old!r}, and now it is {new!r}; "
+            "name another --workdir, or repeat the config to resume"
+        )
+    return began is None
+
+
+def _with_teacher_copied(evaluate: Evaluator, config: Config, shardings: PyTree) -> Evaluator:
+    """An evaluator runs both models in one program, so a teacher with devices of its own is copied to the student's.
+
+    The copy lives as long as an evaluation, and is made only where a figure needs the teacher. The student's devices
+    must have room for it beside the state; a larger teacher is measured by `jaxdistill evaluate`, on all devices.
+    """
+    needed = any(EVALUATORS[name].needs_teacher for name in config.evaluate.metrics)
+
+    def with_teacher_copied(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
+        copy = jax.device_put(teacher_params, shardings) if needed else None
+        yield from evaluate(student_params, copy)
+
+    return with_teacher_copied

@@ -1,0 +1,124 @@
+"""Figures of a run while it trains: read one step late, so that the devices are never waited for."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxdistill.config import Config
+from jaxdistill.data.text import Text
+from jaxdistill.errors import UserError
+from jaxdistill.models.model import count_params
+from jaxdistill.models.pair import Pair
+from jaxdistill.run import writers
+from jaxdistill.step.sharding import Meshes
+
+Tell = Callable[[str], None]
+
+
+class Log:
+    """Figures of a step and of the window before it: put when the step is dispatched, read one step later."""
+
+    def __init__(self, write: writers.Write, schedule: optax.Schedule, *, last_good: Callable[[], str]):
+        """last_good: names the last good checkpoint, for the error message of a loss that is not finite."""
+        self.write, self.schedule, self.last_good = write, schedule, last_good
+        self.pending: tuple[int, Any, int, float] | None = None
+        self.tokens, self.waited = 0, 0.0  # since the last put
+        self.since = time.perf_counter()  # the last read
+
+    def restart(self) -> None:
+        """Leaves all time until now out of tokens/s: compilation, evaluations, checkpoints."""
+        self.tokens, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    def next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The next batch; the time that it takes is logged as input_wait."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        self.tokens += int(batch["attention_mask"].sum()) * jax.process_count()
+        return batch
+
+    def put(self, at: int, metrics: Any) -> None:
+        """Keeps the metrics of step `at`, which may still be running."""
+        self.pending = (at, metrics, self.tokens, self.waited)
+        self.tokens, self.waited = 0, 0.0
+
+    def read(self) -> None:
+        """Waits for the pending metrics and writes them.
+
+        Raises:
+          UserError: the loss or the gradient is not finite.
+        """
+        if self.pending is None:
+            return
+        (at, metrics, tokens, waited), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+        norm = values.pop("grad_norm")
+        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+            raise UserError(
+                f"loss is {values['loss']} and the gradient's norm {norm} at step {at}; {self.last_good()}. "
+                "Lower config.optim.learning_rate or config.optim.clip"
+            )
+        figures = {
+            "loss": values.pop("loss"),
+            **values,
+            "grad_norm": norm,
+            "learning_rate": float(np.asarray(self.schedule(at - 1))),
+        }
+        if tokens:  # not where the clock began after the step itself, as for the first
+            figures |= {"tokens_per_s": tokens / seconds, "input_wait": waited / seconds}
+        self.write(at, "train", figures)
+
+
+def open_writers(
+    config: Config, workdir: Path, *, start: int, total: int, closing: ExitStack
+) -> tuple[writers.Write, Tell]:
+    """(writes figures wherever the config asks for, prints a line); both do nothing in processes after the first.
+
+    Args:
+      start: steps that were trained before.
+      total: steps of the whole run.
+      closing: closes the writers.
+    """
+    if jax.process_index() != 0:
+        return (lambda step, kind, figures: None), (lambda line: None)
+    opened = [writers.jsonl(workdir / "metrics.jsonl", resume_at=start)]
+    if config.log.tensorboard:
+        opened.append(writers.tensorboard(workdir / "tensorboard"))
+    if config.log.wandb:
+        opened.append(writers.wandb(workdir, project=config.log.wandb, config=config.model_dump()))
+    show, stop, tell = writers.progress(total=total, start=start)
+    opened.append((show, stop))
+    for _, close in opened:
+        closing.callback(close)
+    return writers.both(*[write for write, _ in opened]), tell
+
+
+def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: int, per_epoch: int) -> str:
+    """The line at the start of a run: models, devices, text, steps."""
+    teacher = ""
+    if pair.teacher is not None:
+        teacher = f"teacher {pair.teacher.config.model_type} {_millions(pair.teacher_params)} -> "
+    student = f"student {pair.student.config.model_type} {_millions(pair.student_params)}"
+    layers = f" (layers {','.join(map(str, pair.layers))})" if pair.layers else ""
+    shape: Any = dict(meshes.student.shape)
+    if meshes.apart:
+        shape = {"student": shape, "teacher": dict(meshes.teacher.shape)}
+    return (
+        f"{teacher}{student}{layers} | {jax.device_count()} {jax.devices()[0].platform} device(s), "
+        f"mesh {json.dumps(shape)} "
+        f"| {text.train.lengths.sum():,} tokens an epoch in {len(text.train):,} rows "
+        f"| {steps} steps of {config.train.batch_size} rows, {per_epoch} an epoch"
+    )
+
+
+def _millions(params: Any) -> str:
+    return f"{count_params(params) / 1e6:.1f}M"

@@ -1,0 +1,163 @@
+"""A run from start to end: assemble, restore, then train, log, evaluate and save; export at the end."""
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdistill import config as configs
+from jaxdistill.config import Config
+from jaxdistill.errors import UserError
+from jaxdistill.run import checkpoint, memory
+from jaxdistill.run import folder as folders
+from jaxdistill.run.assemble import Parts, assemble
+from jaxdistill.run.export import export_run
+from jaxdistill.run.log import Log, describe, open_writers
+from jaxdistill.run.prompts import show_prompts
+from jaxdistill.step import sharding
+from jaxdistill.step.train_step import TrainState
+
+PROBE_ROWS = 4  # held-out rows on which an exported folder is compared with the checkpoint
+
+
+def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[str, float]:
+    """Trains, or goes on from the last checkpoint in `workdir`, and returns the figures of the last evaluation.
+
+    Raises:
+      UserError: an error that the user can fix; files written before it stay whole.
+    """
+    with ExitStack() as closing:
+        figures = _train(config, workdir, assemble(config, workdir, allow_pickle=allow_pickle), closing)
+    for to in config.export.to:
+        out = workdir / f"export-{to}"
+        if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
+            export_run(workdir, out, to=to, tell=print)
+    return figures
+
+
+def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> dict[str, float]:
+    """Trains from the last checkpoint to the last step; returns the figures of the last evaluation."""
+    training, steps, per_epoch = parts.training, parts.steps, parts.per_epoch
+    state = training.init(parts.pair.student_params)
+    # Training has its own copy of the student's parameters; of those on the host, the shapes are enough.
+    shapes = jax.eval_shape(lambda params: params, parts.pair.student_params)
+    parts = parts._replace(pair=parts.pair._replace(student_params=shapes))
+    teacher_params = jax.device_put(parts.pair.teacher_params, training.teacher_shardings)
+    if parts.is_new:
+        folders.create(
+            workdir,
+            config=configs.to_json(config),
+            student=parts.pair.student,
+            tokenizer=parts.pair.tokenizer,
+            probe=_probe(parts.held_out[0]),
+        )
+    manager = checkpoint.open_manager(
+        workdir,
+        keep=config.checkpoint.keep,
+        best=config.checkpoint.best,
+        keep_steps=range(per_epoch, steps + 1, per_epoch) if config.checkpoint.keep_epochs else (),
+    )
+    closing.callback(manager.close)
+    state, figures = _restored(manager, workdir, state, parts)
+    start = int(state.step)
+
+    write, tell = open_writers(config, workdir, start=start, total=steps, closing=closing)
+    tell(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
+    log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
+    key = jax.random.key(config.seed)
+    eval_every, save_every = config.evaluate.every or per_epoch, config.checkpoint.every or per_epoch
+    if start == 0:
+        write(0, "eval", dict(parts.evaluate(state.params["student"], teacher_params)))  # before any training
+    memory.give_back()
+    began_at = time.perf_counter()
+    for at in range(start + 1, steps + 1):
+        batch = log.next(parts.batches)
+        if parts.rollouts is None:
+            batch = sharding.put_batch(batch, parts.meshes.student)
+        else:
+            batch = parts.rollouts(at - 1, batch, state.params["student"], teacher_params)
+        state, metrics = training.step(state, teacher_params, batch, key)
+        if at == start + 1:
+            jax.block_until_ready(metrics)
+            tell(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
+            memory.give_back()
+            log.restart()
+        log.read()  # the figures of an earlier step, while this one runs
+        is_last = at == steps
+        evaluates, saves = at % eval_every == 0 or is_last, at % save_every == 0 or is_last
+        if at % config.log.every == 0 or evaluates or saves:
+            log.put(at, metrics)
+        if evaluates or saves:
+            log.read()  # now, so that no NaN is ever evaluated or saved
+        if evaluates:
+            figures = dict(parts.evaluate(state.params["student"], teacher_params))
+            write(at, "eval", figures)
+        if saves:
+            notes = _notes(config, parts, figures)
+            checkpoint.save(manager, at, _items(state), notes=notes, metrics=figures if evaluates else None)
+        if evaluates or saves:
+            log.restart()
+    checkpoint.finish(manager)
+    if not figures:  # resumed after the last step
+        figures = dict(parts.evaluate(state.params["student"], teacher_params))
+    show_prompts(config.evaluate, parts.pair, jax.device_get(state.params["student"]), tell=tell)
+    return figures
+
+
+def _restored(manager: Any, workdir: Path, state: TrainState, parts: Parts) -> tuple[TrainState, dict[str, float]]:
+    """(state, figures of its last evaluation) of the last whole checkpoint, or as given; moves parts.batches there.
+
+    Raises:
+      UserError: the checkpoint is of other text; no checkpoint can be read.
+    """
+    found = checkpoint.restore(manager, _items(state), tell=print)
+    if found is None:
+        return state, {}
+    at, items, notes = found
+    path = parts.text.path
+    if notes["text"] != path.name:
+        raise UserError(
+            f"the text or the tokenizer is not the one that {workdir} was begun with (prepared as {path}, "
+            f"then as {notes['text']}); put it back, or name another --workdir"
+        )
+    parts.batches.set_state(notes["data"])
+    print(f"resumed {workdir} at step {at} of {parts.steps}")
+    return _from_items(items), notes["figures"]
+
+
+def _notes(config: Config, parts: Parts, figures: dict[str, float]) -> dict[str, Any]:
+    """What stands in a checkpoint beside its arrays."""
+    return {
+        "data": parts.batches.get_state(),
+        "text": parts.text.path.name,
+        "figures": figures,
+        "config": json.loads(configs.to_json(config)),
+    }
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """How a state is stored: the student by itself, so that evaluate and export read nothing else."""
+    rest = {"step": state.step, "projections": state.params["projections"], "opt_state": state.opt_state}
+    return {"student": state.params["student"], "rest": rest}
+
+
+def _from_items(items: dict[str, PyTree]) -> TrainState:
+    rest = items["rest"]
+    params = {"student": items["student"], "projections": rest["projections"]}
+    return TrainState(rest["step"], params, rest["opt_state"])
+
+
+def _last_good(manager: Any) -> str:
+    manager.wait_until_finished()
+    step = manager.latest_step()
+    return "there is no checkpoint" if step is None else f"the last good checkpoint is that of step {step}"
+
+
+def _probe(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A few real rows, masked as in training."""
+    return {name: np.asarray(batch[name][:PROBE_ROWS]) for name in ("input_ids", "attention_mask")}

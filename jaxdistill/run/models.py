@@ -1,0 +1,204 @@
+"""Teacher, student and tokenizer of a run, loaded from where its settings say, and checked to go together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdistill.config import Config
+from jaxdistill.errors import UserError
+from jaxdistill.evaluate import EVALUATORS, rouge
+from jaxdistill.models import hub, student, weights
+from jaxdistill.models import model as models
+from jaxdistill.models import tokenizer as tokenizers
+from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.model import Model
+from jaxdistill.models.pair import Pair
+from jaxdistill.models.settings import StudentConfig, TeacherConfig
+from jaxdistill.run import folder as folders
+
+
+class Student(NamedTuple):
+    """A student before its parameters."""
+
+    model: Model
+    layers: tuple[int, ...] | None  # the teacher layers that it is cut from
+    folder: Path | None  # the folder that it is read from
+
+
+def load_pair(config: Config, *, allow_pickle: bool, tell: Callable[[str], None]) -> Pair:
+    """Loads the teacher, makes the student, and checks that both, and the tokenizer, go together.
+
+    Raises:
+      UserError: what does not fit; before any text is read and anything is compiled.
+    """
+    teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
+    made = _student_model(config.student, teacher, allow_pickle=allow_pickle)
+    check_model(config, made.model, "student")
+    _check_same_kind(teacher, made.model)
+    params = _student_params(config, made, teacher, teacher_params, allow_pickle=allow_pickle, tell=tell)
+    tokenizer = _tokenizer(config, made)
+    tokenizers.check_tokenizer(tokenizer, made.model.config)
+    if tokenizer.mask_token_id is None and not made.model.family.causal:
+        raise UserError("the tokenizer has no mask token; masked-LM training needs one")
+    if teacher is not None:
+        own = [tokenizers.load_tokenizer(made.folder)] if made.folder and _has_tokenizer(made.folder) else []
+        student.check_same_vocabulary(teacher.config, made.model.config, [tokenizer, *own])
+    return Pair(made.model, params, teacher, stored(teacher_params, config.teacher.dtype), tokenizer, made.layers)
+
+
+def pair_of_shapes(config: Config) -> Pair:
+    """As `load_pair`, with shapes in place of parameters and without a tokenizer; no weights are read.
+
+    Raises:
+      UserError: as `load_pair`.
+    """
+    teacher = _teacher_model(config.teacher, allow_pickle=False)[0]
+    made = _student_model(config.student, teacher, allow_pickle=False)
+    check_model(config, made.model, "student")
+    if teacher is not None:
+        check_model(config, teacher, "teacher")
+        _check_same_kind(teacher, made.model)
+        student.check_same_vocabulary(teacher.config, made.model.config)
+    dtype = jnp.dtype(config.teacher.dtype)
+    shapes = {} if teacher is None else models.param_shapes(teacher)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+    return Pair(made.model, models.param_shapes(made.model), teacher, shapes, None, made.layers)
+
+
+def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
+    """The teacher and its float32 parameters; (None, {}) where the config names none."""
+    teacher, folder = _teacher_model(config.teacher, allow_pickle=allow_pickle)
+    if teacher is None or folder is None:
+        return None, {}
+    check_model(config, teacher, "teacher")  # before its weights are read
+    return teacher, weights.load_params(folder, teacher, allow_pickle=allow_pickle)
+
+
+def stored(params: PyTree, dtype: str) -> PyTree:
+    """Parameters on the host in the data type they are kept in: a teacher is not trained, so bfloat16 will do."""
+    return jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), params)
+
+
+def check_model(config: Config, model: Model, role: str) -> None:
+    """Checks that settings are for this kind of model, and that rows fit it; needs neither tokenizer nor weights.
+
+    Raises:
+      UserError: the first setting that does not fit.
+    """
+    c, kind = config, "causal" if model.family.causal else "masked"
+    who = f"the {role} is a {model.config.model_type}, a {kind} language model"
+    if c.data.max_length > model.max_length:
+        raise UserError(
+            f"config.data.max_length={c.data.max_length} is longer than the {role}'s {model.max_length} positions; "
+            "lower it"
+        )
+    if not model.family.causal and c.samples:
+        raise UserError(f"{who}, which writes no text; set config.sample and config.loss.alpha_policy to 0")
+    if model.family.causal and c.loss.tokens == "masked":
+        raise UserError(f"{who}, which masks nothing; set config.loss.tokens to all, or to labels")
+    if not model.family.causal and c.data.prompt_column:
+        raise UserError(f"{who}, and config.data.prompt_column={c.data.prompt_column!r} is for causal ones")
+    for name in c.evaluate.metrics:
+        if EVALUATORS[name].kind not in ("", kind):
+            raise UserError(f"{who}, and {name} in config.evaluate.metrics is for {EVALUATORS[name].kind} ones")
+    if "rouge" in c.evaluate.metrics:
+        if not (c.data.prompt_column or c.data.prepared):
+            raise UserError("rouge in config.evaluate.metrics scores completions; name config.data.prompt_column")
+        rouge.check_installed()
+
+
+def _check_same_kind(teacher: Model | None, model: Model) -> None:
+    if teacher is not None and teacher.family.causal != model.family.causal:
+        kinds = [f"{one.config.model_type} ({'causal' if one.family.causal else 'masked'})" for one in (teacher, model)]
+        raise UserError(f"teacher {kinds[0]} and student {kinds[1]}: both must be masked, or both causal")
+
+
+def _tokenizer(config: Config, made: Student) -> Any:
+    if config.tokenizer.name:
+        folder = hub.resolve(config.tokenizer.name, revision=config.tokenizer.revision)
+    elif config.teacher.name:
+        folder = hub.resolve(config.teacher.name, revision=config.teacher.revision)
+    else:
+        assert made.folder is not None, "config.check lets no run without a name for a tokenizer pass"
+        folder = made.folder
+    return tokenizers.load_tokenizer(folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+
+
+def _teacher_model(settings: TeacherConfig, *, allow_pickle: bool) -> tuple[Model | None, Path | None]:
+    if not settings.name:
+        return None, None
+    folder = hub.resolve(settings.name, revision=settings.revision, allow_pickle=allow_pickle)
+    return models.build_as(hub.load_config(folder), settings), folder
+
+
+def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pickle: bool) -> Student:
+    """The student's start, in this order: another run, a Hugging Face folder, random numbers, the teacher."""
+    s = settings
+    if s.name:
+        own = Path(s.name) / "student"
+        folder = own if _is_run(s.name) else hub.resolve(s.name, revision=s.revision, allow_pickle=allow_pickle)
+        return Student(models.build_as(hub.load_config(folder), s), None, folder)
+    overrides = dict(s.overrides or {})
+    if s.init == "random":
+        base = _config_from_scratch(overrides) if teacher is None else teacher.config
+        family = overrides.pop("model_type", base.model_type)
+        made = student.student_config(base, family=family, layers=(), overrides=overrides)
+        return Student(models.build_as(made, s), None, None)
+    assert teacher is not None, "config.check lets no run without any start pass"
+    spec = s.layers if s.layers is not None else max(teacher.num_layers // 2, 1)
+    layers = student.resolve_layers(spec, of=teacher.num_layers)
+    family = s.family or teacher.config.model_type
+    cut = student.student_config(teacher.config, family=family, layers=layers, overrides=overrides)
+    return Student(models.build_as(cut, s), layers, None)
+
+
+def _student_params(
+    config: Config,
+    made: Student,
+    teacher: Model | None,
+    teacher_params: PyTree,
+    *,
+    allow_pickle: bool,
+    tell: Callable[[str], None],
+) -> PyTree:
+    key = jax.random.key(config.seed)
+    if made.layers is not None:
+        assert teacher is not None
+        return student.cut_student(
+            teacher_params,
+            teacher=teacher,
+            student=made.model,
+            layers=made.layers,
+            reference_init=config.student.reference_init,
+            key=key,
+        )
+    if made.folder is None:
+        return models.init_params(made.model, key)
+    if _is_run(config.student.name):
+        # To the host, as they lie on one device and the run's state may lie on others.
+        return jax.device_get(folders.load_student(Path(config.student.name), tell=tell).params)
+    return weights.load_params(made.folder, made.model, allow_pickle=allow_pickle, missing="init", key=key)
+
+
+def _is_run(name: str) -> bool:
+    return (Path(name) / "config.json").exists() and (Path(name) / "student").is_dir()
+
+
+def _config_from_scratch(overrides: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    if overrides.get("model_type") not in FAMILIES:
+        raise UserError(
+            f"config.student.overrides needs a model_type, one of {', '.join(FAMILIES)}; "
+            f"it has {overrides.get('model_type')!r}"
+        )
+    return AutoConfig.for_model(overrides["model_type"])

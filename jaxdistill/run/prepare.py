@@ -1,0 +1,23 @@
+"""Text tokenised ahead of time, without loading any weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxdistill.config import Config
+from jaxdistill.data import text as texts
+from jaxdistill.models import hub
+from jaxdistill.models import tokenizer as tokenizers
+from jaxdistill.run.models import pair_of_shapes
+
+
+def prepare(config: Config, *, tell: Callable[[str], None]) -> Path:
+    """Tokenises a run's text, held-out text too, and returns the folder for `data.prepared`.
+
+    Raises:
+      UserError: what does not fit.
+    """
+    source = texts.open_text(config.data)
+    named = next(side for side in (config.tokenizer, config.teacher, config.student) if side.name)
+    tokenizer = tokenizers.load_tokenizer(hub.resolve(named.name, revision=named.revision))
+    causal = pair_of_shapes(config).student.family.causal
+    return texts.prepare_text(config.data, source, tokenizer, causal=causal, tell=tell).path

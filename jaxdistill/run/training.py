@@ -1,0 +1,105 @@
+"""The compiled parts of a run's training, and where their arguments lie."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from jaxdistill.config import Config
+from jaxdistill.data.masking import masked_capacity
+from jaxdistill.errors import UserError
+from jaxdistill.losses.objective import make_ramp
+from jaxdistill.losses.terms import Objective, init_projections, on_samples
+from jaxdistill.models import layer_drop
+from jaxdistill.models.pair import Pair
+from jaxdistill.step import optimizer as optim
+from jaxdistill.step import sharding
+from jaxdistill.step.sharding import Meshes
+from jaxdistill.step.train_step import TrainState, make_train_step
+
+
+class Training(NamedTuple):
+    """The functions that train a student."""
+
+    init: Callable[[PyTree], TrainState]  # the first state, from a copy of the student's parameters
+    step: Any  # see make_train_step
+    teacher_shardings: PyTree
+    schedule: optax.Schedule  # the learning rate of a step, counted from 0
+
+
+def make_training(config: Config, pair: Pair, objective: Objective, meshes: Meshes, *, steps: int) -> Training:
+    """Training for `steps` steps; computes nothing, so the parameters of `pair` may be shapes alone."""
+    projections = {}
+    if pair.teacher is not None:
+        projections = init_projections(
+            objective,
+            student_width=pair.student.width,
+            teacher_width=pair.teacher.width,
+            num_layers=(pair.student.num_layers, pair.teacher.num_layers),
+            key=jax.random.fold_in(jax.random.key(config.seed), 1),
+        )
+    shapes = {"student": pair.student_params, "projections": projections}
+    optimizer = optim.make_optimizer(shapes, config.optim, steps=steps, freeze=config.train.freeze)
+
+    def init(student_params: PyTree) -> TrainState:
+        # A copy, as the step donates the state and its caller keeps these parameters.
+        params = {"student": student_params, "projections": projections}
+        params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    state_shardings = sharding.by_rule(jax.eval_shape(init, pair.student_params), meshes.student)
+    teacher_shardings = sharding.by_rule(pair.teacher_params, meshes.teacher)
+    step = make_train_step(
+        student=pair.student,
+        teacher=pair.teacher,
+        objective=objective,
+        optimizer=optimizer,
+        mesh=meshes.student,
+        state_shardings=state_shardings,
+        teacher_shardings=teacher_shardings,
+        teacher_mesh=meshes.teacher,
+        accumulation=config.train.accumulation,
+        group=config.mask.group,
+        capacity=lambda width: masked_capacity(fraction=config.mask.fraction, group=config.mask.group, width=width),
+        freeze=config.train.freeze,
+        # What is sampled is scored without dropout, and its probability now is compared with that.
+        dropout=not on_samples(objective),
+        drop_rates=layer_drop.drop_rates(config.student, layers=pair.student.num_layers, steps=steps),
+        remat=config.student.remat,
+        ramp=make_ramp(config.loss, objective, steps=steps),
+    )
+    schedule = optim.make_schedule(config.optim, steps=steps)
+    return Training(jax.jit(init, out_shardings=state_shardings), step, teacher_shardings, schedule)
+
+
+def check_devices(config: Config, meshes: Meshes) -> None:
+    """Checks that rows divide over the devices, and that the devices have the attention kernels that are asked for.
+
+    Raises:
+      UserError: the first setting that does not fit.
+    """
+    pieces = config.train.accumulation * config.mask.group
+    for mesh, whose in ((meshes.student, "devices"), (meshes.teacher, "devices of the teacher")):
+        if config.train.batch_size % (pieces * mesh.size):
+            raise UserError(
+                f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x "
+                f"mask.group={pieces} x {mesh.size} {whose} = {pieces * mesh.size}; change one of them"
+            )
+    check_evaluation(config, meshes.student)
+
+
+def check_evaluation(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """As `check_devices`, for the evaluation alone."""
+    if config.evaluate.batch_size % mesh.size:
+        raise UserError(
+            f"config.evaluate.batch_size={config.evaluate.batch_size} must be a multiple of the {mesh.size} devices"
+        )
+    device = mesh.devices.flat[0]
+    for role, side in (("teacher", config.teacher), ("student", config.student)):
+        if side.attention == "cudnn" and device.platform != "gpu":
+            raise UserError(
+                f"config.{role}.attention=cudnn is a kernel of NVIDIA's GPUs, not of {device.device_kind}; set xla"
+            )

@@ -1,0 +1,141 @@
+"""Where figures go: JSONL always, TensorBoard and W&B by config, a progress bar where there is a terminal.
+
+A record's names are stable: `step`, `time` (unix seconds), `kind` (train | eval), then the figures.
+"""
+
+import errno
+import importlib.util
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.config import LogConfig
+from jaxdistill.errors import UserError
+from jaxdistill.files import writing
+
+Write = Callable[[int, str, Mapping[str, float]], None]  # (step, kind, figures)
+
+
+def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
+    """Appends a line a record. Lines of steps after `resume_at` belong to work that is done again, and go."""
+    with writing(path):
+        if path.exists():
+            # The last line of a killed run may be torn.
+            kept = [line for line in path.read_text().splitlines() if 0 < resume_at >= _step_of(line)]
+            part = path.with_suffix(".part")
+            part.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(part, path)
+        file = path.open("ab", buffering=0)  # so that nothing is left to write, and to fail, at the close
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        record: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind, **figures}
+        line = f"{json.dumps(record)}\n".encode()
+        with writing(path):
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return write, file.close
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+def check_installed(settings: LogConfig) -> None:
+    """Raises UserError where a writer that the config asks for is not installed."""
+    for key, module, wanted in (
+        ("tensorboard", "tensorboardX", settings.tensorboard),
+        ("wandb", "wandb", bool(settings.wandb)),
+    ):
+        if wanted and importlib.util.find_spec(module) is None:
+            raise UserError(f"config.log.{key} needs the package {module}: pip install 'jaxdistill[{key}]'")
+
+
+def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
+    from tensorboardX import SummaryWriter  # extra `tensorboard`; no TensorFlow
+
+    writer = SummaryWriter(str(folder))
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(f"{kind}/{name}", value, step)
+
+    return write, writer.close
+
+
+def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> tuple[Write, Callable[[], None]]:
+    import wandb  # extra `wandb`
+
+    # A run's id is its folder's, so that a resumed run goes on in the same curves.
+    run = wandb.init(project=project, dir=str(folder), id=folder.absolute().as_posix().replace("/", "-").strip("-"),
+                     resume="allow", config=dict(config))  # fmt: skip
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        run.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
+
+    return write, run.finish
+
+
+def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Callable[[str], None]]:
+    """A live bar on a terminal, plain lines elsewhere; the third function prints a line without breaking the bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=12),
+        TextColumn("eta"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        # In a narrow terminal the figures are cut, at their end, and not the step.
+        TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        expand=True,
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("train", total=total, completed=start, figures="compiling")
+    bar.start()
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        line = " ".join(f"{name} {_short(name, value)}" for name, value in figures.items())
+        if kind == "train":
+            bar.update(task, completed=step, figures=_of_bar(figures))
+        if kind != "train" or not console.is_terminal:
+            console.print(f"{kind} {step}/{total}: {line}", soft_wrap=True)
+
+    return write, bar.stop, lambda line: console.print(line, soft_wrap=True)
+
+
+def _of_bar(figures: Mapping[str, float]) -> str:
+    """Loss, speed, input wait, then the terms; the rest stands in metrics.jsonl."""
+    rates = {"tokens_per_s": "tok/s", "input_wait": "wait"}
+    first = [f"loss {_short('loss', figures['loss'])}"]
+    first += [f"{label} {_short(name, figures[name])}" for name, label in rates.items() if name in figures]
+    shown = {"loss", "grad_norm", "learning_rate", *rates}
+    terms = [f"{name} {_short(name, value)}" for name, value in figures.items() if name not in shown]
+    return " ".join(first + terms)
+
+
+def _short(name: str, value: float) -> str:
+    if name.endswith("_per_s"):
+        return f"{value:,.0f}"
+    if name == "input_wait":
+        return f"{value:.1%}"
+    return f"{value:.4g}"
+
+
+def both(*writes: Write) -> Write:
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        for one in writes:
+            one(step, kind, figures)
+
+    return write

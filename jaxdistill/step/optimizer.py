@@ -1,0 +1,116 @@
+"""The optimizer: one optax chain by name, with warm-up, clipping, decay by pattern and frozen parameters."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import jax
+import optax
+import pydantic
+
+from jaxdistill.errors import UserError
+from jaxdistill.knobs import OneOf, Section, knob
+
+# name -> (learning rate, settings, the leaves of a tree that have weight decay) -> optimizer
+OPTIMIZERS: dict[str, Callable[[optax.Schedule, "OptimConfig", Callable], optax.GradientTransformation]] = {
+    "adamw": lambda rate, s, decayed: optax.adamw(rate, *s.betas, s.eps, weight_decay=s.weight_decay, mask=decayed),
+    "lion": lambda rate, s, decayed: optax.lion(rate, *s.betas, weight_decay=s.weight_decay, mask=decayed),
+    "adafactor": lambda rate, s, decayed: optax.adafactor(
+        rate, weight_decay_rate=s.weight_decay or None, weight_decay_mask=decayed
+    ),
+    "sgd": lambda rate, s, decayed: optax.chain(
+        optax.add_decayed_weights(s.weight_decay, decayed), optax.sgd(rate, s.betas[0])
+    ),
+}
+# name -> (peak, steps) -> the learning rate after the warm-up
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
+    "cosine": optax.cosine_decay_schedule,
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+}
+
+
+def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"holds {value!r}, which is no regular expression ({error})") from None
+    return values
+
+
+def _betas(values: tuple[float, float]) -> tuple[float, float]:
+    if not all(0 <= value < 1 for value in values):
+        raise ValueError("must be two numbers in [0, 1)")
+    return values
+
+
+Patterns = Annotated[tuple[str, ...], pydantic.AfterValidator(_patterns)]
+
+
+class OptimConfig(Section):
+    """The optimizer."""
+
+    name: Annotated[str, OneOf(OPTIMIZERS)] = knob("adamw", "Optimizer: adamw, lion, adafactor or sgd.")
+    learning_rate: float = knob(5e-4, "Learning rate at the end of the warm-up, which is its peak.", gt=0)
+    schedule: Annotated[str, OneOf(SCHEDULES)] = knob(
+        "linear", "Learning rate after the warm-up: `linear` or `cosine` to 0, or `constant`."
+    )
+    warmup: float = knob(0.05, "Share of all steps in which the learning rate rises from 0.", ge=0, le=1)
+    betas: Annotated[tuple[float, float], pydantic.AfterValidator(_betas)] = knob(
+        (0.9, 0.98), "Decay rates of adamw's and lion's moments; the first one is the momentum of sgd."
+    )
+    eps: float = knob(1e-6, "Term added to the denominator of adamw.", gt=0)
+    weight_decay: float = knob(
+        0.0, "Weight decay, multiplied by the learning rate, of all parameters but those of no_decay.", ge=0
+    )
+    no_decay: Patterns = knob(
+        ("bias$", "(?i)(norm|ln_[a-z0-9]+)/(scale|weight)$"),
+        "Regular expressions: parameters whose path contains a match have no weight decay.",
+    )
+    clip: float = knob(5.0, "Largest global norm of the gradient; 0 = no clipping.", ge=0)
+
+
+def make_schedule(settings: OptimConfig, *, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 over ceil(warmup * steps), then as settings.schedule says, reaching its end at `steps`."""
+    rise, peak = math.ceil(settings.warmup * steps), settings.learning_rate
+    tail = SCHEDULES[settings.schedule](peak, max(steps - rise, 1))
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), tail], [rise])
+
+
+def path_name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matching(tree: Any, patterns: Sequence[str]) -> Any:
+    """True at every leaf whose path contains one of the regular expressions."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(re.search(p, path_name(path)) for p in patterns), tree)
+
+
+def check_patterns(params: Any, patterns: Sequence[str], *, key: str) -> None:
+    """A pattern that matches nothing is a typing error in the making.
+
+    Raises:
+      UserError: names the pattern and some of the paths there are.
+    """
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise UserError(
+                f"{key} holds {pattern!r}, which no parameter's path contains; such paths are {paths[0]}, {paths[-1]}"
+            )
+
+
+def make_optimizer(
+    params: Any, settings: OptimConfig, *, steps: int, freeze: Sequence[str]
+) -> optax.GradientTransformation:
+    """Clip by global norm, then the update; frozen parameters have no part in either, nor any optimizer state."""
+    decayed = lambda tree: jax.tree.map(lambda x: not x, matching(tree, settings.no_decay))  # noqa: E731
+    update = OPTIMIZERS[settings.name](make_schedule(settings, steps=steps), settings, decayed)
+    clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()
+    train = optax.chain(clip, update)
+    if not freeze:
+        return train
+    labels = jax.tree.map(lambda frozen: "freeze" if frozen else "train", matching(params, freeze))
+    return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)

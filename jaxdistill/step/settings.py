@@ -1,0 +1,39 @@
+"""The knobs of an update: its rows and its devices (those of its optimizer are in optimizer.py)."""
+
+from typing import Annotated
+
+import pydantic
+
+from jaxdistill.errors import UserError
+from jaxdistill.knobs import Section, knob
+from jaxdistill.step.optimizer import Patterns
+
+
+def _devices(value: int) -> int:
+    if value != -1 and value < 1:
+        raise ValueError("must be -1 (all devices left) or at least 1")
+    return value
+
+
+class TrainConfig(Section):
+    """How long to train, and on how many rows at a time."""
+
+    steps: int = knob(0, "Number of optimizer updates; 0 = as many as `epochs` takes.", ge=0)
+    epochs: float = knob(3.0, "Passes over the text, where steps is 0.", ge=0)
+    limit_batches: int = knob(0, "Largest number of updates in an epoch; 0 = the whole text.", ge=0)
+    batch_size: int = knob(32, "Rows in an update, over all devices.", ge=1)
+    accumulation: int = knob(1, "Micro-batches that an update is computed in, which saves memory.", ge=1)
+    freeze: Patterns = knob((), "Regular expressions: parameters whose path contains a match are not trained.")
+
+    def check(self) -> None:
+        if not (self.steps or self.epochs):
+            raise UserError("config.train.steps and config.train.epochs are both 0; set one of them")
+
+
+class MeshConfig(Section):
+    """How devices share the work."""
+
+    data: Annotated[int, pydantic.AfterValidator(_devices)] = knob(
+        -1, "Number of devices that split the batch; -1 = all that `fsdp` leaves."
+    )
+    fsdp: int = knob(1, "Number of devices that split both the batch and the parameters of both models.", ge=1)
