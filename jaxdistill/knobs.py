@@ -4,7 +4,7 @@ A section is a frozen pydantic model. Its fields give the default config that re
 error messages, and docs/settings.md; functions receive the section itself as their settings.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import pydantic
@@ -41,7 +41,8 @@ def knob(default: Any, explanation: str, *, resumable: bool = False, **bounds: f
       explanation: what the value means, with its unit, for a reader who has not seen the code.
       resumable: whether the value may change when a run is resumed, because parameters do not depend on it.
       bounds: ge, gt, le, lt, as pydantic.Field takes them. Choices are the type of the field (a Literal, or `OneOf` a
-        table's names), and any other rule is a pydantic.AfterValidator in the type.
+        table's names), and any other rule is a `Rule` in the type, or a pydantic.AfterValidator where the message of
+        a broken rule depends on the value.
     """
     extra: Any = {"resumable": resumable}
     return pydantic.Field(default, description=explanation, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
@@ -67,18 +68,53 @@ class OneOf:
         return value
 
 
+class Rule:
+    """The type annotation of a value that must keep to a rule beside its type and bounds.
+
+    Args:
+      text: what the value must be, as the end of a sentence: "must be two numbers in [0, 1)".
+      holds: whether a value of the right type keeps to the rule.
+    """
+
+    def __init__(self, text: str, holds: Callable[[Any], bool]):
+        self.text, self.holds = text, holds
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
+        return pydantic_core.core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def check(self, value: Any) -> Any:
+        if not self.holds(value):
+            raise ValueError(self.text)
+        return value
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The texts that the value, or each item of a tuple, must be one of; () where any value of the type will do."""
+    for constraint in field.metadata:
+        if isinstance(constraint, OneOf):
+            return tuple(constraint.names)
+    kind = field.annotation
+    item = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    return get_args(item) if get_origin(item) is Literal else ()
+
+
 def rule_of(field: FieldInfo) -> str:
     """What a value must keep to beside its type, as the end of a sentence; "" where there is no such rule."""
+    for constraint in field.metadata:
+        if isinstance(constraint, Rule):
+            return constraint.text
+    if choices := choices_of(field):
+        return f"must be {'some' if get_origin(field.annotation) is tuple else 'one'} of {_listed(choices)}"
+    return _bounds_of(field) or ("must be texts" if field.annotation == tuple[str, ...] else "")
+
+
+def _bounds_of(field: FieldInfo) -> str:
     bounds = {name: value for x in field.metadata for name in ("ge", "gt", "le", "lt") if (value := _bound(x, name))}
     if {"ge", "le"} <= bounds.keys():
         return f"must lie between {bounds['ge']} and {bounds['le']}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    if bounds:
-        return "must be " + " and ".join(f"{words[name]} {value}" for name, value in bounds.items())
-    choices = [x.names for x in field.metadata if isinstance(x, OneOf)]
-    if get_origin(field.annotation) is Literal:
-        choices.append(get_args(field.annotation))
-    return f"must be one of {_listed(choices[0])}" if choices else ""
+    parts = [f"{words[name]} {value}" for name, value in bounds.items()]
+    return f"must be {' and '.join(parts)}" if parts else ""
 
 
 def _bound(constraint: Any, name: str) -> str:
@@ -102,21 +138,49 @@ def checked(section: type[S], values: Mapping[str, Any], *, name: str = "config"
 
 
 def _explained(error: pydantic.ValidationError, section: type[Section], values: Any, name: str) -> str:
+    """One line for the first of pydantic's errors: key, value and rule."""
     first = error.errors()[0]
-    field: FieldInfo | None = None
-    key, inside = name, section
-    for part in first["loc"]:
-        if inside is None or part not in inside.model_fields:
-            break
-        field = inside.model_fields[str(part)]
-        key, values = f"{key}.{part}", values[part]
-        kind = field.annotation
-        inside = kind if isinstance(kind, type) and issubclass(kind, Section) else None
-    if field is None:
-        return f"{key}: there is no {'.'.join(map(str, first['loc']))!r}"
-    if values is None:
+    path = list(first["loc"])
+    while path and (field := section.model_fields.get(str(path[0]))):
+        values = values[path[0]]
+        name = f"{name}.{path.pop(0)}"
+        inner = section_of(field)
+        if not inner:
+            return _broken(field, name, values, first, inside=bool(path))
+        section = inner
+    keys = ", ".join(section.model_fields)
+    return f"{name} has no {path[0]!r}; there are {keys}" if path else f"{name}={values!r}: must have the keys {keys}"
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The class of a field that is a section of its own; None for a knob."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+# What pydantic calls the values that have the type of their field and break a rule that `rule_of` states.
+_OUT_OF_BOUNDS = (
+    "greater_than_equal",
+    "greater_than",
+    "less_than_equal",
+    "less_than",
+    "finite_number",
+    "literal_error",
+)
+
+
+def _broken(field: FieldInfo, key: str, value: Any, error: Any, *, inside: bool) -> str:
+    """One line for a value that a knob cannot have; `inside`: the error is about an item of the value."""
+    if value is None:
         default = field.default
         return f"{key} is None; it must be of type {type(default).__name__}, such as {default!r}"
-    said = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    outside = first["type"] in ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "literal_error")
-    return f"{key}={values!r}: {rule_of(field) if outside else said}"
+    choices = choices_of(field)
+    if choices and isinstance(value, list | tuple):
+        strange = next(item for item in value if item not in choices)
+        return f"{key} holds {strange!r}; there are {_listed(choices)}"
+    if error["type"] == "value_error":  # of a validator
+        return f"{key}={value!r}: {error['ctx']['error']}"
+    if rule := rule_of(field) if inside or error["type"] in _OUT_OF_BOUNDS else "":
+        return f"{key}={value!r}: {rule}"
+    kind = field.annotation
+    return f"{key}={value!r}: must be of type {kind.__name__ if type(kind) is type else kind}".replace("typing.", "")

@@ -3,29 +3,28 @@
 import math
 from typing import Annotated, Literal
 
-import pydantic
-
 from jaxdistill.data.sources import SOURCES
 from jaxdistill.errors import UserError
-from jaxdistill.knobs import OneOf, Section, knob
+from jaxdistill.knobs import OneOf, Rule, Section, knob
 
 
-def _template(value: str) -> str:
-    if not (value.count("{prompt}") == value.count("{completion}") == 1 and value.endswith("{completion}")):
-        raise ValueError("must hold {prompt} once and end with {completion}")
-    return value
+def _is_template(value: str) -> bool:
+    return value.count("{prompt}") == value.count("{completion}") == 1 and value.endswith("{completion}")
 
 
-def _widths(values: tuple[int, ...]) -> tuple[int, ...]:
-    if any(value <= 2 for value in values) or list(values) != sorted(set(values)):
-        raise ValueError("must be ascending numbers of tokens")
-    return values
+def _are_widths(values: tuple[int, ...]) -> bool:
+    return all(value > 2 for value in values) and list(values) == sorted(set(values))
 
 
-def _shares(values: tuple[float, ...]) -> tuple[float, ...]:
-    if min(values) < 0 or not math.isclose(sum(values), 1, abs_tol=1e-6):
-        raise ValueError("must be three shares (mask, keep, random) that add up to 1")
-    return values
+def _are_shares(values: tuple[float, ...]) -> bool:
+    return min(values) >= 0 and math.isclose(sum(values), 1, abs_tol=1e-6)
+
+
+Template = Annotated[str, Rule("must hold {prompt} once and end with {completion}", _is_template)]
+Widths = Annotated[tuple[int, ...], Rule("must be ascending numbers of tokens", _are_widths)]
+Shares = Annotated[
+    tuple[float, float, float], Rule("must be three shares (mask, keep, random) that add up to 1", _are_shares)
+]
 
 
 class DataConfig(Section):
@@ -43,7 +42,7 @@ class DataConfig(Section):
     prompt_column: str = knob(
         "", "Causal models: name of the column of prompts, `column` then being that of completions; empty = plain text."
     )
-    template: Annotated[str, pydantic.AfterValidator(_template)] = knob(
+    template: Template = knob(
         "{prompt}\nTL;DR: {completion}",
         "How prompt and completion make one text. All before {completion} is the prompt, except white space right "
         "before it.",
@@ -74,9 +73,7 @@ class DataConfig(Section):
     batching: Literal["length", "packed"] = knob(
         "length", "`length`: batches of rows of similar length; `packed`: rows filled with documents end to end."
     )
-    buckets: Annotated[tuple[int, ...], pydantic.AfterValidator(_widths)] = knob(
-        (), "Widths of batches in tokens, the last one max_length; empty chooses up to four widths."
-    )
+    buckets: Widths = knob((), "Widths of batches in tokens, the last one max_length; empty chooses up to four widths.")
     threads: int = knob(2, "Threads that read and mask ahead of training.", ge=1, resumable=True)
     prefetch: int = knob(16, "Batches that are read ahead.", ge=1, resumable=True)
 
@@ -97,7 +94,7 @@ class MaskConfig(Section):
     """Which tokens a masked language model predicts (causal models predict every next token)."""
 
     fraction: float = knob(0.15, "Share of the real tokens that is masked.", ge=0.001, le=1)
-    replace: Annotated[tuple[float, float, float], pydantic.AfterValidator(_shares)] = knob(
+    replace: Shares = knob(
         (0.8, 0.1, 0.1), "Shares of the masked tokens that become [MASK], stay as they are, become a random token."
     )
     smoothing: float = knob(

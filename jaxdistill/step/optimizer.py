@@ -10,7 +10,7 @@ import optax
 import pydantic
 
 from jaxdistill.errors import UserError
-from jaxdistill.knobs import OneOf, Section, knob
+from jaxdistill.knobs import OneOf, Rule, Section, knob
 
 # name -> (learning rate, settings, the leaves of a tree that have weight decay) -> optimizer
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, "OptimConfig", Callable], optax.GradientTransformation]] = {
@@ -40,10 +40,8 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _betas(values: tuple[float, float]) -> tuple[float, float]:
-    if not all(0 <= value < 1 for value in values):
-        raise ValueError("must be two numbers in [0, 1)")
-    return values
+def _are_betas(values: tuple[float, float]) -> bool:
+    return all(0 <= value < 1 for value in values)
 
 
 Patterns = Annotated[tuple[str, ...], pydantic.AfterValidator(_patterns)]
@@ -58,7 +56,7 @@ class OptimConfig(Section):
         "linear", "Learning rate after the warm-up: `linear` or `cosine` to 0, or `constant`."
     )
     warmup: float = knob(0.05, "Share of all steps in which the learning rate rises from 0.", ge=0, le=1)
-    betas: Annotated[tuple[float, float], pydantic.AfterValidator(_betas)] = knob(
+    betas: Annotated[tuple[float, float], Rule("must be two numbers in [0, 1)", _are_betas)] = knob(
         (0.9, 0.98), "Decay rates of adamw's and lion's moments; the first one is the momentum of sgd."
     )
     eps: float = knob(1e-6, "Term added to the denominator of adamw.", gt=0)

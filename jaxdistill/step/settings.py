@@ -2,17 +2,9 @@
 
 from typing import Annotated
 
-import pydantic
-
 from jaxdistill.errors import UserError
-from jaxdistill.knobs import Section, knob
+from jaxdistill.knobs import Rule, Section, knob
 from jaxdistill.step.optimizer import Patterns
-
-
-def _devices(value: int) -> int:
-    if value != -1 and value < 1:
-        raise ValueError("must be -1 (all devices left) or at least 1")
-    return value
 
 
 class TrainConfig(Section):
@@ -33,7 +25,7 @@ class TrainConfig(Section):
 class MeshConfig(Section):
     """How devices share the work."""
 
-    data: Annotated[int, pydantic.AfterValidator(_devices)] = knob(
+    data: Annotated[int, Rule("must be -1 (all devices left) or at least 1", lambda n: n == -1 or n >= 1)] = knob(
         -1, "Number of devices that split the batch; -1 = all that `fsdp` leaves."
     )
     fsdp: int = knob(1, "Number of devices that split both the batch and the parameters of both models.", ge=1)
