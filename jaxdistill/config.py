@@ -6,7 +6,7 @@ Package code supplies no other default, so `<workdir>/config.json` shows every v
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ml_collections import ConfigDict, config_dict
 
@@ -89,10 +89,16 @@ class Config(Section):
         return self.model_copy(update=new)
 
 
-def base() -> Config:
+if TYPE_CHECKING:
+    Recipe = Config  # so that type checkers see the keys that a recipe sets
+else:
+    Recipe = ConfigDict
+
+
+def base() -> Recipe:
     """The default config for recipes: an ml_collections.ConfigDict with the keys of Config, whose values may be set.
 
-    It is locked, so a key that does not exist cannot be set, and typed as a Config, so that type checkers see the keys.
+    It is locked, so a key that does not exist cannot be set.
     """
     config: Any = ConfigDict()
     for key, value in flat(Config().model_dump()):
