@@ -3,14 +3,20 @@
 import json
 import math
 import re
-import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
+from pydantic.fields import FieldInfo
 
 from jaxdistill import config as configs
+from jaxdistill import recipe as recipes
+from jaxdistill.config import Config
 from jaxdistill.errors import UserError
+from jaxdistill.knobs import Section, checked, is_resumable, rule_of, section_of
+from jaxdistill.losses.terms import TERMS
 
 RECIPE = """from jaxdistill.config import base
 def get_config(variant=""):
@@ -34,21 +40,33 @@ def recipe(tmp_path):
 
 def refused(path: str, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        configs.parse(path, overrides)
+        recipes.read(path, overrides)
     message = str(caught.value)
     assert message and "\n" not in message and "Traceback" not in message
     return message
 
 
-def flat(config: Any) -> dict[str, Any]:
-    return dict(configs._flatten(config))
+def flat(config: Config) -> dict[str, Any]:
+    return dict(configs.flat(config.model_dump()))
+
+
+def knobs_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, field) of every knob."""
+    for name, field in section.model_fields.items():
+        if inner := section_of(field):
+            yield from knobs_of(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+KNOBS = dict(knobs_of(Config))
 
 
 def test_overrides_and_variants_apply(recipe):
     text = RECIPE.format(line="config.train.steps = 7 if variant == 'smoke' else 70")
     path = recipe(text=text)
-    assert configs.parse(path, []).train.steps == 70
-    config = configs.parse(f"{path}:smoke", ["--config.optim.learning_rate=1", "--config.data.buckets=(16,128)"])
+    assert recipes.read(path, []).train.steps == 70
+    config = recipes.read(f"{path}:smoke", ["--config.optim.learning_rate=1", "--config.data.buckets=(16,128)"])
     assert config.train.steps == 7
     assert config.optim.learning_rate == 1.0 and isinstance(config.optim.learning_rate, float)
     assert config.data.buckets == (16, 128)
@@ -57,7 +75,7 @@ def test_overrides_and_variants_apply(recipe):
 @pytest.mark.parametrize(
     ("given", "value"),
     [
-        ("[0,2]", [0, 2]),
+        ("[0,2]", (0, 2)),
         ("0,2", (0, 2)),
         ("6", 6),
         ("every_other", "every_other"),
@@ -65,7 +83,7 @@ def test_overrides_and_variants_apply(recipe):
     ],
 )
 def test_layers_take_every_form_of_the_command_line(recipe, given, value):
-    assert configs.parse(recipe(), [f"--config.student.layers={given}"]).student.layers == value
+    assert recipes.read(recipe(), [f"--config.student.layers={given}"]).student.layers == value
 
 
 @pytest.mark.parametrize(
@@ -175,7 +193,7 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "loss.divergence": (["kl"], "jsd"),
     "loss.beta": ([-0.1, 1.5], 0.1),
     "loss.head": (["auto"], "dense"),
-    **{f"loss.alpha_{name}": ([-1.0, math.nan, math.inf], 3.0) for name in configs.ALPHAS},
+    **{f"loss.alpha_{name}": ([-1.0, math.nan, math.inf], 3.0) for name in TERMS},
     "loss.layer_map": (["0,1", 3, ()], ((0, 1),)),
     "loss.end": ([{"beta": 1.0}, {"temperature": 0.0}, {"alpha_ce": -1.0}, {"alpha_ce": "x"}], {"temperature": 1.0}),
     "loss.ramp": (["exponential"], "cosine"),
@@ -239,8 +257,17 @@ def valid_for_samples() -> Any:
     return config
 
 
+def validate(config: Any) -> Config:
+    return recipes.validated(config.to_dict())
+
+
 def test_every_rule_has_a_case():
-    assert RULES.keys() == configs.RULES.keys()
+    """Those of evaluate.metrics and export.to stand below: their messages name the item and not the whole value."""
+    validated = {
+        key for key, field in KNOBS.items() if any(isinstance(x, pydantic.AfterValidator) for x in field.metadata)
+    }
+    ruled = {key for key, field in KNOBS.items() if rule_of(field)} | validated
+    assert RULES.keys() | {"evaluate.metrics", "export.to"} == ruled
 
 
 @pytest.mark.parametrize("key", RULES)
@@ -250,11 +277,11 @@ def test_rules_on_one_value(key):
         config = valid()
         config.update_from_flattened_dict({key: value})
         with pytest.raises(UserError) as caught:
-            configs.validate(config)
+            validate(config)
         assert str(caught.value).startswith(f"config.{key}={value!r}: ") and "\n" not in str(caught.value)
     config = valid_for_samples()
     config.update_from_flattened_dict({key: taken})
-    configs.validate(config)
+    validate(config)
 
 
 APART = {"student.devices": 4, "teacher.devices": 2}
@@ -265,7 +292,7 @@ APART = {"student.devices": 4, "teacher.devices": 2}
     [
         ({"data.path": ""}, "config.data.path is empty"),
         ({"train.steps": 0, "train.epochs": 0.0}, "config.train.steps and config.train.epochs are both 0"),
-        ({f"loss.alpha_{name}": 0.0 for name in configs.ALPHAS}, "no loss is enabled: set one of config.loss.alpha_ce"),
+        ({f"loss.alpha_{name}": 0.0 for name in TERMS}, "no loss is enabled: set one of config.loss.alpha_ce"),
         (
             {"teacher.name": "", "student.name": "s", "loss.alpha_mlm": 0.0, "loss.alpha_clm": 0.0},
             "without a teacher only alpha_mlm and",
@@ -295,7 +322,7 @@ def test_rules_on_several_values(values, said):
     config = valid()
     config.update_from_flattened_dict(values)
     with pytest.raises(UserError, match=re.escape(said)) as caught:
-        configs.validate(config)
+        validate(config)
     assert "\n" not in str(caught.value)
 
 
@@ -327,19 +354,19 @@ def test_rules_on_several_values(values, said):
 )
 def test_rules_on_what_is_sampled(values, said):
     config = valid_for_samples()
-    configs.validate(config)
+    validate(config)
     config.update_from_flattened_dict(values)
     with pytest.raises(UserError, match=re.escape(said)) as caught:
-        configs.validate(config)
+        validate(config)
     assert "\n" not in str(caught.value)
 
 
 def test_valid_without_a_teacher_and_with_named_held_out_text():
     config = valid()
     config.update_from_flattened_dict({"teacher.name": "", "student.name": "student"})
-    assert configs.alphas(config) == {"mlm": 2.0, "clm": 2.0}  # the model's kind decides
+    assert validate(config).losses == {"mlm": 2.0, "clm": 2.0}  # the model's kind decides
     config.update_from_flattened_dict({"data.eval_fraction": 0.0, "data.eval_path": "held.txt"})
-    configs.validate(config)
+    validate(config)
 
 
 # Two of every kind of value that JSON writes otherwise than the config holds it: tuples, tuples of tuples, objects.
@@ -356,58 +383,92 @@ RECORDED = {
 
 
 def test_what_is_recorded_comes_back():
-    config = valid()
-    config.update_from_flattened_dict(RECORDED)
+    values = valid()
+    values.update_from_flattened_dict(RECORDED)
+    config = validate(values)
     recorded = json.loads(configs.to_json(config))
-    again = configs.apply(recorded, [])
+    again = recipes.recorded(recorded, [])
     assert configs.to_json(again) == configs.to_json(config)
-    assert configs.changed(recorded, config) == [] and configs.changed(recorded, again) == []
+    assert configs.differences(recorded, config) == [] and configs.differences(recorded, again) == []
     assert type(again.data.buckets) is tuple and again.data.path == "text.txt"
-    assert dict(again.student.overrides) == RECORDED["student.overrides"]
-    other = configs.apply(recorded, ["--config.data.path=other.txt", "--config.evaluate.batches=7"])
+    assert again.student.overrides == RECORDED["student.overrides"]
+    other = recipes.recorded(recorded, ["--config.data.path=other.txt", "--config.evaluate.batches=7"])
     assert (other.data.path, other.evaluate.batches) == ("other.txt", 7)
     with pytest.raises(UserError, match=r"did you mean 'data\.path'"):
-        configs.apply(recorded, ["--config.data.pth=x"])
+        recipes.recorded(recorded, ["--config.data.pth=x"])
     with pytest.raises(UserError, match=r"config\.log\.every=0"):
-        configs.apply(recorded, ["--config.log.every=0"])
+        recipes.recorded(recorded, ["--config.log.every=0"])
 
 
 def test_a_recorded_key_of_another_version_is_said():
-    recorded = json.loads(configs.to_json(valid()))
+    recorded = json.loads(configs.to_json(validate(valid())))
     recorded["train"]["stesp"] = 3
     with pytest.raises(UserError, match=r"'train\.stesp'"):
-        configs.apply(recorded, [])
+        recipes.recorded(recorded, [])
 
 
-@pytest.mark.parametrize("key", sorted(flat(configs.base())))
-def test_changed_lists_what_would_change_the_parameters(key):
-    recorded, config = json.loads(configs.to_json(valid())), valid()
+# Values unlike the default, where that does not tell how to write one.
+OTHER = {
+    "student.layers": (0, 1),
+    "student.overrides": {"hidden_size": 8},
+    "loss.layer_map": ((0, 1),),
+    "loss.end": {"temperature": 1.0},
+    "data.buckets": (64, 128),
+}
+RESUMABLE = ("evaluate.", "checkpoint.", "log.", "export.", "data.threads", "data.prefetch", "data.cache_dir")
+
+
+@pytest.mark.parametrize("key", sorted(KNOBS))
+def test_differences_list_what_would_change_the_parameters(key):
+    config = validate(valid())
+    recorded = json.loads(configs.to_json(config))
     old = flat(config)[key]
     new = {bool: lambda: not old, int: lambda: old + 1, float: lambda: old + 0.25, str: lambda: f"{old}x",
-           tuple: lambda: (*old, 3), type(None): lambda: [0, 1]}[type(old)]()  # fmt: skip
-    config.update_from_flattened_dict({key: new})
-    resumable = key.startswith(configs.RESUMABLE)
-    keys = [changed for changed, _, _ in configs.changed(recorded, config)]
-    assert keys == ([] if resumable else [key])
+           tuple: lambda: old[::-1] or OTHER.get(key, ("x",)), type(None): lambda: OTHER[key]}[type(old)]()  # fmt: skip
+    section, _, name = key.rpartition(".")
+    other = config.changed(**{section: {name: new}}) if section else config.model_copy(update={name: new})
+    assert is_resumable(KNOBS[key]) == key.startswith(RESUMABLE)
+    keys = [changed for changed, _, _ in configs.differences(recorded, other)]
+    assert keys == ([] if key.startswith(RESUMABLE) else [key])
 
 
-def test_every_key_has_a_comment_once():
-    """The source of base() is the only list of what can be set: every key stands in it once, and says what it is."""
-    with Path(configs.__file__).open("rb") as file:
-        tokens = list(tokenize.tokenize(file.readline))
-    commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
-    keys: dict[str, bool] = {}
-    for number, line in enumerate(Path(configs.__file__).read_text().splitlines(), start=1):
-        if found := re.match(r"    config\.([a-z_.]+) = (?!ConfigDict)", line):
-            assert found[1] not in keys, f"{found[1]} is set twice"
-            keys[found[1]] = number in commented or number - 1 in commented
-    assert keys.keys() == flat(configs.base()).keys()
-    assert [key for key, has in keys.items() if not has] == []
+def test_every_knob_is_explained_in_a_sentence():
+    """And every section: docs/settings.md is made of nothing else."""
+    explained = {key: field.description or "" for key, field in KNOBS.items()}
+    explained |= {name: inner.__doc__ or "" for name, f in Config.model_fields.items() if (inner := section_of(f))}
+    assert [key for key, text in explained.items() if not re.fullmatch(r".{10,}\.", text, re.DOTALL)] == []
+
+
+def test_base_has_every_knob_at_its_default():
+    assert dict(configs.flat(configs.base().to_dict())) == flat(Config())
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"train": {"stesp": 3}}, "config.train has no 'stesp'; there are steps, epochs, limit_batches, batch_size, "),
+        ({"trian": {}}, "config has no 'trian'; there are seed, teacher, "),
+        ({"log": 3}, "config.log=3: must have the keys every, tensorboard, wandb"),
+        ({"train": {"steps": "3"}}, "config.train.steps='3': must be of type int"),
+        ({"student": {"overrides": 3}}, "config.student.overrides=3: must be of type dict[str, Any] | None"),
+        ({"checkpoint": {"best": "top1"}}, "config.checkpoint.best='top1': must be one of '', perplexity, mlm_loss, "),
+        ({"mask": {"replace": (0.5, 0.5)}}, "config.mask.replace=(0.5, 0.5): must be three shares "),
+        ({"loss": {"temperature": math.inf}}, "config.loss.temperature=inf: must be above 0"),
+        ({"sample": {"top_p": 0.0}}, "config.sample.top_p=0.0: must be above 0 and at most 1"),
+        ({"seed": 2**31}, "config.seed=2147483648: must lie between 0 and 2147483647"),
+        ({"evaluate": {"pruned": (3,)}}, "config.evaluate.pruned=(3,): must be texts"),
+        ({"export": {"to": ("onnx", "flax")}}, "config.export.to holds 'onnx'; there are pytorch, flax"),
+    ],
+)
+def test_messages_are_ours_and_not_those_of_pydantic(values, said):
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        checked(Config, values)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
 
 
 def test_every_recipe_of_the_repository_is_valid():
-    recipes = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-    assert recipes
-    for path in recipes:
+    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+    assert paths
+    for path in paths:
         for variant in ("", ":smoke"):
-            configs.parse(f"{path}{variant}", ["--config.data.path=text.txt", "--config.tokenizer.name=tokenizer"])
+            recipes.read(f"{path}{variant}", ["--config.data.path=text.txt", "--config.tokenizer.name=tokenizer"])
