@@ -13,6 +13,8 @@ import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+pytest.register_assert_rewrite("tiny_run")  # its assertions too show their values
+
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # the tower: an int will do for a float
 install_import_hook("jaxdistill", "conftest.check")
 

@@ -16,7 +16,7 @@ import pytest
 import tiny_run
 
 from jaxdistill import cli, train
-from jaxdistill.run import loop
+from jaxdistill.run import training
 
 CLI_NAMES = {"mlm_loss", "perplexity", "mlm_accuracy", "kl", "top1", "top5"}
 TRAIN_NAMES = {"step", "time", "kind", "loss", "ce", "mlm", "cos", "grad_norm", "learning_rate"}
@@ -151,28 +151,13 @@ def test_export_opens_in_torch(run, tmp_path):
 def test_stopped_and_run_again(tiny, run, tmp_path, monkeypatch):
     """The short form of test_resume."""
     workdir = tmp_path / "run"
-    make = loop.make_train_step
-
-    def make_stopping(**arguments):
-        step, calls = make(**arguments), iter(range(3))
-
-        def stopping(*inputs):
-            if next(calls, None) is None:
-                raise InterruptedError
-            return step(*inputs)
-
-        return stopping
-
     arguments = tiny_run.arguments(tiny, workdir, checkpoint__every=2)
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(loop, "make_train_step", make_stopping)
+    with monkeypatch.context() as patch, pytest.raises(tiny_run.Stopped):
+        tiny_run.stop_after(patch, 3)
         train.main(arguments)
     assert [record["step"] for record in tiny_run.records(workdir, "train")][-1] >= 2
     assert train.main(arguments) == 0
-    a, b = tiny_run.saved(workdir), tiny_run.saved(run)
-    assert [name for name in a if name != "notes" and a[name].tobytes() != b[name].tobytes()] == []
-    ours, theirs = ([tiny_run.untimed(r) for r in tiny_run.records(folder)] for folder in (workdir, run))
-    assert ours == theirs
+    tiny_run.assert_same_run(workdir, run)
 
 
 def test_prepare_then_train_from_the_prepared_folder(tiny, run, tmp_path):
@@ -381,10 +366,10 @@ def test_distilling_brings_the_student_to_its_teacher(tiny, tmp_path):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    make = loop.make_train_step
+    make = training.make_train_step
 
-    def make_breaking(**arguments):
-        step = make(**arguments)
+    def make_breaking(*args, **arguments):
+        step = make(*args, **arguments)
 
         def breaking(state, *inputs):
             if int(state.step) == 3:
@@ -394,7 +379,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
 
         return breaking
 
-    monkeypatch.setattr(loop, "make_train_step", make_breaking)
+    monkeypatch.setattr(training, "make_train_step", make_breaking)
     code, _, err = tiny_run.call(
         train.main, tiny_run.arguments(tiny, workdir, checkpoint__every=2, train__steps=6, evaluate__every=2)
     )
@@ -403,7 +388,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
     assert "nan" in line and "at step 4" in line and "the last good checkpoint is that of step 2" in line
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2"]
     assert [record["step"] for record in tiny_run.records(workdir)][-1] == 3
-    # And from there it goes on, once what broke it is mended.
+    # From there the run goes on, once the cause is fixed.
     monkeypatch.undo()
     assert train.main(tiny_run.arguments(tiny, workdir, checkpoint__every=2, train__steps=6, evaluate__every=2)) == 0
     assert [record["step"] for record in tiny_run.records(workdir, "train")] == [1, 2, 3, 4, 5, 6]

@@ -94,18 +94,18 @@ def write_model(folder: Path, tokenizer: Any, *, kind: str = "bert", seed: int =
     from safetensors.numpy import save_file
     from transformers import AutoConfig
 
-    from jaxdistill.models import model as models
     from jaxdistill.models import torch_names
+    from jaxdistill.models.model import build_model, init_params
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
     if kind == "distilbert":
         sizes = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
     sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 40}
-    model = models.build(AutoConfig.for_model(kind, **{**sizes, **fields}))
+    model = build_model(AutoConfig.for_model(kind, **{**sizes, **fields}))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32),
-        models.init_params(model, jax.random.key(seed)),
+        init_params(model, jax.random.key(seed)),
     )
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -187,3 +187,36 @@ def saved(workdir: Path, step: int | None = None) -> dict[str, Any]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 result[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return result
+
+
+class Stopped(Exception):
+    """What `stop_after` raises."""
+
+
+def stop_after(monkeypatch: Any, updates: int) -> None:
+    """Lets the train step raise after so many updates, as where a machine is taken away."""
+    from jaxdistill.run import training
+
+    make, left = training.make_train_step, updates
+
+    def make_stopping(*args, **arguments):
+        step = make(*args, **arguments)
+
+        def stopping(*inputs):
+            nonlocal left
+            if left == 0:
+                raise Stopped
+            left -= 1
+            return step(*inputs)
+
+        return stopping
+
+    monkeypatch.setattr(training, "make_train_step", make_stopping)
+
+
+def assert_same_run(workdir: Path, other: Path) -> None:
+    a, b = saved(workdir), saved(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if name != "notes" and a[name].tobytes() != b[name].tobytes()] == []
+    assert a["notes"] == b["notes"]
+    assert [untimed(r) for r in records(workdir)] == [untimed(r) for r in records(other)]

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxdistill.run import loop
-
 pytestmark = pytest.mark.slow  # test_train stops and resumes a run of four steps in the fast part
 
 # Dropout is on (the teacher's config has 0.1), layers drop, widths differ from batch to batch, an epoch is 12 updates.
@@ -43,39 +41,6 @@ def uninterrupted(tiny):
     return workdir
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_after(monkeypatch, updates: int) -> None:
-    """The loop's step raises when it has been called so often, as a machine that is taken away."""
-    make, left = loop.make_train_step, updates
-
-    def make_stopping(**arguments):
-        step = make(**arguments)
-
-        def stopping(*inputs):
-            nonlocal left
-            if left == 0:
-                raise Stopped
-            left -= 1
-            return step(*inputs)
-
-        return stopping
-
-    monkeypatch.setattr(loop, "make_train_step", make_stopping)
-
-
-def assert_same_run(workdir: Path, other: Path) -> None:
-    a, b = tiny_run.saved(workdir), tiny_run.saved(other)
-    assert a.keys() == b.keys()
-    assert [name for name in a if name != "notes" and a[name].tobytes() != b[name].tobytes()] == []
-    assert a["notes"] == b["notes"]
-    assert [tiny_run.untimed(r) for r in tiny_run.records(workdir)] == [
-        tiny_run.untimed(r) for r in tiny_run.records(other)
-    ]
-
-
 def test_the_uninterrupted_run_is_varied(tiny, uninterrupted):
     """What the tests below need to mean anything: several epochs, several widths, parameters that move."""
     first, last = tiny_run.saved(uninterrupted, 28), tiny_run.saved(uninterrupted)
@@ -93,12 +58,12 @@ def test_stopped_and_run_again(tiny, uninterrupted, tmp_path, monkeypatch, updat
     from jaxdistill import train
 
     workdir = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_after(patch, updates)
+    with monkeypatch.context() as patch, pytest.raises(tiny_run.Stopped):
+        tiny_run.stop_after(patch, updates)
         train.main(tiny_run.arguments(tiny, workdir, **VARIED))
     assert len(tiny_run.records(workdir, "train")) >= updates - 1  # something was done, and is done again
     tiny_run.train(tiny, workdir, **VARIED)
-    assert_same_run(workdir, uninterrupted)
+    tiny_run.assert_same_run(workdir, uninterrupted)
 
 
 def test_a_damaged_checkpoint_costs_only_its_steps(tiny, uninterrupted, tmp_path, capsys):
@@ -109,7 +74,7 @@ def test_a_damaged_checkpoint_costs_only_its_steps(tiny, uninterrupted, tmp_path
     tiny_run.train(tiny, workdir, **VARIED)
     said = capsys.readouterr().out
     assert "checkpoint 29 is damaged (" in said and f"resumed {workdir} at step 28 of 29" in said
-    assert_same_run(workdir, uninterrupted)
+    tiny_run.assert_same_run(workdir, uninterrupted)
     assert (workdir / "checkpoints" / "damaged-29").is_dir()
 
 
@@ -127,8 +92,8 @@ def test_what_may_change_on_resume(tiny, uninterrupted, tmp_path, monkeypatch):
     from jaxdistill import train
 
     workdir = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_after(patch, 9)
+    with monkeypatch.context() as patch, pytest.raises(tiny_run.Stopped):
+        tiny_run.stop_after(patch, 9)
         train.main(tiny_run.arguments(tiny, workdir, **VARIED))
     other = {"checkpoint__every": 11, "evaluate__every": 5, "log__every": 7, "checkpoint__keep": 1}
     tiny_run.train(tiny, workdir, **VARIED | other)
@@ -169,7 +134,7 @@ def start(tiny: tiny_run.Tiny, workdir: Path, *, devices: int = 8, **values) -> 
             [sys.executable, "-c", SCRIPT, str(devices), *tiny_run.arguments(tiny, workdir, **values)],
             stdout=log,
             stderr=log,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
 
@@ -223,12 +188,12 @@ def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
     log = workdir.parent / f"{workdir.name}.log"
     assert torn, f"no kill fell into the write of a checkpoint: {log.read_text()}"
     assert start(tiny, workdir, **VARIED).wait() == 0, log.read_text()
-    assert_same_run(workdir, uninterrupted)
+    tiny_run.assert_same_run(workdir, uninterrupted)
     assert not writing()
 
 
 def test_other_devices_go_on_with_the_run(tiny, tmp_path):
-    """Begun on one device, gone on with on eight, and both on eight."""
+    """A run that one device begins and eight devices continue is the run on eight devices."""
     values = VARIED | {"train__steps": 12, "checkpoint__every": 4, "checkpoint__keep": 9}
     one, eight = tmp_path / "one", tmp_path / "eight"
     process = start(tiny, one, devices=1, **values)

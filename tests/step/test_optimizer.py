@@ -10,20 +10,24 @@ import optax
 import pytest
 import tiny
 
-from jaxdistill import config as configs
 from jaxdistill.errors import UserError
-from jaxdistill.models import model as models
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.model import param_shapes
 from jaxdistill.step import optimizer as optim
+from jaxdistill.step.optimizer import OptimConfig
 
-DEFAULTS = configs.base().optim
+DEFAULTS = OptimConfig()
 PEAK, STEPS = 3e-4, 40
+
+
+def schedule_of(name: str, warmup: float) -> Any:
+    return optim.make_schedule(OptimConfig(learning_rate=PEAK, schedule=name, warmup=warmup), steps=STEPS)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.33, 1.0])
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_schedule_in_closed_form(schedule: str, warmup: float) -> None:
-    rate: Any = optim.make_schedule(learning_rate=PEAK, schedule=schedule, warmup=warmup, steps=STEPS)
+    rate = schedule_of(schedule, warmup)
     rise = math.ceil(warmup * STEPS)
     for step in range(STEPS + 3):
         if step < rise:
@@ -37,14 +41,14 @@ def test_schedule_in_closed_form(schedule: str, warmup: float) -> None:
 
 
 def test_schedule_ends() -> None:
-    rate: Any = optim.make_schedule(learning_rate=PEAK, schedule="linear", warmup=0.05, steps=STEPS)
+    rate = schedule_of("linear", 0.05)
     assert float(rate(0)) == 0 and float(rate(2)) == pytest.approx(PEAK) and float(rate(STEPS)) == 0
-    without: Any = optim.make_schedule(learning_rate=PEAK, schedule="linear", warmup=0.0, steps=STEPS)
+    without = schedule_of("linear", 0.0)
     assert float(without(0)) == pytest.approx(PEAK)
 
 
 def shapes_of(model_type: str) -> dict[str, Any]:
-    return models.param_shapes(tiny.model(model_type))
+    return param_shapes(tiny.model(model_type))
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -87,17 +91,10 @@ PARAMS = {
 }
 
 
-def make(name: str = "adamw", **changes: Any) -> optax.GradientTransformation:
-    settings = {
-        "learning_rate": optax.constant_schedule(0.1),
-        "betas": (0.9, 0.98),
-        "eps": 1e-6,
-        "weight_decay": 0.0,
-        "no_decay": DEFAULTS.no_decay,
-        "clip": 0.0,
-        "freeze": (),
-    }
-    return optim.make_optimizer(PARAMS, name=name, **settings | changes)
+def make(name: str = "adamw", *, freeze: tuple[str, ...] = (), **changes: Any) -> optax.GradientTransformation:
+    """An optimizer whose learning rate is 0.1 at every step."""
+    plain = {"learning_rate": 0.1, "schedule": "constant", "warmup": 0.0, "clip": 0.0}
+    return optim.make_optimizer(PARAMS, OptimConfig(name=name, **plain | changes), steps=STEPS, freeze=freeze)
 
 
 def update(optimizer: optax.GradientTransformation, grads: Any) -> tuple[Any, Any]:
