@@ -59,20 +59,20 @@ def jitted(loss: Callable, folder: Path, *more: Any) -> Call:
 def jaxdistill(divergence: str, folder: Path, *, fuse: bool) -> Call:
     import jax.numpy as jnp
 
-    from jaxdistill.losses import functions as losses
-    from jaxdistill.losses import fused_head
+    from jaxdistill.losses.divergences import DIVERGENCES
+    from jaxdistill.losses.fused_head import HeadLoss, fused_head
+    from jaxdistill.models.head import Head
 
     beta = BETA[divergence]
 
     def fused(student: Any, teacher: Any) -> Any:
-        student, teacher = (fused_head.Head(*x) for x in (student, teacher))
-        labels = jnp.zeros(len(student.features), int)  # of cross entropy, which is not among the losses
-        masks, weights = {divergence: jnp.ones_like(labels, bool)}, {divergence: jnp.float32(1)}
-        return fused_head.fused_head(student, teacher, labels, masks, weights, temperature=1.0, beta=beta)[0]
+        labels = jnp.zeros(len(student[0]), int)  # of cross entropy, which is not among the losses
+        losses = {divergence: HeadLoss(DIVERGENCES[divergence], jnp.ones_like(labels, bool), 1.0)}
+        return fused_head(Head(*student), Head(*teacher), labels, losses, temperature=1.0, beta=beta)[0]
 
     def dense(student: Any, teacher: Any) -> Any:
         s, t = (features @ kernel for features, kernel in (student, teacher))
-        return losses.DIVERGENCES[divergence](s, t, 1.0, beta).sum()
+        return DIVERGENCES[divergence].value(s, t, 1.0, beta).sum()
 
     return jitted(fused if fuse else dense, folder)
 

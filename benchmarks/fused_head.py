@@ -23,9 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill.losses import functions as losses
-from jaxdistill.losses import fused_head
-from jaxdistill.losses.fused_head import Head
+from jaxdistill.losses import divergences, fused_head
+from jaxdistill.losses.fused_head import HeadLoss
+from jaxdistill.models.head import Head
 
 TEMPERATURE, WEIGHTS = 2.0, {"forward_kl": 5.0, "cross_entropy": 2.0}
 
@@ -34,13 +34,13 @@ def of_tokens(student: Head, teacher: Head, labels: jax.Array, mask: jax.Array) 
     """The sum over these tokens, every array of [tokens, vocab] written out."""
 
     def logits(head: Head) -> jax.Array:
-        assert head.bias is not None
+        assert head.features is not None and head.bias is not None
         kernel, bias = (x.astype(head.features.dtype) for x in (head.kernel, head.bias))
         return head.features @ kernel + bias
 
     s, t = logits(student), logits(teacher)
-    kl = losses.forward_kl(s, jax.lax.stop_gradient(t), temperature=TEMPERATURE)
-    ce = losses.cross_entropy(s, labels)
+    kl = divergences.forward_kl(s, jax.lax.stop_gradient(t), temperature=TEMPERATURE)
+    ce = divergences.cross_entropy(s, labels)
     weighted = WEIGHTS["forward_kl"] * kl + WEIGHTS["cross_entropy"] * jnp.where(mask, ce, 0.0)
     return weighted.sum()
 
@@ -56,9 +56,11 @@ def checkpointed(student: Head, teacher: Head, labels: jax.Array, mask: jax.Arra
 
 
 def fused(student: Head, teacher: Head, labels: jax.Array, mask: jax.Array, *, chunk: int | None = None) -> jax.Array:
-    masks = {"forward_kl": jnp.ones_like(mask), "cross_entropy": mask}
-    weights = {name: jnp.float32(weight) for name, weight in WEIGHTS.items()}
-    return fused_head.fused_head(student, teacher, labels, masks, weights, temperature=TEMPERATURE, chunk=chunk)[0]
+    losses = {
+        "forward_kl": HeadLoss(divergences.DIVERGENCES["forward_kl"], jnp.ones_like(mask), WEIGHTS["forward_kl"]),
+        "cross_entropy": HeadLoss(divergences.CROSS_ENTROPY, mask, WEIGHTS["cross_entropy"]),
+    }
+    return fused_head.fused_head(student, teacher, labels, losses, temperature=TEMPERATURE, chunk=chunk)[0]
 
 
 def inputs(tokens: int, vocab: int, width: int, dtype: Any) -> tuple[Head, Head, jax.Array, jax.Array]:

@@ -1,12 +1,27 @@
-"""From the settings of the losses to the objective of a pair of models."""
+"""From the settings of the losses to the objective of a pair of models, and of every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from jaxdistill.errors import UserError
+from jaxdistill.losses.layers import projection_name
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
-from jaxdistill.losses.terms import BY_LAYER, ON_HIDDEN, ON_SAMPLES, Objective, Ramp
+from jaxdistill.losses.term import Objective
+from jaxdistill.losses.terms import TERMS, enabled
 from jaxdistill.models.pair import Pair
+
+
+class Ramp(NamedTuple):
+    """How some numbers of an objective move from step 0 to the last step."""
+
+    ends: Mapping[str, float]  # value at the last step, by "temperature" or the name of a loss (for its weight)
+    shape: str  # linear | cosine
+    steps: int
 
 
 def make_objective(loss: LossConfig, policy: PolicyConfig, pair: Pair) -> Objective:
@@ -15,19 +30,21 @@ def make_objective(loss: LossConfig, policy: PolicyConfig, pair: Pair) -> Object
     Raises:
       UserError: no loss is left, or the layer map names a layer that is not there.
     """
+    kind = "causal" if pair.student.family.causal else "masked"
     weights = loss.enabled(teacher=pair.teacher is not None)
-    causal = pair.student.family.causal
-    weights.pop("mlm" if causal else "clm", None)
+    weights = {name: weight for name, weight in weights.items() if TERMS[name].kind in ("", kind)}
     if not weights:
-        raise UserError(f"no loss is enabled: set config.loss.alpha_{'clm' if causal else 'mlm'}, or another")
+        first = next(name for name, term in TERMS.items() if term.kind == kind)
+        raise UserError(f"no loss is enabled: set config.loss.alpha_{first}, or another")
+    rows = [TERMS[name] for name in weights]
     for role, model in (("student", pair.student), ("teacher", pair.teacher)):
         narrow = model and getattr(model.config, "word_embed_proj_dim", model.width) != model.width
-        if narrow and any(name in weights for name in ON_HIDDEN):
+        if narrow and any(row.sees == "hidden_states" for row in rows):
             raise UserError(f"the {role}'s last hidden states are projected (OPT-350m): set the losses on them to 0")
     layer_map: tuple[tuple[int, int], ...] = ()
-    if any(name in weights for name in BY_LAYER):
+    if any(row.by_layer for row in rows):
         layer_map = _layer_map(loss.layer_map, pair)
-        if "attention" in weights and not any(s > 0 and t > 0 for s, t in layer_map):
+        if any(row.sees == "attentions" for row in rows) and not any(s > 0 and t > 0 for s, t in layer_map):
             raise UserError("config.loss.layer_map holds only embeddings (-1), which have no attention to transfer")
     return Objective(
         weights=weights,
@@ -37,7 +54,7 @@ def make_objective(loss: LossConfig, policy: PolicyConfig, pair: Pair) -> Object
         divergence=loss.divergence,
         beta=loss.beta,
         head=loss.head,
-        policy=policy if any(name in weights for name in ON_SAMPLES) else None,
+        policy=policy if any(row.sees == "samples" for row in rows) else None,
     )
 
 
@@ -48,6 +65,42 @@ def make_ramp(loss: LossConfig, objective: Objective, *, steps: int) -> Ramp | N
     """
     ends = {name: value for name, value in loss.ends.items() if name == "temperature" or name in objective.weights}
     return Ramp(ends, loss.ramp, steps) if ends else None
+
+
+def at_step(objective: Objective, ramp: Ramp, step: Int[Array, ""]) -> Objective:
+    """The objective of one step: x_0 + f (x_1 - x_0), with f = step / (steps - 1), or (1 - cos(pi f)) / 2 of that."""
+    done = jnp.clip(step / max(ramp.steps - 1, 1), 0.0, 1.0)
+    if ramp.shape == "cosine":
+        done = (1 - jnp.cos(jnp.pi * done)) / 2
+    values = {"temperature": objective.temperature, **objective.weights}
+    moved = {name: values[name] + done * (end - values[name]) for name, end in ramp.ends.items()}
+    temperature = moved.pop("temperature", objective.temperature)
+    return objective._replace(temperature=temperature, weights={**objective.weights, **moved})
+
+
+def init_projections(
+    objective: Objective, *, student_width: int, teacher_width: int, num_layers: tuple[int, int], key: Array
+) -> dict[str, dict[str, Float[Array, "student_width teacher_width"]]]:
+    """A learned linear map for each compared pair of layers where the widths differ, otherwise none.
+
+    Jiao et al. 2020 (TinyBERT), eq. 8.
+
+    Args:
+      num_layers: of student and teacher, which is the index of their last hidden states.
+    """
+    if student_width == teacher_width:
+        return {}
+    pairs: set[tuple[int, int]] = set()
+    for term in enabled(objective):
+        if term.sees == "hidden_states":
+            pairs |= set(objective.layer_map) if term.by_layer else {num_layers}
+    scale = student_width**-0.5
+    return {
+        projection_name(*pair): {
+            "kernel": scale * jax.random.normal(jax.random.fold_in(key, i), (student_width, teacher_width))
+        }
+        for i, pair in enumerate(sorted(pairs))
+    }
 
 
 def _layer_map(pairs: Sequence[Sequence[int]] | None, models: Pair) -> tuple[tuple[int, int], ...]:

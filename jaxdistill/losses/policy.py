@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.knobs import Section, knob
-from jaxdistill.losses import functions as losses
+from jaxdistill.losses import divergences as losses
 
 Semantics = Literal["paper", "lmops"]  # the equations of the paper | what its authors' code computes
 

@@ -1,13 +1,13 @@
-"""The knobs of the objective (those of policy gradients are in policy.py)."""
+"""The knobs of the objective; those of policy gradients are in policy.py."""
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
 from jaxdistill.errors import UserError
 from jaxdistill.knobs import OneOf, Section, knob
-from jaxdistill.losses.functions import DIVERGENCES
+from jaxdistill.losses.divergences import DIVERGENCES
 from jaxdistill.losses.terms import TERMS
 
 
@@ -27,7 +27,7 @@ def _end(values: dict[str, float] | None) -> dict[str, float] | None:
     return values
 
 
-class LossConfig(Section):
+class _LossConfig(Section):
     """The objective: a weighted sum of losses, each a mean over tokens."""
 
     temperature: float = knob(2.0, "Softmax temperature of the divergence `alpha_ce` weighs.", gt=0)
@@ -50,18 +50,6 @@ class LossConfig(Section):
     head: Literal["fused", "dense"] = knob(
         "fused", "`fused`: vocabulary projection and losses in chunks of tokens; `dense`: all logits at once."
     )
-    alpha_ce: float = knob(5.0, "x", ge=0)
-    alpha_mlm: float = knob(2.0, "x", ge=0)
-    alpha_clm: float = knob(2.0, "x", ge=0)
-    alpha_cos: float = knob(1.0, "x", ge=0)
-    alpha_mse: float = knob(0.0, "x", ge=0)
-    alpha_hidden_mse: float = knob(0.0, "x", ge=0)
-    alpha_hidden_cos: float = knob(0.0, "x", ge=0)
-    alpha_attention: float = knob(0.0, "x", ge=0)
-    alpha_policy: float = knob(0.0, "x", ge=0)
-    alpha_repetition: float = knob(0.0, "x", ge=0)
-    alpha_diversity: float = knob(0.0, "x", ge=0)
-    alpha_entropy: float = knob(0.0, "x", ge=0)
     layer_map: Annotated[tuple | None, pydantic.AfterValidator(_layer_map)] = knob(
         None,
         "Pairs ((student layer, teacher layer), ...) for the losses by layer, counted from 0, -1 being the embeddings; "
@@ -91,3 +79,15 @@ class LossConfig(Section):
     def check(self) -> None:
         if self.divergence.startswith("skewed") and self.beta == 1:
             raise UserError(f"config.loss.beta=1.0 makes {self.divergence} 0 everywhere; it must lie below 1")
+
+
+if TYPE_CHECKING:
+
+    class LossConfig(_LossConfig):
+        # The weights are fields that a type checker cannot see: alpha_NAME for every loss in the table.
+        def __getattr__(self, name: str) -> float: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+else:
+    _ALPHAS = {f"alpha_{name}": (float, knob(term.weight, term.explanation, ge=0)) for name, term in TERMS.items()}
+    LossConfig = pydantic.create_model("LossConfig", __base__=_LossConfig, __doc__=_LossConfig.__doc__, **_ALPHAS)

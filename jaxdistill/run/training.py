@@ -1,7 +1,7 @@
 """The compiled parts of a run's training, and where their arguments lie."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,23 @@ from jaxtyping import PyTree
 from jaxdistill.config import Config
 from jaxdistill.data.masking import masked_capacity
 from jaxdistill.errors import UserError
-from jaxdistill.losses.objective import make_ramp
-from jaxdistill.losses.terms import Objective, init_projections, on_samples
+from jaxdistill.losses.objective import init_projections, make_ramp
+from jaxdistill.losses.term import Objective
+from jaxdistill.losses.terms import needs_samples
 from jaxdistill.models import layer_drop
 from jaxdistill.models.pair import Pair
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
+from jaxdistill.step.forward import Distillation
 from jaxdistill.step.sharding import Meshes
-from jaxdistill.step.train_step import TrainState, make_train_step
+from jaxdistill.step.train_step import Placement, TrainState, TrainStep, UpdateSettings, make_train_step
 
 
 class Training(NamedTuple):
     """The functions that train a student."""
 
     init: Callable[[PyTree], TrainState]  # the first state, from a copy of the student's parameters
-    step: Any  # see make_train_step
+    step: TrainStep
     teacher_shardings: PyTree
     schedule: optax.Schedule  # the learning rate of a step, counted from 0
 
@@ -52,25 +54,25 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
 
     state_shardings = sharding.by_rule(jax.eval_shape(init, pair.student_params), meshes.student)
     teacher_shardings = sharding.by_rule(pair.teacher_params, meshes.teacher)
-    step = make_train_step(
-        student=pair.student,
-        teacher=pair.teacher,
-        objective=objective,
-        optimizer=optimizer,
-        mesh=meshes.student,
-        state_shardings=state_shardings,
-        teacher_shardings=teacher_shardings,
-        teacher_mesh=meshes.teacher,
+    group = config.mask.group
+    distillation = Distillation(
+        pair.student,
+        pair.teacher,
+        objective,
+        group,
+        capacity=lambda width: masked_capacity(fraction=config.mask.fraction, group=group, width=width),
+    )
+    settings = UpdateSettings(
         accumulation=config.train.accumulation,
-        group=config.mask.group,
-        capacity=lambda width: masked_capacity(fraction=config.mask.fraction, group=config.mask.group, width=width),
         freeze=config.train.freeze,
-        # What is sampled is scored without dropout, and its probability now is compared with that.
-        dropout=not on_samples(objective),
+        # A sample is scored without dropout, and its probability under the student now is compared with that score.
+        dropout=not needs_samples(objective),
         drop_rates=layer_drop.drop_rates(config.student, layers=pair.student.num_layers, steps=steps),
         remat=config.student.remat,
         ramp=make_ramp(config.loss, objective, steps=steps),
     )
+    placement = Placement(meshes, state_shardings, teacher_shardings)
+    step = make_train_step(distillation, optimizer, placement, settings)
     schedule = optim.make_schedule(config.optim, steps=steps)
     return Training(jax.jit(init, out_shardings=state_shardings), step, teacher_shardings, schedule)
 

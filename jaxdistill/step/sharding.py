@@ -65,7 +65,7 @@ def by_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
-def facing(a: Mesh, b: Mesh, *, axis: int) -> tuple[NamedSharding, NamedSharding]:
+def matching_rows(a: Mesh, b: Mesh, *, axis: int) -> tuple[NamedSharding, NamedSharding]:
     """Rows split alike over two meshes: as finely as both can, with copies where a mesh has more devices.
 
     Between these two device_put copies from device to device, and returns at once. Between other splits it goes

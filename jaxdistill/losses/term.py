@@ -1,0 +1,59 @@
+"""What a loss of the objective is: one row, with all that the rest of the program needs to know of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdistill.losses.divergences import LogitLoss, Scalar
+from jaxdistill.losses.policy import PolicyConfig
+from jaxdistill.models.head import Head
+from jaxdistill.models.intercept import Outputs
+
+# Which tokens a loss is a mean over: real tokens; those whose logits are compared; labelled ones; sampled ones.
+Tokens = Literal["tokens", "head", "labels", "sampled"]
+
+
+class Objective(NamedTuple):
+    """The losses that are enabled, and their parameters."""
+
+    weights: Mapping[str, Scalar]  # by name of an enabled loss
+    temperature: Scalar
+    tokens: str  # tokens of the losses on logits: all | masked (gathered before the head) | labels
+    layer_map: tuple[tuple[int, int], ...]  # (student, teacher) indexes into hidden_states
+    divergence: str = "forward_kl"  # of `ce`, one of divergences.DIVERGENCES
+    beta: float = 0.0  # of the divergences that have this parameter
+    head: str = "fused"  # fused: losses on logits from features and kernels, in chunks | dense: from logits
+    policy: PolicyConfig | None = None  # of the losses on samples
+
+
+class Signals(NamedTuple):
+    """The inputs of losses. Arrays of the head are [batch length], or [groups k] where `tokens` is masked."""
+
+    student: Outputs
+    teacher: Outputs | None  # None without a teacher, or where no enabled loss uses the teacher
+    labels: Int[Array, "*head"]
+    masks: Mapping[str, Bool[Array, "..."]]  # of terms.masks_of; head and labels: as the logits
+    projections: Mapping[str, Mapping[str, Array]]  # student width -> teacher width, by `student>teacher` layer
+    heads: tuple[Head, Head | None] | None = None  # student's and teacher's, for the fused head; None = dense logits
+    sampled: Mapping[str, Array] | None = None  # the arrays that on_policy.make_scorer adds to a batch of samples
+    embedding: Float[Array, "vocab width"] | None = None  # the student's input embedding, for `diversity`
+
+
+PerToken = Callable[[Objective, Signals], Float[Array, "..."]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss. Either `per_token` or `on_logits` is given; the latter runs in the fused head as well."""
+
+    explanation: str  # of its weight, for users
+    tokens: Tokens
+    sees: Literal["logits", "hidden_states", "attentions", "samples"]  # arrays of the models that it is computed from
+    per_token: PerToken | None = None
+    on_logits: Callable[[Objective], LogitLoss] | None = None
+    weight: float = 0.0  # by default
+    by_layer: bool = False  # computed for the pairs of the layer map
+    needs_teacher: bool = True
+    kind: Literal["", "masked", "causal"] = ""  # of the models that it is for; "" = both

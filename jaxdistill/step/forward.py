@@ -1,0 +1,156 @@
+"""The forward passes of a step: teacher, student, and the weighted sum of losses between them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from jaxdistill.losses import terms
+from jaxdistill.losses.term import Objective, Signals
+from jaxdistill.losses.terms import needs_teacher_head, teacher_layers, uses_fused_head
+from jaxdistill.models import intercept
+from jaxdistill.models.head import Head
+from jaxdistill.models.intercept import Interceptor, Outputs
+from jaxdistill.models.model import Model, embedding_of
+from jaxdistill.step.batch import Batch
+
+Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # (weighted sum, mean of each loss)
+
+
+class Distillation(NamedTuple):
+    """The models of a step, and the losses between them."""
+
+    student: Model
+    teacher: Model | None
+    objective: Objective
+    group: int  # rows whose masked positions were drawn together
+    capacity: Callable[[int], int]  # row length -> largest number of masked positions in a group
+
+
+class TeacherOutputs(NamedTuple):
+    """The outputs of a teacher that the enabled losses use."""
+
+    outputs: Outputs  # with None in place of arrays that no loss uses
+    head: Head | None  # weights alone, where the fused head makes the logits from outputs.features
+
+
+class StudentPass(NamedTuple):
+    """How the student's forward pass is run."""
+
+    dropout_key: Key[Array, ""] | None = None  # None switches dropout off
+    head: Head | None = None  # the student's head weights, for a gradient of their own; None = those in its parameters
+    interceptors: Sequence[Interceptor] = ()  # LayerDrop and rematerialisation, the outermost first
+    mesh: Mesh | None = None  # splits the rows, for the fused head; None = one device
+
+
+def loss_fn(
+    params: PyTree,
+    teacher_params: PyTree,
+    batch: Batch,
+    counts: Mapping[str, Float[Array, ""]],
+    distillation: Distillation,
+    how: StudentPass = StudentPass(),  # noqa: B008 - immutable
+) -> Loss:
+    """Both forward passes and the weighted sum of losses.
+
+    Args:
+      params: {"student": ..., "projections": ...}, the latter of objective.init_projections.
+      batch: input_ids and labels int32, attention_mask and label_mask bool, all [batch length]; for causal models
+        labels are the next tokens, and there may be segment_ids, of documents packed in a row.
+      counts: tokens behind each mask, of the whole batch where this is a micro-batch.
+    """
+    taught = None
+    if distillation.teacher is not None:
+        taught = teacher_outputs(distillation, teacher_params, batch)
+    return student_loss(params, taught, batch, counts, distillation, how)
+
+
+def teacher_outputs(distillation: Distillation, params: PyTree, batch: Batch) -> TeacherOutputs:
+    """Runs the teacher, under `stop_gradient`, and keeps the outputs that the enabled losses use."""
+    teacher, objective = distillation.teacher, distillation.objective
+    assert teacher is not None
+    inputs, _ = _model_inputs(distillation, batch)
+    outputs = _used_outputs(objective, intercept.apply(teacher, params, **inputs))
+    head = None
+    if uses_fused_head(objective) and needs_teacher_head(objective):
+        head = intercept.head_of(teacher, params)
+    return jax.lax.stop_gradient(TeacherOutputs(outputs, head))
+
+
+def student_loss(
+    params: PyTree,
+    taught: TeacherOutputs | None,
+    batch: Batch,
+    counts: Mapping[str, Float[Array, ""]],
+    distillation: Distillation,
+    how: StudentPass,
+) -> Loss:
+    """As `loss_fn`, with the teacher's outputs given."""
+    objective, student = distillation.objective, distillation.student
+    inputs, valid = _model_inputs(distillation, batch)
+    labels, masks = batch["labels"], terms.masks_of(objective, batch)
+    if valid is not None:
+        labels = intercept.gather_tokens(labels, inputs["positions"])
+        masks |= {"labels": valid, "head": valid}
+    outputs = intercept.apply(
+        student, params["student"], **inputs, dropout_key=how.dropout_key, interceptors=how.interceptors
+    )
+    heads = None
+    if uses_fused_head(objective):
+        head = how.head or intercept.head_of(student, params["student"])
+        heads = (head._replace(features=outputs.features), _teacher_head(taught))
+    signals = Signals(outputs, taught and taught.outputs, labels, masks, params["projections"], heads, sampled=batch)
+    if "diversity" in objective.weights:
+        signals = signals._replace(embedding=embedding_of(student, params["student"]))
+    loss, means = terms.weighted_sum(objective, signals, counts, mesh=how.mesh)
+    if terms.needs_samples(objective):
+        means |= {f"sample/{name}": x for name, x in terms.sample_statistics(objective, signals).items()}
+    return loss, means
+
+
+def _model_inputs(distillation: Distillation, batch: Batch) -> tuple[dict[str, Any], Bool[Array, "groups k"] | None]:
+    """(arguments of intercept.apply for both models, valid head positions).
+
+    The second is None where all tokens go through the head.
+    """
+    objective = distillation.objective
+    positions = valid = None
+    # Where no loss needs other logits, the head gets the masked positions alone: 15 % of its work.
+    if objective.tokens == "masked":
+        label_mask = batch["label_mask"]
+        capacity = distillation.capacity(label_mask.shape[1])
+        positions, valid = intercept.head_positions(label_mask, group=distillation.group, capacity=capacity)
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "segment_ids": batch.get("segment_ids"),
+        "hidden_states": terms.needs_hidden_states(objective),
+        "attentions": terms.needs_attentions(objective),
+        "positions": positions,
+    }
+    return inputs, valid
+
+
+def _used_outputs(objective: Objective, outputs: Outputs) -> Outputs:
+    """The outputs with None in place of arrays that no enabled loss uses, so that these are neither kept nor moved."""
+    hidden, attentions = teacher_layers(objective, last=len(outputs.hidden_states) - 1)
+
+    def keep(arrays: Sequence[Array], at: set[int]) -> Any:
+        return tuple(x if i in at else None for i, x in enumerate(arrays))
+
+    uses_head, fused = needs_teacher_head(objective), uses_fused_head(objective)
+    logits: Any = outputs.logits if uses_head and not fused else None
+    return Outputs(
+        logits,
+        keep(outputs.hidden_states, hidden),
+        keep(outputs.attentions, attentions),
+        outputs.features if uses_head and fused else None,
+    )
+
+
+def _teacher_head(taught: TeacherOutputs | None) -> Head | None:
+    if taught is None or taught.head is None:
+        return None
+    return taught.head._replace(features=taught.outputs.features)

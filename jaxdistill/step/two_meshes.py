@@ -1,0 +1,97 @@
+"""The train step as two programs: the teacher's on its own devices, the student's on the others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Key, PyTree
+
+from jaxdistill.losses.terms import needs_teacher_head, uses_fused_head
+from jaxdistill.models import intercept
+from jaxdistill.models.head import Head
+from jaxdistill.models.intercept import Outputs
+from jaxdistill.step import sharding
+from jaxdistill.step.batch import Batch, micro_batches
+from jaxdistill.step.forward import Distillation, TeacherOutputs, teacher_outputs
+
+UNDER_WAY = 2  # updates: two keep both sides busy; more would only pile up outputs of a fast teacher
+
+
+def on_two_meshes(update: Callable[..., Any], distillation: Distillation, placement: Any, *, accumulation: int) -> Any:
+    """A train step whose programs are only dispatched, so that the teacher runs ahead by a batch.
+
+    The teacher's outputs go from device to device.
+
+    Args:
+      update: train_step.Update.
+      placement: train_step.Placement.
+    """
+    here, there = placement.meshes
+    everywhere = sharding.replicated(here)
+    # The teacher, too, takes one micro-batch at a time, which bounds its memory as it does the student's.
+    axis = int(accumulation > 1)
+    leaving, arriving = sharding.matching_rows(there, here, axis=axis)
+
+    def run_teacher(params: PyTree, batch: Batch) -> Outputs:
+        def one(micro: Batch) -> Outputs:
+            return teacher_outputs(distillation, params, micro).outputs
+
+        if accumulation == 1:
+            return one(batch)
+        return jax.lax.map(one, micro_batches(batch, accumulation=accumulation, group=distillation.group))
+
+    def run_student(
+        state: Any, outputs: Outputs, head: Head | None, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Any, dict[str, Array]]:
+        outputs = jax.lax.with_sharding_constraint(outputs, sharding.by_batch(here, axis=axis))
+        return update(state, None, batch, key, TeacherOutputs(outputs, head))
+
+    teacher_program = jax.jit(
+        run_teacher, in_shardings=(placement.teacher, sharding.by_batch(there)), out_shardings=leaving
+    )
+    student_program = jax.jit(
+        run_student,
+        in_shardings=(placement.state, arriving, everywhere, sharding.by_batch(here), everywhere),
+        out_shardings=(placement.state, everywhere),
+        donate_argnums=0,
+    )
+    teacher_head = _teacher_head_on(here, there, distillation, placement.teacher)
+    objective = distillation.objective
+    names = ["input_ids", "attention_mask", "segment_ids"] + ["label_mask"] * (objective.tokens == "masked")
+    under_way: list[Array] = []  # losses of the last updates
+
+    def step(state: Any, teacher_params: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Any, dict[str, Array]]:
+        head = teacher_head(teacher_params)
+        if len(under_way) == UNDER_WAY:
+            jax.block_until_ready(under_way.pop(0))
+        text = {name: batch[name] for name in names if name in batch}
+        outputs = teacher_program(teacher_params, jax.device_put(text, sharding.by_batch(there)))
+        state, metrics = student_program(state, jax.device_put(outputs, arriving), head, dict(batch), key)
+        under_way.append(metrics["loss"])
+        return state, metrics
+
+    return step
+
+
+def _teacher_head_on(
+    here: Any, there: Any, distillation: Distillation, teacher_shardings: PyTree
+) -> Callable[[PyTree], Head | None]:
+    """The teacher's head on the student's devices, copied once for the same parameters; None where no loss uses it."""
+    teacher = distillation.teacher
+    assert teacher is not None
+    if not (uses_fused_head(distillation.objective) and needs_teacher_head(distillation.objective)):
+        return lambda teacher_params: None
+    head_there = jax.jit(
+        lambda params: intercept.head_of(teacher, params),
+        in_shardings=(teacher_shardings,),
+        out_shardings=sharding.replicated(there),
+    )
+    held: tuple[PyTree, Head] | None = None  # the parameters, and their head
+
+    def head_of(teacher_params: PyTree) -> Head:
+        nonlocal held
+        if held is None or held[0] is not teacher_params:
+            held = teacher_params, jax.device_put(head_there(teacher_params), sharding.replicated(here))
+        return held[1]
+
+    return head_of
