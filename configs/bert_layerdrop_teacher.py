@@ -7,10 +7,11 @@
     python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/student \
         --config.teacher.name=teacher/ --config.student.name=student/ --config.data.path=corpus.txt
 
-Masked LM alone, no next-sentence task, from scratch; to go on from a trained model add --config.student.name=FOLDER.
-Each layer is left out of a step with probability 0.2, which saves its work; the paper takes 0.1 to 0.2 for quality, and
-0.5 where more than half will be pruned. In evaluation all layers run; what half of them would be worth is measured too.
-Whether it helps a distilled student: docs/results.md.
+The teacher is trained from scratch by masked language modelling alone, without the next-sentence task; to continue from
+a trained model, add --config.student.name=FOLDER. Each layer is skipped in a step with probability 0.2, which saves its
+work. The paper uses 0.1 to 0.2 for quality, and 0.5 where more than half of the layers will be pruned. Evaluation runs
+all layers, and measures the sub-networks that pruning would leave as well. docs/results.md reports whether LayerDrop
+helps a distilled student.
 
 `:smoke` runs the same path in seconds, on the text and tokenizer of the quickstart.
 """
@@ -27,12 +28,12 @@ def get_config(variant: str = "") -> Config:
     config.student.init = "random"
     config.student.overrides = {
         "model_type": "bert",
-        "hidden_dropout_prob": 0.0,  # the paper: take 0.1 off the dropout where layers are dropped
+        "hidden_dropout_prob": 0.0,  # the paper: subtract 0.1 from the dropout where layers are dropped
         "attention_probs_dropout_prob": 0.0,
     }
     config.student.layer_drop = 0.2
     config.data.batching = "packed"
-    config.mask.smoothing = 0.0  # as BERT: the smoothed draw is for the student
+    config.mask.smoothing = 0.0  # as in BERT; the smoothed draw is for students
     config.loss.tokens = "masked"
     config.loss.alpha_mlm = 1.0
     config.train.epochs = 40.0

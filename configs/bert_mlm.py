@@ -1,12 +1,13 @@
-"""BERT into a student of half its depth, as DistilBERT was made (Sanh et al. 2019, arXiv:1910.01108).
+"""BERT distilled into a student of half its depth, as DistilBERT was made (Sanh et al. 2019, arXiv:1910.01108).
 
     python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/bert \
         --config.teacher.name=bert-base-uncased --config.data.path=corpus.txt
     jaxdistill export --to-pytorch --workdir runs/bert --out student/
 
-Losses, weights and optimizer are those of the reference's published recipe: 5 x KL at T = 2, 2 x masked LM, 1 x cosine
-of the last hidden states; AdamW at 5e-4, linear warm-up over 5 %; 250 rows an update there, 256 here.
-The paper's student keeps 97 % of the teacher's GLUE score with 40 % fewer parameters, after 90 hours on eight V100.
+Losses, weights and optimizer are those of the published recipe: 5 x KL at temperature 2, 2 x masked language modelling,
+1 x cosine of the last hidden states; AdamW at 5e-4 with linear warm-up over 5 % of the steps. An update has 256 rows
+here, and 250 there. The paper's student keeps 97 % of the teacher's GLUE score with 40 % fewer parameters, after 90
+hours on eight V100.
 
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
 """

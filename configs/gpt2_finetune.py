@@ -1,11 +1,11 @@
-"""GPT-2 on summaries of news, without a teacher: the teacher, or the start of a student, for configs/gpt2_kd.py.
+"""GPT-2 fine-tuned on summaries of news, without a teacher: makes the teacher, or the initial student, of gpt2_kd.py.
 
     python -m jaxdistill.train --config configs/gpt2_finetune.py --workdir runs/finetune \
         --config.student.name=gpt2-medium --config.data.path=train.csv --config.data.eval_path=validation.csv
 
-The CSV has the columns `article` and `highlights`, as CNN/DailyMail's has. Only the summary is learnt; an article that
-is too long loses its end. ROUGE needs pip install 'jaxdistill[rouge]'; without it, leave rouge out of
---config.evaluate.metrics.
+The CSV file has the columns `article` and `highlights`, as CNN/DailyMail has. The loss is on the summary only; an
+article that is too long loses its end. ROUGE needs pip install 'jaxdistill[rouge]'; without that extra, leave rouge out
+of --config.evaluate.metrics.
 
 `:smoke` runs the same path in seconds, on the causal model and the pairs of the quickstart.
 """
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> Config:
     config.optim.clip = 1.0
     config.evaluate.metrics = ("perplexity", "rouge")
     config.evaluate.batch_size = 8
-    config.evaluate.max_new_tokens = 100  # as the reference's validation
+    config.evaluate.max_new_tokens = 100  # as in the validation of the PyTorch scripts (docs/coming-from.md)
     if variant == "smoke":
         # Recipes are files, not modules of a package: any of them can be copied and changed by itself.
         runpy.run_path(str(Path(__file__).resolve().parent / "quickstart.py"))["smoke_causal"](config)

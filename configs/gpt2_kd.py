@@ -1,12 +1,13 @@
-"""GPT-2-medium into GPT-2 on summaries of news, by a divergence of their next-token distributions.
+"""GPT-2-medium distilled into GPT-2 on summaries of news, by a divergence of their next-token distributions.
 
     python -m jaxdistill.train --config configs/gpt2_kd.py --workdir runs/kd \
         --config.teacher.name=runs/finetune/export-pytorch --config.student.name=gpt2 \
         --config.data.path=train.csv --config.data.eval_path=validation.csv
 
-Variants, as `--config configs/gpt2_kd.py:jsd`: forward_kl (the default), reverse_kl, jsd, skewed_kl and
-skewed_reverse_kl (DistiLLM's, with a skew of 0.1), total_variation; on_policy (GKD: half of the updates on what the
-student writes, by the JSD) and sequence (the student imitates what the teacher writes).
+A variant follows the file, as in `--config configs/gpt2_kd.py:jsd`: forward_kl (the default), reverse_kl, jsd,
+skewed_kl and skewed_reverse_kl (DistiLLM's, with a skew of 0.1), total_variation; on_policy (GKD: half of the updates
+learn from text that the student writes, by the JSD); sequence (the student learns from text that the teacher writes).
+`:smoke` runs the same path in seconds, on the causal model and the pairs of the quickstart.
 """
 
 import runpy
@@ -20,7 +21,7 @@ def get_config(variant: str = "forward_kl") -> Config:
     recipe = lambda name: runpy.run_path(str(Path(__file__).resolve().parent / name))  # noqa: E731
     config = recipe("gpt2_finetune.py")["get_config"]()
     config.teacher.name = "gpt2-medium"
-    config.loss.tokens = "labels"  # the summary alone
+    config.loss.tokens = "labels"  # those of the summary
     config.loss.temperature = 1.0
     config.loss.alpha_ce, config.loss.alpha_clm, config.loss.alpha_cos = 1.0, 0.5, 0.0
     config.evaluate.metrics = ("perplexity", "agreement", "rouge")

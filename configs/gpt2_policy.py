@@ -1,13 +1,14 @@
-"""GPT-2-medium into GPT-2 on summaries of news, by policy gradient: MiniLLM (Gu et al. 2024).
+"""GPT-2-medium distilled into GPT-2 on summaries of news, by policy gradient: MiniLLM (Gu et al. 2024).
 
     python -m jaxdistill.train --config configs/gpt2_policy.py --workdir runs/policy \
         --config.teacher.name=runs/finetune/export-pytorch --config.student.name=runs/student/export-pytorch \
         --config.data.path=train.csv --config.data.eval_path=validation.csv
 
-The student should be a fine-tuned one (configs/gpt2_finetune.py): what it writes is what it learns from. Every update
-has one completion of each row's prompt, drawn from 0.8 x student + 0.2 x teacher, and the row itself, for the
-language-modelling term. `:penalties` adds the reference's three, made differentiable; `:lmops` computes what the
-authors' code does where it differs from their paper.
+The student should be fine-tuned first (configs/gpt2_finetune.py), because it learns from the text that it writes. Every
+update has one completion of each row's prompt, drawn from 0.8 x student + 0.2 x teacher, and the row itself, for the
+language-modelling term. `:penalties` adds the three penalties of the PyTorch scripts (docs/coming-from.md) in a
+differentiable form; `:lmops` computes what the code of MiniLLM's authors does where it differs from the paper; `:smoke`
+runs the same path in seconds, on the causal model and the pairs of the quickstart.
 """
 
 import runpy

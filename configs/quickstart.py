@@ -1,10 +1,10 @@
-"""The whole path in under two minutes on two cores, offline: a 4-layer BERT into its every other layer.
+"""A 4-layer BERT distilled into every other of its layers: the whole path, offline, in under two minutes on two cores.
 
     python -m jaxdistill.train --config configs/quickstart.py --workdir runs/quickstart
 
-Teacher (1.6 M parameters) and text (State of the Union addresses since about 1900, public domain) stand in
-configs/quickstart/; scripts/make_quickstart.py made both. The run distils, evaluates on held-out lines, exports
-runs/quickstart/export-pytorch, and prints what teacher and student put for a [MASK], side by side.
+The teacher (1.6 M parameters) and the text (State of the Union addresses since about 1900, public domain) are in
+configs/quickstart/; scripts/make_quickstart.py made both. The run distils, evaluates on held-out lines, exports to
+runs/quickstart/export-pytorch, and prints the words that teacher and student predict for a [MASK], side by side.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> Config:
     config.student.layers = "every_other"
     config.data.path = str(HERE / "corpus.txt.gz")
     config.data.buckets = (96, 128)
-    config.loss.tokens = "masked"  # a third of the work of all tokens
+    config.loss.tokens = "masked"  # only masked positions go through the head: a third of the work
     config.train.steps = 150
     config.train.batch_size = 32
     config.evaluate.batches = 16
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> Config:
 
 
 def smoke(config: Config) -> Config:
-    """The same path in seconds, for any recipe: the quickstart's teacher and text, a few short steps."""
+    """Shrinks any recipe to one that runs in seconds: the quickstart's teacher and text, and a few short steps."""
     config.teacher.name = str(HERE / "teacher")
     config.data.path = str(HERE / "corpus.txt.gz")
     config.data.limit = 400
@@ -55,15 +55,15 @@ def smoke(config: Config) -> Config:
 
 
 def smoke_causal(config: Config) -> Config:
-    """As `smoke`, for recipes of causal models: a small GPT-2 and pairs out of the same text."""
-    causal, taught = str(HERE / "causal"), bool(config.teacher.name)
+    """As `smoke`, for recipes of causal models: a small GPT-2, and pairs made from the same text."""
+    causal, has_teacher = str(HERE / "causal"), bool(config.teacher.name)
     smoke(config)
-    config.teacher.name, config.student.name = (causal, "") if taught else ("", causal)
-    config.student.layers = 1 if taught else None
+    config.teacher.name, config.student.name = (causal, "") if has_teacher else ("", causal)
+    config.student.layers = 1 if has_teacher else None
     config.data.path = str(HERE / "pairs.csv")
     config.data.max_length = 128
     config.data.buckets = (128,)
     config.sample.max_new_tokens = config.evaluate.max_new_tokens = 8
-    # ROUGE needs an extra, and says so; the smoke runs without.
+    # ROUGE needs the extra `rouge`; the smoke variant runs without extras.
     config.evaluate.metrics = tuple(name for name in config.evaluate.metrics if name != "rouge")
     return config

@@ -1,9 +1,9 @@
-"""The quickstart's teacher: a small BERT from scratch, on State of the Union addresses. A run without a teacher.
+"""The quickstart's teacher: a small BERT trained from scratch, without a teacher, on State of the Union addresses.
 
     python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
 
-1.3 M parameters, 6 passes over 1.1 M tokens, and the script runs it twice. Only masked positions go through the head,
-and they are drawn plainly (no smoothing), as usual for BERT.
+1.3 M parameters, 6 passes over 1.1 M tokens; the script runs this recipe twice. Only masked positions go through the
+head, and they are drawn uniformly (no smoothing), as usual for BERT.
 """
 
 from pathlib import Path
@@ -25,13 +25,13 @@ def get_config(variant: str = "") -> Config:
         "intermediate_size": 512,
         "max_position_embeddings": 128,
         "initializer_range": 0.08,  # about width ** -0.5; BERT's 0.02 is for a width of 768
-        "hidden_dropout_prob": 0.0,  # masked anew in every pass: it underfits
+        "hidden_dropout_prob": 0.0,  # every pass has new masks, and the model underfits
         "attention_probs_dropout_prob": 0.0,
     }
     config.data.path = str(HERE / "corpus.txt.gz")
     config.data.max_length = 128
     config.data.buckets = (64, 96, 128)
-    config.mask.fraction = 0.3  # twice BERT's: more to learn from a step, for a small model on little text
+    config.mask.fraction = 0.3  # twice BERT's: a small model on little text learns more from each step
     config.mask.smoothing = 0.0
     config.loss.tokens = "masked"
     config.loss.alpha_mlm = 1.0

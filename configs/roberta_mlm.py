@@ -1,10 +1,11 @@
-"""RoBERTa into every other of its layers, as DistilRoBERTa was made; for a RoBERTa or XLM-R tuned on your own text.
+"""RoBERTa distilled into every other of its layers, as DistilRoBERTa was made; also for a fine-tuned RoBERTa or XLM-R.
 
     python -m jaxdistill.train --config configs/roberta_mlm.py --workdir runs/roberta \
         --config.teacher.name=trained_roberta --config.data.path=tweets.txt
 
-Weights as in configs/bert_mlm.py: 5 x KL at T = 2, 2 x masked LM, 1 x cosine. The head sees the masked positions alone:
-XLM-R's vocabulary has 250,002 words. DistilRoBERTa's authors report a GLUE average of 79.0, RoBERTa-base 83.2.
+The weights are those of configs/bert_mlm.py: 5 x KL at temperature 2, 2 x masked language modelling, 1 x cosine. Only
+the masked positions go through the head, as XLM-R's vocabulary has 250,002 words. DistilRoBERTa's authors report a GLUE
+average of 79.0, against 83.2 for RoBERTa-base.
 
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
 """
@@ -24,7 +25,7 @@ def get_config(variant: str = "") -> Config:
     config.train.accumulation = 4
     config.loss.tokens = "masked"
     config.loss.alpha_ce, config.loss.alpha_mlm, config.loss.alpha_cos = 5.0, 2.0, 1.0
-    config.train.freeze = ("position_embeddings", "token_type_embeddings")  # as the reference's RoBERTa recipe
+    config.train.freeze = ("position_embeddings", "token_type_embeddings")  # as in the published RoBERTa recipe
     config.evaluate.prompts = ("This is so [MASK]!",)
     if variant == "smoke":
         # Recipes are files, not modules of a package: any of them can be copied and changed by itself.

@@ -112,7 +112,12 @@ def test_prepared_text_of_another_length(tiny, run, tmp_path):
         ({"teacher__attention": "cudnn", "teacher__dtype": "bfloat16"}, ["teacher.attention", "NVIDIA", "cpu"]),
         ({"student__attention": "cudnn", "student__dtype": "bfloat16"}, ["student.attention", "NVIDIA", "cpu"]),
         (
-            {"student__attention": "cudnn", "student__dtype": "bfloat16", "data__max_length": 31},
+            {
+                "student__attention": "cudnn",
+                "student__dtype": "bfloat16",
+                "data__max_length": 31,
+                "data__buckets": "(31,)",
+            },
             ["even", "data.max_length=31"],
         ),
         ({"student__layers": "[1,1]"}, ["1 is repeated"]),

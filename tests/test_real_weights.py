@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 
 from jaxdistill import train
-from jaxdistill.losses.functions import DIVERGENCES
+from jaxdistill.config import DIVERGENCES
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_a_few_steps_lower_the_held_out_kl_and_torch_opens_the_export(
     assert len(words) == 5 and all(word["token_str"].strip() for word in words)
 
 
-# What changes for each objective, beside the settings of `tell_stories`.
+# What changes for each objective, beside the settings of the test below.
 OBJECTIVES = {
     **{name: {"loss.divergence": name} for name in DIVERGENCES},
     "student writes": {"loss.divergence": "jsd", "sample.student": 0.5},
@@ -84,7 +84,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_story_teller_of_fewer_layers(objective: str, shared: Path, tmp_path: Path) -> None:
-    """The Llama of 5 layers cut to 3: by every objective it comes nearer to the whole, and writes English."""
+    """The Llama of 5 layers cut to 3: every objective brings the student closer to its teacher, and it writes English."""
     stories = json.loads((shared / "corpora" / "tinystories" / "tinystories_1000.json").read_text())
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
     arguments = {
