@@ -35,12 +35,14 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import BertTokenizer, BertTokenizerFast
 
 from jaxdistill.config import Config
-from jaxdistill.data import masking, pipeline, tokenize
 from jaxdistill.data import text as texts
+from jaxdistill.data.masking import smoothing_weights
+from jaxdistill.data.pipeline import steps_per_epoch
 from jaxdistill.data.settings import DataConfig, MaskConfig
+from jaxdistill.data.store import open_store
 from jaxdistill.data.text import Text
-from jaxdistill.data.tokenize import Vocabulary
-from jaxdistill.models import tokenizer as tokenizers
+from jaxdistill.data.vocabulary import Vocabulary
+from jaxdistill.models.tokenizer import load_tokenizer
 from jaxdistill.run.assemble import train_batches_of
 
 Ways = dict[str, Callable[[], Any]]  # ours first
@@ -140,11 +142,11 @@ def prepared(config: Config, tokenizer: Any) -> Text:
     config = changed(config, cache_dir=tempfile.mkdtemp(dir=config.data.cache_dir))
     source = texts.open_text(config.data)
     text = texts.prepare_text(config.data, source, tokenizer, causal=False, tell=lambda line: None)
-    return text._replace(train=tokenize.open_store(text.path))
+    return text._replace(train=open_store(text.path))
 
 
 def own_epoch(config: Config, text: Text) -> Iterator[Drawn]:
-    steps = pipeline.steps_per_epoch(text.train, batch_size=config.train.batch_size, limit_batches=0)
+    steps = steps_per_epoch(text.train, batch_size=config.train.batch_size, limit_batches=0)
     for batch in train_batches_of(config, text, steps=steps):
         yield batch["input_ids"], batch["labels"], batch["label_mask"], batch["attention_mask"]
 
@@ -199,7 +201,7 @@ def clip(config: Config, size: float, out: Path) -> None:
     source = texts.open_text(config.data)
     assert source is not None
     with open(out, "wb") as file:
-        for text in source.texts():
+        for text in source.documents():
             file.write(str(text).replace("\r", " ").encode() + b"\n")  # a line end to the reference
             if file.tell() >= size:
                 break
@@ -237,14 +239,14 @@ def compare(config: Config, text: Path, own: Any, slow: Any, fast: Any) -> Text:
 
 
 def measure(config: Config, text: Path, tokenizer: Path, rounds: int) -> None:
-    own, pickled = tokenizers.load_tokenizer(tokenizer), text.with_suffix(".pickle")
+    own, pickled = load_tokenizer(tokenizer), text.with_suffix(".pickle")
     slow, fast = BertTokenizer.from_pretrained(tokenizer), BertTokenizerFast.from_pretrained(tokenizer)
     made = compare(config, text, own, slow, fast)
     store, vocabulary = made.train, made.vocabulary
     binarize(text, fast, pickled)
     documents = unpickled(pickled)
     rows = cut(documents, vocabulary, config.data)
-    weights = masking.smoothing_weights(store.token_counts, smoothing=config.mask.smoothing, special=vocabulary.special)
+    weights = smoothing_weights(store.token_counts, smoothing=config.mask.smoothing, special=vocabulary.special)
     reference = partial(reference_epoch, rows, vocabulary, torch.from_numpy(weights), config)
     check_masks(own_epoch(config, made), reference(), store.token_counts, vocabulary.mask)
 
@@ -260,7 +262,7 @@ def measure(config: Config, text: Path, tokenizer: Path, rounds: int) -> None:
         "the scripts": lambda: deque(reference(), maxlen=0),
     }
     opening: Ways = {
-        "jaxdistill": lambda: tokenize.open_store(made.path),
+        "jaxdistill": lambda: open_store(made.path),
         "unpickled": lambda: unpickled(pickled),
         "unpickled, cut, dropped: the scripts": lambda: cut(unpickled(pickled), vocabulary, config.data),
     }

@@ -1,1 +1,15 @@
-"""From text to masked batches: sources, tokenize, batching, masking, pipeline. numpy only, no jax."""
+"""From text to batches of token ids, in NumPy and without JAX.
+
+settings     the knobs: DataConfig and MaskConfig
+sources      the table of data sources, and their readers: documents out of files and data sets
+vocabulary   the special tokens and the size of a tokenizer
+encode       documents, plain or in pairs, to token ids
+frame        token ids to rows of at most max_length tokens, with special tokens at their ends
+prepare      a whole source to a folder on disk, named by a hash of its content
+store        that folder, memory-mapped
+batching     which rows make a batch, and padding
+masking      masked language models: the tokens to predict
+causal       causal language models: the tokens to predict
+pipeline     the batches of a training run, and of an evaluation
+text         all of this from the settings: what the other rooms call
+"""

@@ -1,31 +1,69 @@
-"""Masked batches as a pure function of (seed, step), carried by grain; and fixed ones for evaluation."""
+"""Batches of training as a pure function of (seed, step), read ahead by grain; and fixed batches of an evaluation."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Integer
-
-from jaxdistill.data.batching import EMPTY, Plan, collate, plan_epoch
-from jaxdistill.data.masking import Batch, mask_batch, mask_groups, smoothing_weights
-from jaxdistill.data.settings import MaskConfig
-from jaxdistill.data.tokenize import TokenStore, Vocabulary
+from jaxdistill.data.batching import HostBatch, MakeBatch, Plan, buckets_of, plan_epoch
+from jaxdistill.data.settings import DataConfig
+from jaxdistill.data.store import TokenStore
 from jaxdistill.errors import UserError
 
 
+class Hosts(NamedTuple):
+    """Which of several processes this one is: each reads its own rows of every batch."""
+
+    index: int
+    count: int
+
+    def own_rows(self, batch_size: int, *, group: int) -> slice:
+        """This host's rows of a batch, in whole groups of `group` rows.
+
+        Raises:
+          UserError: the batch does not divide.
+        """
+        if batch_size % (self.count * group):
+            raise UserError(
+                f"a batch of {batch_size} rows does not divide into {self.count} hosts with groups of {group} rows"
+            )
+        rows = batch_size // self.count
+        return slice(self.index * rows, (self.index + 1) * rows)
+
+
+class Schedule(NamedTuple):
+    """How many training batches there are, and in which order rows come."""
+
+    batch_size: int  # rows of a batch, over all hosts
+    steps: int  # batches in all; epochs * steps_per_epoch(...) for whole epochs
+    limit_batches: int  # largest number of batches in an epoch, each of which has an order of its own; 0 = all rows
+    seed: int
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """A grain iterator over batches: its state is a position, as a dictionary of JSON values."""
+
+    def __iter__(self) -> Iterator[HostBatch]: ...
+
+    def __next__(self) -> HostBatch: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
-class Batches(Sequence):
+class Batches(Sequence[HostBatch]):
     """`batches[step]`, made when it is asked for."""
 
-    make: Callable[[int], Batch]
+    make: Callable[[int], HostBatch]
     steps: int
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch:  # type: ignore[override] - no slices
+    def __getitem__(self, step: int) -> HostBatch:  # type: ignore[override] - no slices
         if not 0 <= step < self.steps:
             raise IndexError(step)
         return self.make(step)
@@ -37,184 +75,36 @@ def steps_per_epoch(store: TokenStore, *, batch_size: int, limit_batches: int) -
     return min(steps, limit_batches or steps)
 
 
-def train_batches(
-    store: TokenStore,
-    *,
-    vocabulary: Vocabulary,
-    batch_size: int,
-    buckets: tuple[int, ...],
-    mask: MaskConfig,
-    token_counts: Integer[np.ndarray, "vocab"],
-    seed: int,
-    steps: int,
-    host: int,
-    hosts: int,
-    threads: int,
-    prefetch: int,
-    limit_batches: int = 0,
-) -> Any:
-    """A grain iterator over this host's part of `steps` training batches.
+def shuffled_batches(
+    make_batch: MakeBatch, store: TokenStore, data: DataConfig, schedule: Schedule, own_rows: slice
+) -> BatchIterator:
+    """The batches of a training run, epoch after epoch.
 
-    Step s is a function of (seed, s) alone, so the state (`get_state`, `set_state`: JSON) is a position, and
-    the batch of all hosts together does not depend on how many there are.
+    Step s is a function of (seed, s) alone, so the state of the iterator is a position, and the batch of all hosts
+    together does not depend on their number.
 
     Args:
-      batch_size: rows of a batch, of all hosts.
-      buckets: static widths, see `batching.plan_epoch`.
-      token_counts: of the corpus, for smoothing.
-      steps: batches in all; epochs * steps_per_epoch(...) for whole epochs.
-      threads: that read ahead; 0 = none, batches are then made when they are asked for.
-      prefetch: batches read ahead.
-      limit_batches: of an epoch, at most; the next epoch then begins, in an order of its own. 0 = all.
-
-    Yields:
-      input_ids, labels (int32), attention_mask, label_mask (bool), [batch_size / hosts, width].
-
-    Raises:
-      UserError: batch, hosts and group do not divide, no mask token, token counts of another vocabulary.
-    """
-    weights = _weights(vocabulary, mask, token_counts)
-    rows = rows_of_host(batch_size, hosts, mask.group)
-
-    def masked(step: int, ids: Integer[np.ndarray, "batch"], width: int) -> Batch:
-        return mask_batch(
-            read(store, ids, width=width, pad=vocabulary.pad),
-            vocabulary=vocabulary,
-            weights=weights,
-            fraction=mask.fraction,
-            replace=mask.replace,
-            group=mask.group,
-            seed=seed,
-            step=step,
-            first_group=host * rows // mask.group,
-        )
-
-    return planned(
-        masked,
-        store,
-        batch_size=batch_size,
-        buckets=buckets,
-        seed=seed,
-        steps=steps,
-        hosts=slice(host * rows, (host + 1) * rows),
-        threads=threads,
-        prefetch=prefetch,
-        limit_batches=limit_batches,
-    )
-
-
-def planned(
-    make_rows: Callable[[int, Integer[np.ndarray, "batch"], int], Batch],
-    store: TokenStore,
-    *,
-    batch_size: int,
-    buckets: tuple[int, ...],
-    seed: int,
-    steps: int,
-    hosts: slice,
-    threads: int,
-    prefetch: int,
-    limit_batches: int,
-) -> Any:
-    """A grain iterator over make_rows(step, ids of rows, width), epoch after epoch.
-
-    Args:
-      hosts: the rows of a batch that are this host's.
+      data: its threads read data.prefetch batches ahead; with 0 threads batches are made when they are asked for.
+      own_rows: the rows of a batch that are this host's.
     """
     import grain
 
-    epoch_steps = steps_per_epoch(store, batch_size=batch_size, limit_batches=limit_batches)
-    plan_of = _latest(
-        lambda epoch: plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=seed, epoch=epoch)
+    epoch_steps = steps_per_epoch(store, batch_size=schedule.batch_size, limit_batches=schedule.limit_batches)
+    size, buckets = schedule.batch_size, buckets_of(data)
+    plan_of = _keep_latest(
+        lambda epoch: plan_epoch(store.lengths, batch_size=size, buckets=buckets, seed=schedule.seed, epoch=epoch)
     )
 
-    def make(step: int) -> Batch:
+    def make(step: int) -> HostBatch:
         epoch, index = divmod(step, epoch_steps)
-        plan: Plan = plan_of(epoch)
-        return make_rows(step, plan.ids[index, hosts], int(plan.widths[index]))
+        plan = plan_of(epoch)
+        return make_batch(step, plan.ids[index, own_rows], int(plan.widths[index]))
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    return iter(grain.MapDataset.source(Batches(make, steps)).to_iter_dataset(options))
-
-
-def eval_batches(
-    store: TokenStore,
-    *,
-    vocabulary: Vocabulary,
-    batch_size: int,
-    buckets: tuple[int, ...],
-    mask: MaskConfig,
-    token_counts: Integer[np.ndarray, "vocab"],
-    seed: int,
-    limit: int,
-    host: int,
-    hosts: int,
-) -> Batches:
-    """This host's part of each held-out batch, with masks that never change.
-
-    A row is masked by itself, with random numbers keyed on (seed, its number in the store): whatever the
-    batch size, buckets, hosts or training seed, two runs see the same masked positions. So mask.group is not
-    used, and a *row* has at most masked_capacity(fraction=…, group=1, width=…) masked positions.
-
-    Args:
-      seed: of the masks; keep it fixed between runs that are compared.
-      limit: batches at most; 0 = all.
-
-    Raises:
-      UserError: as `train_batches`.
-    """
-    weights = _weights(vocabulary, mask, token_counts)
-    rows = rows_of_host(batch_size, hosts, 1)
-
-    def masked(ids: Integer[np.ndarray, "batch"], width: int) -> Batch:
-        return mask_groups(
-            read(store, ids, width=width, pad=vocabulary.pad),
-            keys=[(seed, int(row) + 1) for row in ids],  # + 1: EMPTY is -1 and keys are not negative
-            vocabulary=vocabulary,
-            weights=weights,
-            fraction=mask.fraction,
-            replace=mask.replace,
-        )
-
-    here = slice(host * rows, (host + 1) * rows)
-    return in_order(masked, store, batch_size=batch_size, buckets=buckets, hosts=here, limit=limit)
+    options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.prefetch, data.threads))
+    return iter(grain.MapDataset.source(Batches(make, schedule.steps)).to_iter_dataset(options))
 
 
-def in_order(
-    make_rows: Callable[[Integer[np.ndarray, "batch"], int], Batch],
-    store: TokenStore,
-    *,
-    batch_size: int,
-    buckets: tuple[int, ...],
-    hosts: slice,
-    limit: int,
-) -> Batches:
-    """make_rows(ids of rows, width) over the whole store once, without shuffling."""
-    plan = plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets, seed=0, epoch=0, shuffle=False)
-
-    def make(step: int) -> Batch:
-        return make_rows(plan.ids[step, hosts], int(plan.widths[step]))
-
-    return Batches(make, min(len(plan.widths), limit or len(plan.widths)))
-
-
-def _weights(vocabulary: Vocabulary, mask: MaskConfig, token_counts: Integer[np.ndarray, "vocab"]) -> np.ndarray:
-    if vocabulary.mask is None:
-        raise UserError("the tokenizer has no mask token; masked-LM distillation needs one")
-    if len(token_counts) != vocabulary.size:
-        raise UserError(
-            f"{len(token_counts)} token counts for a tokenizer of {vocabulary.size} ids; count with the same tokenizer"
-        )
-    return smoothing_weights(token_counts, smoothing=mask.smoothing, special=vocabulary.special)
-
-
-def rows_of_host(batch_size: int, hosts: int, group: int) -> int:
-    if batch_size % (hosts * group):
-        raise UserError(f"a batch of {batch_size} rows does not divide into {hosts} hosts with groups of {group} rows")
-    return batch_size // hosts
-
-
-def _latest(plan: Callable[[int], Plan]) -> Callable[[int], Plan]:
+def _keep_latest(plan_of: Callable[[int], Plan]) -> Callable[[int], Plan]:
     """Keeps the last two plans: reading ahead crosses from one epoch into the next, in several threads."""
     plans: dict[int, Plan] = {}
     lock = threading.Lock()
@@ -222,7 +112,7 @@ def _latest(plan: Callable[[int], Plan]) -> Callable[[int], Plan]:
     def get(epoch: int) -> Plan:
         with lock:
             if epoch not in plans:
-                plans[epoch] = plan(epoch)
+                plans[epoch] = plan_of(epoch)
                 for old in sorted(plans, key=lambda other: abs(other - epoch))[2:]:
                     del plans[old]
             return plans[epoch]
@@ -230,6 +120,13 @@ def _latest(plan: Callable[[int], Plan]) -> Callable[[int], Plan]:
     return get
 
 
-def read(store: TokenStore, ids: Integer[np.ndarray, "batch"], *, width: int, pad: int) -> Batch:
-    empty = store.tokens[:0]
-    return collate([empty if row == EMPTY else store[int(row)] for row in ids], width=width, pad=pad)
+def batches_in_order(
+    make_batch: MakeBatch, store: TokenStore, data: DataConfig, *, batch_size: int, limit: int, own_rows: slice
+) -> Batches:
+    """The whole store once, without shuffling; at most `limit` batches, 0 = all."""
+    plan = plan_epoch(store.lengths, batch_size=batch_size, buckets=buckets_of(data), seed=0, epoch=0, shuffle=False)
+
+    def make(step: int) -> HostBatch:
+        return make_batch(step, plan.ids[step, own_rows], int(plan.widths[step]))
+
+    return Batches(make, min(len(plan.widths), limit or len(plan.widths)))

@@ -40,12 +40,12 @@ class DataConfig(Section):
     )
     column: str = knob("text", "Name of the text column, where the source has columns.")
     prompt_column: str = knob(
-        "", "Causal models: name of the column of prompts, `column` then being that of completions; empty = plain text."
+        "", "Causal models: name of the column of prompts; `column` then names the completions; empty = plain text."
     )
     template: Template = knob(
         "{prompt}\nTL;DR: {completion}",
-        "How prompt and completion make one text. All before {completion} is the prompt, except white space right "
-        "before it.",
+        "How prompt and completion make one text. All text before {completion} is the prompt, except white space right "
+        "before {completion}.",
     )
     prompt_loss: bool = knob(False, "Causal models: also learn to predict the tokens of the prompt.")
     subset: str = knob("", "Configuration of an `hf` or `tfds` data set; empty = the default one.")
@@ -77,7 +77,17 @@ class DataConfig(Section):
     threads: int = knob(2, "Threads that read and mask ahead of training.", ge=1, resumable=True)
     prefetch: int = knob(16, "Batches that are read ahead.", ge=1, resumable=True)
 
+    @property
+    def packed(self) -> bool:
+        """Whether rows are filled with documents end to end."""
+        return self.batching == "packed"
+
     def check(self) -> None:
+        """Checks the rules between knobs of this section.
+
+        Raises:
+          UserError: the first broken rule.
+        """
         if not (self.path or self.prepared):
             raise UserError(
                 "config.data.path is empty; name a text file, or a folder of `jaxdistill prepare` in data.prepared"

@@ -1,4 +1,7 @@
-"""Where text comes from: files, a Hugging Face dataset or a TFDS dataset, as a restartable stream."""
+"""Where text comes from: files, a Hugging Face data set or a TFDS data set, as a stream that can be started again.
+
+A source is one row of SOURCES: a function from a Location to a Source. A new kind of file is a reader and a row.
+"""
 
 import csv
 import glob
@@ -12,84 +15,56 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdistill.errors import UserError
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 Columns = tuple[str, ...]  # (text,) or (prompt, completion)
-Document = str | tuple[str, str]
+Document = str | tuple[str, str]  # text, or prompt and completion
 
 
 @dataclass(frozen=True)
 class Source:
-    """A stream of documents; `texts()` starts it afresh and raises UserError at the first broken one."""
+    """A stream of documents; `documents()` starts the stream afresh and raises UserError at the first broken one."""
 
     describe: str
     """One line for logs."""
     fingerprint: str
     """Hash of the content and of every setting that changes the documents."""
-    texts: Callable[[], Iterator[Document]]
+    documents: Callable[[], Iterator[Document]]
     """Non-empty documents without surrounding white space; pairs (prompt, completion) with a prompt column."""
 
 
-def open_source(
-    *,
-    source: str,
-    path: str,
-    column: str,
-    subset: str,
-    revision: str,
-    split: str,
-    streaming: bool,
-    limit: int,
-    prompt_column: str = "",
-) -> Source:
-    """Opens one of `SOURCES`; nothing is read yet but what the fingerprint needs.
+class Location(NamedTuple):
+    """Which text to read."""
 
-    Args:
-      source: a key of `SOURCES`.
-      path: files: a file, a glob, or several separated by commas. hf, tfds: a name or a local folder.
-      column: name of the text column; ignored for text.
-      subset: hf: configuration name; tfds: builder config; "" = the default one.
-      revision: hf: branch, tag or commit; tfds: version; "" = the newest.
-      split: hf, tfds: split in their slicing notation, such as "train[:10%]"; "" = "train".
-      streaming: hf: read over the network without a copy on disk. See `_hf` for what the fingerprint then
-        means.
-      limit: documents at most; 0 = all.
-      prompt_column: name of the column of prompts, `column` then being that of completions; "" = plain text.
+    source: str  # a key of SOURCES
+    path: str  # files: a file, a glob, or several separated by commas; hf, tfds: a name or a local folder
+    columns: Columns
+    subset: str = ""  # hf: configuration name; tfds: builder config; "" = the default one
+    revision: str = ""  # hf: branch, tag or commit; tfds: version; "" = the newest
+    split: str = "train"  # hf, tfds: a split in their slicing notation, such as "train[:10%]"
+    streaming: bool = False  # hf: read over the network without a copy on disk
 
-    Raises:
-      UserError: unknown source, missing, empty, truncated or binary file, missing column, no network.
-    """
-    if source not in SOURCES:
-        raise UserError(f"data.source={source!r} is not a source; choose one of {', '.join(SOURCES)}")
-    if not path:
-        raise UserError(f"data.path is empty; data.source={source!r} needs a file, glob, folder or name")
-    if limit < 0:
-        raise UserError(f"data.limit={limit} is negative; give a number of documents, or 0 for all")
-    if prompt_column and source == "text":
-        raise UserError(f"data.prompt_column={prompt_column!r}: data.source='text' has no columns; choose another")
-    opened = SOURCES[source](
-        path=path,
-        columns=(prompt_column, column) if prompt_column else (column,),
-        subset=subset,
-        revision=revision,
-        split=split or "train",
-        streaming=streaming,
-    )
-    if not limit:
-        return opened
+
+def first_documents(source: Source, limit: int) -> Source:
+    """The first `limit` documents of a source."""
     return Source(
-        describe=f"{opened.describe}, first {limit:,} documents",
-        fingerprint=_digest(opened.fingerprint, limit),
-        texts=lambda: itertools.islice(opened.texts(), limit),
+        describe=f"{source.describe}, first {limit:,} documents",
+        fingerprint=_digest(source.fingerprint, limit),
+        documents=lambda: itertools.islice(source.documents(), limit),
     )
 
 
 def _digest(*settings: object) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with _reading(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: BaseException) -> str:
@@ -99,63 +74,67 @@ def _one_line(error: BaseException) -> str:
 
 # Files
 
+Reader = Callable[[Path, Columns], Iterator[Document]]
 
-def _files(*, kind: str, path: str, columns: Columns, **_: object) -> Source:
-    """One of the `READERS`, file after file in sorted order. Contents are hashed, names and times are not."""
+
+def _open_files(location: Location, *, read: Reader) -> Source:
+    """File after file in sorted order. The fingerprint is of their contents, not of their names and times."""
+    source, path, columns, *_ = location
     paths = _expand(path)
-    digests = []
-    for file in paths:
-        with _reading(file), open(file, "rb") as f:
-            # The suffix decides on decompression, so it is content too.
-            digests.append(
-                (
-                    file.suffix if file.suffix in COMPRESSION else "",
-                    hashlib.file_digest(f, "sha256").hexdigest(),
-                )
-            )
+    # The suffix decides on decompression, so it is content too.
+    digests = [(file.suffix if file.suffix in COMPRESSION else "", _file_digest(file)) for file in paths]
     size = sum(file.stat().st_size for file in paths)
     names = paths[0].name if len(paths) == 1 else f"{len(paths)} files, {paths[0].name} … {paths[-1].name}"
     return Source(
-        describe=f"{kind}: {names} ({size / 1e6:.1f} MB)",
-        fingerprint=_digest(kind, "" if kind == "text" else columns[-1], digests, *columns[:-1]),
-        texts=lambda: itertools.chain.from_iterable(map(partial(READERS[kind], columns=columns), paths)),
+        describe=f"{source}: {names} ({size / 1e6:.1f} MB)",
+        fingerprint=_digest(source, columns[-1], digests, *columns[:-1]),
+        documents=lambda: itertools.chain.from_iterable(read(file, columns) for file in paths),
     )
 
 
+def _open_text_files(location: Location) -> Source:
+    """Text files have no columns: every line is a document."""
+    if len(location.columns) > 1:
+        raise UserError(
+            f"data.prompt_column={location.columns[0]!r}: data.source='text' has no columns; choose another"
+        )
+    return _open_files(location._replace(columns=("",)), read=_read_text)
+
+
 def _expand(path: str) -> list[Path]:
-    # A name that exists is meant literally, even with a comma or a bracket in it.
+    # The name of an existing file is meant literally, even with a comma or a bracket in it.
     entries = [path] if Path(path).exists() else [entry.strip() for entry in path.split(",") if entry.strip()]
-    found: set[Path] = set()
-    for entry in entries:
-        literal = Path(entry).expanduser()
-        if literal.is_dir():
-            raise UserError(f"data.path: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt")
-        if literal.exists():
-            found.add(literal)
-            continue
-        matches = {Path(match) for match in glob.glob(str(literal), recursive=True)}
-        matches = {match for match in matches if match.is_file()}
-        if not matches:
-            wrong = "no file matches" if glob.has_magic(entry) else "no such file:"
-            raise UserError(f"data.path: {wrong} {entry!r} (looked from {Path.cwd()})")
-        found |= matches
+    found = {file for entry in entries for file in _matches(entry)}
     for file in found:
         if file.stat().st_size == 0:
             raise UserError(f"data.path: {str(file)!r} is empty (0 bytes); leave it out or write it again")
-    # Of two names of one file the first counts, and not where a link leads: that may lack the suffix.
+    # Of two names of one file the first counts. The target of a link is not used: its name may lack the suffix.
     return sorted({file.resolve(): file for file in sorted(found, reverse=True)}.values())
+
+
+def _matches(entry: str) -> set[Path]:
+    literal = Path(entry).expanduser()
+    if literal.is_dir():
+        raise UserError(f"data.path: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt")
+    if literal.exists():
+        return {literal}
+    files = {Path(match) for match in glob.glob(str(literal), recursive=True) if Path(match).is_file()}
+    if not files:
+        wrong = "no file matches" if glob.has_magic(entry) else "no such file:"
+        raise UserError(f"data.path: {wrong} {entry!r} (looked from {Path.cwd()})")
+    return files
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # gone, not permitted; pyarrow's truncated or corrupted stream
+    except OSError as error:  # missing, not permitted; pyarrow's truncated or corrupted stream
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or _one_line(error)}") from error
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, strictly UTF-8. Offsets in messages count bytes after decompression."""
+    """Lines with their line ends, strictly UTF-8. Offsets in messages count bytes after decompression."""
     offset = 0
     with _reading(path), _open(path) as stream:
         for line in stream:
@@ -175,21 +154,25 @@ def _lines(path: Path) -> Iterator[str]:
 def _open(path: Path) -> Any:
     if path.suffix not in COMPRESSION:
         return open(path, "rb", buffering=1 << 20)
-    # pyarrow rather than gzip and zstandard: it reads both, and it reports a truncated zst, where the
-    # stream reader of zstandard 0.25 ends in silence.
+    # pyarrow rather than gzip and zstandard: it reads both, and it reports a truncated zst, where the stream reader of
+    # zstandard 0.25 ends in silence.
     import pyarrow as pa
 
     stream: Any = pa.input_stream(str(path), compression=COMPRESSION[path.suffix])
     return io.BufferedReader(stream, 1 << 20)
 
 
-def _text(path: Path, *, columns: Columns) -> Iterator[Document]:
-    del columns
+def _read_text(path: Path, columns: Columns) -> Iterator[Document]:
+    del columns  # a text file has none
     return (text for line in _lines(path) if (text := line.strip()))
 
 
 def _documents(rows: Iterable[tuple[object, ...]], where: Callable[[], str], columns: Columns) -> Iterator[Document]:
-    """Strips; skips rows with a null or a blank; refuses what is not text."""
+    """Strips the values of rows, and skips rows with a null or a blank.
+
+    Raises:
+      UserError: a value is not text; `where()` names its place.
+    """
     for row in rows:
         texts = [_stripped(value, where, column) for value, column in zip(row, columns, strict=True)]
         if all(texts):
@@ -203,7 +186,7 @@ def _stripped(value: object, where: Callable[[], str], column: str) -> str:
         raise UserError(f"{where()}: column {column!r} holds {type(value).__name__}, not text")
     if not value.isascii():
         try:
-            value.encode()  # JSON can carry half a surrogate pair, which no tokenizer takes
+            value.encode()  # JSON can carry half a surrogate pair, which no tokenizer accepts
         except UnicodeEncodeError as error:
             raise UserError(f"{where()}: column {column!r} is not valid Unicode: {error.reason}") from error
     return value.strip()
@@ -216,7 +199,7 @@ def _check_columns(columns: Columns, there: Iterable[str], where: str) -> None:
             raise UserError(f"{where}: no column {column!r}; it has {', '.join(map(repr, there))}; set {key}")
 
 
-def _csv(path: Path, *, columns: Columns, delimiter: str) -> Iterator[Document]:
+def _read_csv(path: Path, columns: Columns, *, delimiter: str) -> Iterator[Document]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB refuses long articles; a C long holds no more on Windows
     reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
 
@@ -245,7 +228,7 @@ def _csv(path: Path, *, columns: Columns, delimiter: str) -> Iterator[Document]:
     return _documents(values(), where, columns)
 
 
-def _jsonl(path: Path, *, columns: Columns) -> Iterator[Document]:
+def _read_jsonl(path: Path, columns: Columns) -> Iterator[Document]:
     number = 0
 
     def where() -> str:
@@ -269,7 +252,7 @@ def _jsonl(path: Path, *, columns: Columns) -> Iterator[Document]:
     return _documents(values(), where, columns)
 
 
-def _parquet(path: Path, *, columns: Columns) -> Iterator[Document]:
+def _read_parquet(path: Path, columns: Columns) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -286,21 +269,12 @@ def _parquet(path: Path, *, columns: Columns) -> Iterator[Document]:
     return _documents(values(), lambda: repr(str(path)), columns)
 
 
-READERS: dict[str, Callable[..., Iterator[Document]]] = {
-    "text": _text,
-    "csv": partial(_csv, delimiter=","),
-    "tsv": partial(_csv, delimiter="\t"),
-    "jsonl": _jsonl,
-    "parquet": _parquet,
-}
-
-
-# Datasets by name
+# Data sets by name
 
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Drops a library's warnings: the hub client logs five retries before it raises what we report."""
+    """Drops the warnings of a library: the hub client logs five retries before it raises the error that we report."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -310,26 +284,16 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _hf(*, path: str, columns: Columns, subset: str, revision: str, split: str, streaming: bool) -> Source:
-    """A dataset of the Hugging Face hub, or a folder that `datasets.load_dataset` accepts.
+def _open_hf(location: Location) -> Source:
+    """A data set of the Hugging Face hub, or a folder that `datasets.load_dataset` accepts.
 
-    The fingerprint is the dataset's own, over its files and processing. With streaming nothing has been read
-    when it is needed, so it is only the name, subset, revision, split and limit: data that changes under the
-    same name is not seen. Give a commit as revision where that matters.
+    The fingerprint is the data set's own, over its files and processing. With streaming nothing has been read when the
+    fingerprint is needed, so it covers only the name, subset, revision, split and limit: data that changes under the
+    same name is not noticed. Give a commit as revision where that matters.
     """
-    import datasets
-
+    _, path, columns, subset, revision, split, streaming = location
     where = f"dataset {path!r}"
-    try:
-        with _quiet("huggingface_hub"):
-            data: Any = datasets.load_dataset(
-                path, name=subset or None, revision=revision or None, split=split, streaming=streaming
-            )
-    except Exception as error:  # whatever a loader raises is about the name that the user gave
-        raise UserError(
-            f"cannot load {where} (subset {subset!r}, split {split!r}): {_one_line(error)}; "
-            "give a local folder where there is no network"
-        ) from error
+    data = _load_hf(location, where)
     names = data.column_names
     if names is None:  # a stream that does not know its columns before it is read
         names = list(next(iter(data), {}))
@@ -344,43 +308,42 @@ def _hf(*, path: str, columns: Columns, subset: str, revision: str, split: str, 
             raise UserError(f"reading {where} failed: {_one_line(error)}") from error
 
     size = "streamed" if streaming else f"{len(data):,} rows"
+    content = (path, subset, revision, split) if streaming else (data._fingerprint,)
     return Source(
         describe=f"hf: {'/'.join(filter(None, (path, subset)))} {split} ({size})",
-        fingerprint=_digest("hf", path, subset, revision, split, *columns[::-1])
-        if streaming
-        else _digest("hf", data._fingerprint, *columns[::-1]),
-        texts=lambda: _documents(values(), lambda: where, columns),
+        fingerprint=_digest("hf", *content, *columns[::-1]),
+        documents=lambda: _documents(values(), lambda: where, columns),
     )
 
 
-def _tfds(*, path: str, columns: Columns, subset: str, revision: str, split: str, **_: object) -> Source:
-    """A TensorFlow Datasets name, or a prepared folder of one, read through its data source without
-    TensorFlow.
+def _load_hf(location: Location, where: str) -> Any:
+    import datasets
 
-    The dataset must be prepared as array_record (the default without TensorFlow): TFRecord has no random
-    access.
-    """
+    _, path, _, subset, revision, split, streaming = location
     try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError("data.source='tfds' needs an extra: pip install 'jaxdistill[tfds]'") from error
+        with _quiet("huggingface_hub"):
+            return datasets.load_dataset(
+                path, name=subset or None, revision=revision or None, split=split, streaming=streaming
+            )
+    except Exception as error:  # whatever a loader raises is about the name that the user gave
+        raise UserError(
+            f"cannot load {where} (subset {subset!r}, split {split!r}): {_one_line(error)}; "
+            "give a local folder where there is no network"
+        ) from error
 
+
+def _open_tfds(location: Location) -> Source:
+    """A TensorFlow Datasets name, or a prepared folder of one, read through its data source without TensorFlow.
+
+    The data set must be prepared as array_record (the default without TensorFlow): TFRecord has no random access.
+    """
+    _, path, columns, subset, revision, split, _ = location
     name = path + (f"/{subset}" if subset else "") + (f":{revision}" if revision else "")
     where = f"TFDS dataset {name!r}"
-    try:
-        if Path(path).is_dir():
-            builder: Any = tfds.builder_from_directory(path)
-            data: Any = builder.as_data_source(split=split)
-        else:
-            data = tfds.data_source(name, split=split)
-    except Exception as error:  # whatever a builder raises is about the name that the user gave
-        raise UserError(f"cannot load {where}, split {split!r}: {_one_line(error)}") from error
+    data = _load_tfds(path, name, split, where)
     info = data.dataset_info
     _check_columns(columns, info.features, where)
-    digests = []
-    for part in info.splits[split].file_instructions:
-        with _reading(Path(part.filename)), open(part.filename, "rb") as f:
-            digests.append(hashlib.file_digest(f, "sha256").hexdigest())
+    digests = [_file_digest(Path(part.filename)) for part in info.splits[split].file_instructions]
 
     def decoded(value: object, index: int, column: str) -> object:
         try:
@@ -396,12 +359,31 @@ def _tfds(*, path: str, columns: Columns, subset: str, revision: str, split: str
     return Source(
         describe=f"tfds: {info.full_name} {split} ({len(data):,} rows)",
         fingerprint=_digest("tfds", info.full_name, split, columns[-1], digests, *columns[:-1]),
-        texts=lambda: _documents(values(), lambda: where, columns),
+        documents=lambda: _documents(values(), lambda: where, columns),
     )
 
 
-SOURCES: dict[str, Callable[..., Source]] = {
-    **{kind: partial(_files, kind=kind) for kind in READERS},
-    "hf": _hf,
-    "tfds": _tfds,
+def _load_tfds(path: str, name: str, split: str, where: str) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError("data.source='tfds' needs an extra: pip install 'jaxdistill[tfds]'") from error
+
+    try:
+        if Path(path).is_dir():
+            builder: Any = tfds.builder_from_directory(path)
+            return builder.as_data_source(split=split)
+        return tfds.data_source(name, split=split)
+    except Exception as error:  # whatever a builder raises is about the name that the user gave
+        raise UserError(f"cannot load {where}, split {split!r}: {_one_line(error)}") from error
+
+
+SOURCES: dict[str, Callable[[Location], Source]] = {
+    "text": _open_text_files,
+    "csv": partial(_open_files, read=partial(_read_csv, delimiter=",")),
+    "tsv": partial(_open_files, read=partial(_read_csv, delimiter="\t")),
+    "jsonl": partial(_open_files, read=_read_jsonl),
+    "parquet": partial(_open_files, read=_read_parquet),
+    "hf": _open_hf,
+    "tfds": _open_tfds,
 }

@@ -1,90 +1,96 @@
 """The text of a run: from its settings to prepared rows, and to batches of training and of held-out rows."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
-from jaxdistill.data import batching, causal, pipeline, sources, tokenize
+from jaxdistill.data.batching import HostBatch
+from jaxdistill.data.causal import next_token_prediction
+from jaxdistill.data.masking import group_masking, make_mask_draw, row_masking
+from jaxdistill.data.pipeline import BatchIterator, Hosts, Schedule, batches_in_order, shuffled_batches
+from jaxdistill.data.prepare import prepare
 from jaxdistill.data.settings import DataConfig, MaskConfig
+from jaxdistill.data.sources import SOURCES, Location, Source, first_documents
+from jaxdistill.data.store import TokenStore, load_token_counts, open_store, split_store
+from jaxdistill.data.vocabulary import Vocabulary, vocabulary_of
 from jaxdistill.errors import UserError
 
-HELD_OUT_SEED = 0  # of the masks: fixed, and not the run's, so that runs of different seeds are measured on one text
+# Of the held-out masks: fixed, and not the run's seed, so that runs of different seeds are measured on the same text.
+HELD_OUT_SEED = 0
 
 
 class Text(NamedTuple):
-    """Prepared text and its tokenizer's vocabulary."""
+    """Prepared text and the vocabulary of its tokenizer."""
 
-    train: tokenize.TokenStore
-    held_out: tokenize.TokenStore
-    token_counts: np.ndarray
-    vocabulary: tokenize.Vocabulary
-    path: Path  # of the folder that `train` is in
+    train: TokenStore
+    held_out: TokenStore
+    token_counts: Int64[np.ndarray, "vocab"]  # how often each id stands in the text, for mask.smoothing
+    vocabulary: Vocabulary
+    path: Path  # folder that `train` is in
     causal: bool
 
 
-class Hosts(NamedTuple):
-    """Which of several processes reads its rows of every batch."""
-
-    index: int
-    count: int
-
-
-def open_text(data: DataConfig) -> sources.Source | None:
+def open_text(data: DataConfig) -> Source | None:
     """The training text, checked to exist; None where a prepared folder replaces it.
 
     Raises:
-      UserError: as sources.open_source.
+      UserError: as `open_source`.
     """
-    return None if data.prepared else _source(data, path=data.path, split=data.split)
+    return None if data.prepared else open_source(data, path=data.path, split=data.split)
 
 
-def _source(data: DataConfig, *, path: str, split: str) -> sources.Source:
-    return sources.open_source(
-        source=data.source,
-        path=path,
-        column=data.column,
-        subset=data.subset,
-        revision=data.revision,
-        split=split,
-        streaming=data.streaming,
-        limit=data.limit,
-        prompt_column=data.prompt_column,
+def open_source(data: DataConfig, *, path: str, split: str) -> Source:
+    """The source of these settings at another path and split; nothing is read yet but what the fingerprint needs.
+
+    Raises:
+      UserError: a missing, empty, truncated or binary file, a missing column, no network.
+    """
+    if not path:
+        raise UserError(f"data.path is empty; data.source={data.source!r} needs a file, glob, folder or name")
+    source = SOURCES[data.source](
+        Location(
+            source=data.source,
+            path=path,
+            columns=(data.prompt_column, data.column) if data.prompt_column else (data.column,),
+            subset=data.subset,
+            revision=data.revision,
+            split=split or "train",
+            streaming=data.streaming,
+        )
     )
+    return first_documents(source, data.limit) if data.limit else source
 
 
 def prepare_text(
-    data: DataConfig, source: sources.Source | None, tokenizer: Any, *, causal: bool, tell: Callable[[str], None]
+    data: DataConfig, source: Source | None, tokenizer: Any, *, causal: bool, tell: Callable[[str], None]
 ) -> Text:
-    """Tokenises what is not yet cached, and opens it.
+    """Tokenises what is not yet cached, and opens the result.
+
+    Args:
+      source: of `open_text`.
+      tokenizer: a fast tokenizer of transformers.
+      tell: called with lines for the log.
 
     Raises:
       UserError: no usable text, or prepared text that does not fit the tokenizer or data.max_length.
     """
-    prepare = partial(
-        tokenize.prepare,
-        tokenizer=tokenizer,
-        cache_dir=Path(data.cache_dir).expanduser(),
-        max_length=data.max_length,
-        min_tokens=data.min_tokens,
-        max_unk_fraction=data.max_unk_fraction,
-        pack=data.batching == "packed",
-        causal=causal,
-        template=data.template if causal and data.prompt_column else "",
-        tell=tell,
-    )
-    path = Path(data.prepared) if source is None else prepare(source)
-    store = tokenize.open_store(path)
-    vocabulary = tokenize.vocabulary_of(tokenizer, causal=causal)
+
+    def prepared(source: Source) -> Path:
+        return prepare(data, source, tokenizer, causal=causal, report=tell)
+
+    path = Path(data.prepared) if source is None else prepared(source)
+    store = open_store(path)
+    vocabulary = vocabulary_of(tokenizer, causal=causal)
     _check_store(store, data, vocabulary, causal=causal)
     if data.eval_path or data.eval_split:
-        held_out_source = _source(data, path=data.eval_path or data.path, split=data.eval_split or data.split)
-        train, held_out = store, tokenize.open_store(prepare(held_out_source))
+        held_out_source = open_source(data, path=data.eval_path or data.path, split=data.eval_split or data.split)
+        train, held_out = store, open_store(prepared(held_out_source))
     else:
-        train, held_out = tokenize.split_store(store, fraction=data.eval_fraction)
-    counts = tokenize.load_token_counts(Path(data.token_counts)) if data.token_counts else store.token_counts
+        train, held_out = split_store(store, fraction=data.eval_fraction)
+    counts = load_token_counts(data.token_counts) if data.token_counts else store.token_counts
     if len(counts) != vocabulary.size:
         raise UserError(
             f"config.data.token_counts={data.token_counts!r} has {len(counts)} counts, the vocabulary {vocabulary.size}"
@@ -92,15 +98,13 @@ def prepare_text(
     return Text(train, held_out, counts, vocabulary, path, causal)
 
 
-def _check_store(
-    store: tokenize.TokenStore, data: DataConfig, vocabulary: tokenize.Vocabulary, *, causal: bool
-) -> None:
+def _check_store(store: TokenStore, data: DataConfig, vocabulary: Vocabulary, *, causal: bool) -> None:
     if store.meta.get("causal", False) != causal:
         kinds = ("a masked", "a causal")
         raise UserError(
             f"{store.path} was prepared for {kinds[not causal]} language model, and this is {kinds[causal]} one"
         )
-    if store.meta["max_length"] != data.max_length or store.meta["pack"] != (data.batching == "packed"):
+    if store.meta["max_length"] != data.max_length or store.meta["pack"] != data.packed:
         raise UserError(
             f"{store.path} was prepared with max_length {store.meta['max_length']} and batching "
             f"{'packed' if store.meta['pack'] else 'length'}; the config says {data.max_length} and {data.batching}"
@@ -112,67 +116,42 @@ def _check_store(
         )
 
 
-def buckets(data: DataConfig) -> tuple[int, ...]:
-    """The widths of batches, in tokens."""
-    if data.batching == "packed":
-        return (data.max_length,)
-    return data.buckets or batching.default_buckets(data.max_length)
+def train_batches(text: Text, data: DataConfig, mask: MaskConfig, schedule: Schedule, *, hosts: Hosts) -> BatchIterator:
+    """This host's part of the training batches, as a grain iterator with checkpointable state.
 
+    Yields:
+      input_ids, labels (int32), attention_mask, label_mask (bool), [batch_size / hosts, width]; for packed rows of
+      causal models also segment_ids (int32). See `causal.next_tokens` and `masking.mask_groups`.
 
-def train_batches(
-    text: Text,
-    data: DataConfig,
-    mask: MaskConfig,
-    *,
-    batch_size: int,
-    steps: int,
-    limit_batches: int,
-    seed: int,
-    hosts: Hosts,
-) -> Any:
-    """The training batches of this host as a grain iterator with checkpointable state.
-
-    Args:
-      batch_size: rows of a batch, over all hosts.
-      steps: number of batches.
-      limit_batches: largest number of batches in an epoch; 0 = the whole text.
+    Raises:
+      UserError: batch, hosts and mask.group do not divide; no mask token; token counts of another vocabulary.
     """
-    common: dict[str, Any] = {
-        "batch_size": batch_size,
-        "buckets": buckets(data),
-        "seed": seed,
-        "steps": steps,
-        "limit_batches": limit_batches,
-        "host": hosts.index,
-        "hosts": hosts.count,
-        "threads": data.threads,
-        "prefetch": data.prefetch,
-    }
     if text.causal:
-        return causal.train_batches(text.train, pad=text.vocabulary.pad, prompt_loss=data.prompt_loss, **common)
-    return pipeline.train_batches(
-        text.train, vocabulary=text.vocabulary, mask=mask, token_counts=text.token_counts, **common
-    )
+        own_rows = hosts.own_rows(schedule.batch_size, group=1)
+        make = next_token_prediction(text.train, pad=text.vocabulary.pad, prompt_loss=data.prompt_loss)
+    else:
+        draw = make_mask_draw(mask, text.vocabulary, text.token_counts)
+        own_rows = hosts.own_rows(schedule.batch_size, group=mask.group)
+        make = group_masking(text.train, draw, seed=schedule.seed, first_group=own_rows.start // mask.group)
+    return shuffled_batches(make, text.train, data, schedule, own_rows)
 
 
 def held_out_batches(
     text: Text, data: DataConfig, mask: MaskConfig, *, batch_size: int, limit: int, hosts: Hosts
-) -> Sequence[dict[str, np.ndarray]]:
-    """The held-out batches of this host, at most `limit` of them (0 = all), always with the same masks."""
-    common: dict[str, Any] = {
-        "batch_size": batch_size,
-        "buckets": buckets(data),
-        "limit": limit,
-        "host": hosts.index,
-        "hosts": hosts.count,
-    }
+) -> Sequence[HostBatch]:
+    """This host's part of the held-out batches, in order and always with the same masks.
+
+    Args:
+      batch_size: rows of a batch, over all hosts.
+      limit: largest number of batches; 0 = all.
+
+    Raises:
+      UserError: as `train_batches`.
+    """
     if text.causal:
-        return causal.eval_batches(text.held_out, pad=text.vocabulary.pad, prompt_loss=data.prompt_loss, **common)
-    return pipeline.eval_batches(
-        text.held_out,
-        vocabulary=text.vocabulary,
-        mask=mask,
-        token_counts=text.token_counts,
-        seed=HELD_OUT_SEED,
-        **common,
-    )
+        make = next_token_prediction(text.held_out, pad=text.vocabulary.pad, prompt_loss=data.prompt_loss)
+    else:
+        draw = make_mask_draw(mask, text.vocabulary, text.token_counts)
+        make = row_masking(text.held_out, draw, seed=HELD_OUT_SEED)
+    own_rows = hosts.own_rows(batch_size, group=1)
+    return batches_in_order(make, text.held_out, data, batch_size=batch_size, limit=limit, own_rows=own_rows)

@@ -1,9 +1,9 @@
 """The parts of a run, made from its config: every check that can fail early fails here."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -12,14 +12,16 @@ from jaxtyping import PyTree
 from jaxdistill import config as configs
 from jaxdistill.config import Config
 from jaxdistill.data import text as texts
-from jaxdistill.data.pipeline import steps_per_epoch
-from jaxdistill.data.text import Hosts, Text
+from jaxdistill.data.batching import HostBatch
+from jaxdistill.data.pipeline import BatchIterator, Hosts, Schedule, steps_per_epoch
+from jaxdistill.data.text import Text
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.context import Evaluator
-from jaxdistill.evaluate.evaluator import make_evaluator, pruned
+from jaxdistill.evaluate.evaluator import make_context, make_evaluator
+from jaxdistill.evaluate.perplexity import pruned_layers
 from jaxdistill.losses.objective import make_objective
-from jaxdistill.losses.terms import Objective
+from jaxdistill.losses.term import Objective
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import folder as folders
 from jaxdistill.run import writers
@@ -39,8 +41,8 @@ class Parts(NamedTuple):
     meshes: Meshes
     pair: Pair
     text: Text
-    held_out: Any  # batches of held-out rows
-    batches: Any  # a grain iterator of training batches, with checkpointable state
+    held_out: Sequence[HostBatch]
+    batches: BatchIterator  # of training
     evaluate: Evaluator
     rollouts: Rollouts | None  # makes the batches that models write
     training: Training
@@ -63,25 +65,26 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     pair = load_pair(config, allow_pickle=allow_pickle, tell=print)
     check_prompts(config.evaluate, pair)
     objective = make_objective(config.loss, config.policy, pair)
-    pruned(config.evaluate, pair.student)  # raises for layers that do not exist
+    pruned_layers(config.evaluate, pair.student)  # raises for layers that do not exist
     optim.check_patterns(pair.student_params, config.train.freeze, key="config.train.freeze")
 
     text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, tell=print)
     held_out = held_out_of(config, text)
-    evaluate = make_evaluator(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
+    context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
+    evaluate = make_evaluator(config.evaluate, context)
     if meshes.apart:
         evaluate = _with_teacher_copied(evaluate, config, sharding.by_rule(pair.teacher_params, meshes.student))
     per_epoch = steps_per_epoch(
         text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
     )
     steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
-    batches = iter(train_batches_of(config, text, steps=steps))
+    batches = train_batches_of(config, text, steps=steps)
     rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
     training = make_training(config, pair, objective, meshes, steps=steps)
     return Parts(is_new, meshes, pair, text, held_out, batches, evaluate, rollouts, training, steps, per_epoch)
 
 
-def held_out_of(config: Config, text: Text) -> Any:
+def held_out_of(config: Config, text: Text) -> Sequence[HostBatch]:
     """The held-out batches that the evaluation settings ask for."""
     return texts.held_out_batches(
         text,
@@ -93,18 +96,10 @@ def held_out_of(config: Config, text: Text) -> Any:
     )
 
 
-def train_batches_of(config: Config, text: Text, *, steps: int) -> Any:
+def train_batches_of(config: Config, text: Text, *, steps: int) -> BatchIterator:
     """The training batches, as data.text.train_batches."""
-    return texts.train_batches(
-        text,
-        config.data,
-        config.mask,
-        batch_size=config.train.batch_size,
-        steps=steps,
-        limit_batches=config.train.limit_batches,
-        seed=config.seed,
-        hosts=_hosts(),
-    )
+    schedule = Schedule(config.train.batch_size, steps, config.train.limit_batches, config.seed)
+    return texts.train_batches(text, config.data, config.mask, schedule, hosts=_hosts())
 
 
 def rollouts_of(config: Config, pair: Pair, objective: Objective, *, mesh: Mesh) -> Rollouts | None:
