@@ -2,7 +2,7 @@
 
     python -m jaxdistill.train --config configs/quickstart.py --workdir runs/quickstart
 
-The teacher (1.6 M parameters) and the text (State of the Union addresses since about 1900, public domain) are in
+The teacher (1.3 M parameters) and the text (State of the Union addresses since about 1900, public domain) are in
 configs/quickstart/; scripts/make_quickstart.py made both. The run distils, evaluates on held-out lines, exports to
 runs/quickstart/export-pytorch, and prints the words that teacher and student predict for a [MASK], side by side.
 """

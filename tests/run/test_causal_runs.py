@@ -15,18 +15,24 @@ import pytest
 import scipy.special
 import tiny_causal
 import tiny_run
-from test_resume import Stopped, assert_same_run, stop_after
 
-from jaxdistill import build, cli, config, train
-from jaxdistill.losses import functions as losses
-from jaxdistill.losses import terms as objectives
+from jaxdistill import cli, recipe, train
+from jaxdistill.config import DIVERGENCES, Config
+from jaxdistill.data.masking import masked_capacity
+from jaxdistill.data.text import Text, open_text, prepare_text
+from jaxdistill.losses import terms
+from jaxdistill.losses.objective import make_objective
+from jaxdistill.losses.term import Objective
 from jaxdistill.models import intercept, torch_names
+from jaxdistill.models.pair import Pair
 from jaxdistill.run import folder as workdirs
-from jaxdistill.run import loop
+from jaxdistill.run.assemble import rollouts_of, train_batches_of
+from jaxdistill.run.models import load_pair
+from jaxdistill.run.training import make_training
 from jaxdistill.sampling import on_policy
-from jaxdistill.sampling.generate import Decoding
+from jaxdistill.sampling.settings import SampleConfig
 from jaxdistill.step import sharding
-from jaxdistill.step.train_step import loss_fn
+from jaxdistill.step.forward import Distillation, loss_fn
 
 SLOW = pytest.mark.slow
 # For comparisons: nothing is drawn but what is looked at.
@@ -66,40 +72,32 @@ POLICY = {
 
 
 class Parts(NamedTuple):
-    config: Any
-    models: build.Models
-    text: build.Text
-    objective: objectives.Objective
+    config: Config
+    models: Pair
+    text: Text
+    objective: Objective
     batches: list[dict[str, np.ndarray]]  # the first two of training
 
 
 def parts_of(tiny: tiny_run.Tiny, **values: Any) -> Parts:
-    c = config.parse(str(tiny.recipe), tiny_run.overrides(**values))
+    c = recipe.read(str(tiny.recipe), tiny_run.overrides(**values))
     quiet = lambda line: None  # noqa: E731
-    models = build.build_models(c, allow_pickle=False, tell=quiet)
-    text = build.prepare_text(c, build.open_text(c), models.tokenizer, causal=True, tell=quiet)
-    batches = iter(build.make_batches(c, text, steps=4))
-    return Parts(c, models, text, build.build_objective(c, models), [next(batches) for _ in range(2)])
+    models = load_pair(c, allow_pickle=False, tell=quiet)
+    text = prepare_text(c.data, open_text(c.data), models.tokenizer, causal=True, tell=quiet)
+    batches = iter(train_batches_of(c, text, steps=4))
+    return Parts(c, models, text, make_objective(c.loss, c.policy, models), [next(batches) for _ in range(2)])
 
 
-def gradient_of(parts: Parts, batch: Any, *, weights: Any = None, **changes: Any) -> Any:
+def gradient_of(parts: Parts, batch: Any, **changes: Any) -> Any:
     """((loss, means), gradient) of the step's loss without dropout, on one device."""
-    aim = parts.objective._replace(**changes)
-    if weights is not None:
-        aim = aim._replace(weights=weights)
-    m = parts.models
-    f = functools.partial(
-        loss_fn,
-        student=m.student,
-        teacher=m.teacher,
-        objective=aim,
-        group=1,
-        capacity=build.capacity(parts.config, group=1),
-    )
+    objective, m = parts.objective._replace(**changes), parts.models
+    capacity = lambda width: masked_capacity(fraction=parts.config.mask.fraction, group=1, width=width)  # noqa: E731
+    distillation = Distillation(m.student, m.teacher, objective, group=1, capacity=capacity)
     batch = {name: jnp.asarray(x) for name, x in batch.items()}
-    counts = objectives.token_counts(objectives.masks_of(aim, batch))
+    counts = terms.token_counts(terms.masks_of(objective, batch))
     params = {"student": m.student_params, "projections": {}}
-    return jax.jit(jax.value_and_grad(f, has_aux=True))(params, m.teacher_params, batch, counts, None)
+    f = functools.partial(loss_fn, distillation=distillation)
+    return jax.jit(jax.value_and_grad(f, has_aux=True))(params, m.teacher_params, batch, counts)
 
 
 def in_torch(folder: Path) -> Any:
@@ -206,7 +204,7 @@ def distilled(tiny) -> Parts:
     return parts_of(tiny, **distilling(tiny), loss__temperature=1.7, loss__beta=0.3)
 
 
-@pytest.mark.parametrize("name", losses.DIVERGENCES)
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_distilling_is_the_divergence_at_the_labelled_tokens(tiny, distilled, name):
     """Where the next token is one of the completion: of torch's logits, by the definitions in NumPy."""
     batch = distilled.batches[1]
@@ -254,10 +252,9 @@ def test_packed_text_is_documents_one_by_one(tiny):
 
 def updated(parts: Parts, batch: dict[str, Any], *, devices: int, accumulation: int, group: int) -> Any:
     """(metrics, what one update adds to the student) of the step as the loop makes it."""
-    c = parts.config.copy_and_resolve_references()
-    c.train.accumulation, c.mask.group = accumulation, group
+    c = parts.config.changed(train={"accumulation": accumulation}, mask={"group": group})
     mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
-    training = loop.make_training(c, parts.models, parts.objective, mesh=mesh, steps=4)
+    training = make_training(c, parts.models, parts.objective, sharding.Meshes(mesh, mesh), steps=4)
     state = training.init(parts.models.student_params)
     teacher_params = jax.device_put(parts.models.teacher_params, training.teacher_shardings)
     state, metrics = training.step(state, teacher_params, sharding.put_batch(batch, mesh), jax.random.key(0))
@@ -284,7 +281,7 @@ def test_pieces_devices_and_padding_change_no_update(tiny, kind):
     parts = parts_of(tiny, **distilling(tiny), **plain, **(POLICY if kind == "policy" else {}))
     batch = parts.batches[0]
     if kind == "policy":
-        rollouts = build.build_rollouts(parts.config, parts.models, mesh=sharding.make_mesh(data=-1, fsdp=1))
+        rollouts = rollouts_of(parts.config, parts.models, parts.objective, mesh=sharding.make_mesh(data=-1, fsdp=1))
         assert rollouts is not None
         # Drawn by another student than the one that learns: ratios that are not 1.
         before = jax.tree.map(lambda x: 0.7 * x, parts.models.student_params)
@@ -364,9 +361,9 @@ def test_half_of_the_updates_on_the_students_own_text(tiny, tmp_path):
     values = {"sample__student": 0.5, "loss__alpha_clm": 0.1}
     tiny_run.train(tiny, tmp_path / "run", **distilling(tiny), **LEARNING, **values)
     trained, evaluated = tiny_run.records(tmp_path / "run", "train"), tiny_run.records(tmp_path / "run", "eval")
-    sampling = on_policy.Sampling(0.5, 0.0, Decoding(), 24, 0, 1, 1, 1)
-    own = {step for step in range(30) if on_policy.whose(step, seed=0, sampling=sampling) == "student"}
-    # Its own text has no labels, and is told apart by that.
+    sample = SampleConfig(student=0.5)
+    own = {step for step in range(30) if on_policy.whose(step, seed=0, sample=sample) == "student"}
+    # The student's own text has no labels, so `clm` is 0 there.
     assert {record["step"] - 1 for record in trained if record["clm"] == 0} == own and 8 < len(own) < 22
     assert all(record["ce"] > 0 for record in trained)
     assert trained[1].keys() == LOGGED | {"ce", "clm"}
@@ -403,7 +400,7 @@ def test_policy_gradient_with_all_penalties(tiny, tmp_path):
         assert all(a == pytest.approx(b, rel=1e-5) for a, b in pairs) and len({a for a, _ in pairs}) > 2, name
     # The first are those of what the first update samples.
     parts = parts_of(tiny, **values)
-    rollouts = build.build_rollouts(parts.config, parts.models, mesh=sharding.make_mesh(data=-1, fsdp=1))
+    rollouts = rollouts_of(parts.config, parts.models, parts.objective, mesh=sharding.make_mesh(data=-1, fsdp=1))
     assert rollouts is not None
     m = parts.models
     batch = {n: np.asarray(x) for n, x in rollouts(0, parts.batches[0], m.student_params, m.teacher_params).items()}
@@ -484,16 +481,16 @@ def test_stopped_and_run_again(dropping, tmp_path, monkeypatch, capsys, kind):
     values = {**distilling(dropping), **values, "optim__learning_rate": 0.01, "evaluate__every": 4}
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     tiny_run.train(dropping, whole, **values)
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_after(patch, updates)
+    with monkeypatch.context() as patch, pytest.raises(tiny_run.Stopped):
+        tiny_run.stop_after(patch, updates)
         train.main(tiny_run.arguments(dropping, torn, **values))
     assert len(tiny_run.records(torn, "train")) >= updates - 1
     tiny_run.train(dropping, torn, **values)
     assert f"resumed {torn} at step {checkpoint} of {values['train__steps']}" in capsys.readouterr().out
-    assert_same_run(torn, whole)
+    tiny_run.assert_same_run(torn, whole)
     if kind == "on-policy":  # what was written before the stop and after it is of every kind
-        sampling = on_policy.Sampling(0.5, 0.25, Decoding(), 24, 0, 1, 1, 1)
-        assert {on_policy.whose(step, seed=0, sampling=sampling) for step in range(4, 12)} == {
+        sample = SampleConfig(student=0.5, teacher=0.25)
+        assert {on_policy.whose(step, seed=0, sample=sample) for step in range(4, 12)} == {
             "student", "teacher", "text",
         }  # fmt: skip
 
