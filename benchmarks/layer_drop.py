@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxdistill.losses.divergences import cross_entropy
 from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig
 
-from jaxdistill.losses.functions import cross_entropy
 from jaxdistill.models import intercept, layer_drop
-from jaxdistill.models import model as models
+from jaxdistill.models.model import build_model, init_params
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     sizes = {"hidden_size": args.width, "intermediate_size": 4 * args.width, "num_attention_heads": args.width // 64}
-    model = models.build(BertConfig(vocab_size=4000, num_hidden_layers=args.layers, **sizes))
-    params = models.init_params(model, jax.random.key(0))
+    model = build_model(BertConfig(vocab_size=4000, num_hidden_layers=args.layers, **sizes))
+    params = init_params(model, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (args.rows, args.length), 5, 4000)
 
     def loss(params: Any, kept: Any) -> jax.Array:

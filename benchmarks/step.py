@@ -277,20 +277,20 @@ def make_folders(args: argparse.Namespace, folder: Path) -> None:
     from transformers import BertConfig, BertTokenizerFast
 
     from jaxdistill.export.export import export
-    from jaxdistill.models import model as models
+    from jaxdistill.models.model import build_model, init_params
     from jaxdistill.run.models import load_pair
 
     sizes = {"vocab_size": args.vocab, "num_hidden_layers": args.teacher_layers, "num_attention_heads": args.heads}
     sizes |= {"hidden_size": args.width, "intermediate_size": 4 * args.width}
     # BERT's own 0.02 makes layers that do little: a student would say what its teacher does.
     scales = {"initializer_range": args.width**-0.5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    teacher = models.build(BertConfig(**sizes, **scales))
+    teacher = build_model(BertConfig(**sizes, **scales))
     (folder / "vocab.txt").write_text("\n".join(SPECIAL + [f"word{i}" for i in range(len(SPECIAL), args.vocab)]))
     ids = np.arange(args.length)[None] % args.vocab
     probe = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     write = functools.partial(export, tokenizer=tokenizer, to="pytorch", card="", probe=probe)
-    write(model=teacher, params=models.init_params(teacher, jax.random.key(0)), out=folder / "teacher")
+    write(model=teacher, params=init_params(teacher, jax.random.key(0)), out=folder / "teacher")
     pair = load_pair(make_config(args, folder, "all"), allow_pickle=False, tell=print)
     write(model=pair.student, params=pair.student_params, out=folder / "student")
 

@@ -12,8 +12,8 @@ from jaxdistill.errors import UserError
 from jaxdistill.export.export import export, model_card
 from jaxdistill.export.export import export as module
 from jaxdistill.models import hub, weights
-from jaxdistill.models import model as models
 from jaxdistill.models.intercept import apply
+from jaxdistill.models.model import build_model, init_params
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "."]
 CARD = model_card(name="student", base_model="user/teacher", license="mit", recipe={"steps": 3}, results={"ppl": 4.25})
@@ -37,11 +37,11 @@ def student(request):
         sizes |= {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     else:
         sizes |= {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
-    model = models.build(AutoConfig.for_model(request.param, **sizes))
+    model = build_model(AutoConfig.for_model(request.param, **sizes))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: np.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32),
-        models.init_params(model, jax.random.key(0)),
+        init_params(model, jax.random.key(0)),
     )
     return model, params
 
@@ -88,7 +88,7 @@ def test_the_folder_opens_in_torch(arguments, tmp_path):
 def test_flax_folder_reads_back(arguments, tmp_path):
     export(**arguments, out=tmp_path / "out", to="flax")
     assert {"flax_model.msgpack", "config.json", "tokenizer.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
-    back = weights.load_params(tmp_path / "out", models.build(hub.load_config(tmp_path / "out")))
+    back = weights.load_params(tmp_path / "out", build_model(hub.load_config(tmp_path / "out")))
     jax.tree.map(np.testing.assert_array_equal, back, arguments["params"])
     whole = (tmp_path / "out" / "flax_model.msgpack").read_bytes()
     (tmp_path / "out" / "flax_model.msgpack").write_bytes(whole[:-7])

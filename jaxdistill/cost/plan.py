@@ -20,7 +20,7 @@ from jaxdistill.config import Config
 from jaxdistill.cost import hlo
 from jaxdistill.errors import UserError
 from jaxdistill.losses.objective import make_objective
-from jaxdistill.models import model as models
+from jaxdistill.models.model import count_params
 from jaxdistill.models.pair import Pair
 from jaxdistill.run.models import pair_of_shapes
 from jaxdistill.run.training import check_devices, make_training
@@ -200,7 +200,7 @@ def _memory_line(memory: Memory, limit: float) -> str:
 
 
 def _millions(params: PyTree) -> str:
-    return f"{models.count_params(params) / 1e6:.1f}M"
+    return f"{count_params(params) / 1e6:.1f}M"
 
 
 def _gb(size: float) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 from jaxdistill.errors import UserError
 from jaxdistill.files import refusal
 from jaxdistill.models import hub, torch_names, weights
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
 from jaxdistill.models.intercept import apply
+from jaxdistill.models.model import Model, build_model, with_tied_head
+from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 
 # float32 is stored exactly and both sides run through one compiled program, so the difference should be 0; 1e-5 is
 # room for a backend whose sums are not ordered, and a thousandth of what one wrong tensor costs.
@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 
 def export(
     *,
-    model: models.Model,
+    model: Model,
     params: Mapping[str, Any],
     tokenizer: Any,
     out: Path,
@@ -144,7 +144,7 @@ def _without_folders(recipe: Any) -> Any:
     return recipe
 
 
-def _write(folder: Path, *, model: models.Model, params: Mapping[str, Any], tokenizer: Any, to: str, card: str) -> None:
+def _write(folder: Path, *, model: Model, params: Mapping[str, Any], tokenizer: Any, to: str, card: str) -> None:
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [type(model.flax).__name__.removeprefix("Flax")]
@@ -159,13 +159,13 @@ def _write(folder: Path, *, model: models.Model, params: Mapping[str, Any], toke
         from flax.serialization import msgpack_serialize
 
         # A tied causal head too: FlaxLlama and FlaxMistral would draw it at random.
-        whole = jax.tree.map(np.asarray, models.with_tied_head(model, params))
+        whole = jax.tree.map(np.asarray, with_tied_head(model, params))
         (folder / "flax_model.msgpack").write_bytes(msgpack_serialize(whole))
     _tokenizer_for(model, tokenizer).save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _tokenizer_for(model: models.Model, tokenizer: Any) -> Any:
+def _tokenizer_for(model: Model, tokenizer: Any) -> Any:
     """A copy that knows the model's length, and that gives a family without token types none.
 
     A BERT tokenizer's token_type_ids would make torch's DistilBERT refuse the call.
@@ -180,23 +180,23 @@ def _tokenizer_for(model: models.Model, tokenizer: Any) -> Any:
 
 
 def _reread_difference(
-    folder: Path, *, model: models.Model, params: Mapping[str, Any], probe: Mapping[str, np.ndarray]
+    folder: Path, *, model: Model, params: Mapping[str, Any], probe: Mapping[str, np.ndarray]
 ) -> float:
     """The largest difference in logits, over the probe's real tokens, of the folder's model to the checkpoint's."""
-    written = models.build(hub.load_config(folder), dtype=jnp.float32)
-    tokenizers.check_tokenizer(tokenizers.load_tokenizer(folder), written.config)
+    written = build_model(hub.load_config(folder), dtype=jnp.float32)
+    check_tokenizer(load_tokenizer(folder), written.config)
     reread = weights.load_params(folder, written)
     inputs = {
         "input_ids": jnp.asarray(probe["input_ids"]),
         "attention_mask": jnp.asarray(probe["attention_mask"], bool),
     }
-    before = models.build(model.config, dtype=jnp.float32)
+    before = build_model(model.config, dtype=jnp.float32)
     expected = _logits(before, params, **inputs)
     got = _logits(written, reread, **inputs)
     return float(np.max(np.abs(expected - got), where=inputs["attention_mask"][:, :, None], initial=0.0))
 
 
-def _logits(model: models.Model, params: Any, **inputs: Any) -> np.ndarray:
+def _logits(model: Model, params: Any, **inputs: Any) -> np.ndarray:
     params = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float32), params)
     return np.asarray(jax.jit(lambda params, inputs: apply(model, params, **inputs).logits)(params, inputs))
 

@@ -1,13 +1,14 @@
-"""The table of model families: what cannot be derived from the Hugging Face Flax classes themselves.
+"""The table of model families: the facts that cannot be derived from the Hugging Face Flax classes themselves.
 
-A new family is one row here and one in tests/models/tiny.py. Derived elsewhere, and so not in the
-table: the torch class (the Flax class's name without "Flax"), the base prefix (first part of `layers`), the
-parameter names (Flax path, with kernel/scale/embedding renamed to weight), and the sizes, which every config class
-answers under the names num_hidden_layers, hidden_size, num_attention_heads (transformers' `attribute_map`).
+A new family is one row here and one in tests/models/tiny.py. Derived elsewhere, and so not in the table: the torch
+class (the Flax class's name without "Flax"), the parameter names (Flax path, with kernel/scale/embedding renamed to
+weight), and the sizes, which every configuration class answers under the names num_hidden_layers, hidden_size and
+num_attention_heads (transformers' `attribute_map`).
 
-Causal families have one head, `lm_head`, a Dense without bias. Where the embeddings are tied it has no parameter of
-its own: `load.with_tied_head` gives it the transposed embedding, for every causal family in the same way (FlaxLlama and
-FlaxMistral ignore tie_word_embeddings; the others apply their head outside of the module tree, unseen by its path).
+Causal families have one head, `lm_head`, a Dense without bias. Where the embeddings are tied the head has no parameter
+of its own: `model.with_tied_head` fills in the transposed embedding, for every causal family in the same way
+(FlaxLlama and FlaxMistral ignore tie_word_embeddings; the others apply their head outside of the module tree, where an
+interceptor does not see the head's path).
 """
 
 from dataclasses import dataclass
@@ -15,54 +16,63 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """One row. Paths are linen module or parameter paths joined by "/"."""
+    """One row. Paths are paths of linen modules or of parameters, joined by "/"."""
 
     layers: str  # module path of layer {}
-    head: str  # the first submodule that sees the last hidden states after the last layer
+    head: str  # the first submodule that receives the hidden states of the last layer
     projection: str  # the vocabulary projection; owns a kernel only when the embeddings are not tied
+    embedding: str  # the parameter of the input word embeddings, whose transpose is the kernel of a tied head
     projection_bias: str = ""  # the parameter that holds the vocabulary bias, where there is one
-    causal: bool = False  # predicts the next token from those before it; the others are masked LMs
-    embedding: str = ""  # causal: the parameter of the input embeddings, which a tied head transposes
+    causal: bool = False  # predicts the next token from those before it; the others are masked language models
+    rotary: bool = False  # positions are rotary embeddings, which have no parameters
     deterministic_argument: bool = False  # OPT: the call takes deterministic=, all others take train=
     shared_layers: bool = False  # ALBERT: `layers` names parameter groups, each run several times
     positions_after_pad: bool = False  # RoBERTa: position ids start at pad_token_id + 1
-    head_activation: str = ""  # torch's head ignores config.hidden_act and always uses this one
-    token_types: bool = True  # the forward takes token_type_ids
-    ignored: tuple[str, ...] = (
-        "pooler.",
-        "position_ids",
-        "token_type_ids",
-    )  # torch tensors with no place here
+    head_activation: str = ""  # ELECTRA: torch's head ignores config.hidden_act and always uses this activation
+    token_types: bool = True  # the forward pass takes token_type_ids
+    # Parts of the names of torch tensors that the Flax class has no parameter for.
+    ignored: tuple[str, ...] = ("pooler.", "position_ids", "token_type_ids")
+
+    @property
+    def base(self) -> str:
+        """The module that holds everything but the head, such as "bert"; torch's `base_model_prefix`."""
+        return self.layers.split("/")[0]
 
 
 _ROBERTA = Family(
     layers="roberta/encoder/layer/{}",
     head="lm_head",
     projection="lm_head/decoder",
+    embedding="roberta/embeddings/word_embeddings/embedding",
     projection_bias="lm_head/bias",
     positions_after_pad=True,
 )
 _CAUSAL_BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", "rotary_emb.inv_freq", "decoder.version")
 
 
-def _causal(*, layers: str, embedding: str, deterministic_argument: bool = False) -> Family:
+def _causal(*, layers: str, embedding: str, rotary: bool = False, deterministic_argument: bool = False) -> Family:
     return Family(
         layers=layers,
         head="lm_head",
         projection="lm_head",
-        causal=True,
         embedding=embedding,
+        causal=True,
+        rotary=rotary,
         deterministic_argument=deterministic_argument,
         token_types=False,
         ignored=_CAUSAL_BUFFERS,
     )
 
 
+_GPT = _causal(layers="transformer/h/{}", embedding="transformer/wte/embedding")
+_ROTARY = _causal(layers="model/layers/{}", embedding="model/embed_tokens/embedding", rotary=True)
+
 FAMILIES: dict[str, Family] = {
     "bert": Family(
         layers="bert/encoder/layer/{}",
         head="cls",
         projection="cls/predictions/decoder",
+        embedding="bert/embeddings/word_embeddings/embedding",
         projection_bias="cls/predictions/bias",
     ),
     "roberta": _ROBERTA,
@@ -71,6 +81,7 @@ FAMILIES: dict[str, Family] = {
         layers="distilbert/transformer/layer/{}",
         head="vocab_transform",
         projection="vocab_projector",
+        embedding="distilbert/embeddings/word_embeddings/embedding",
         projection_bias="vocab_projector/bias",
         token_types=False,
     ),
@@ -78,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         layers="electra/encoder/layer/{}",
         head="generator_predictions",
         projection="generator_lm_head",
+        embedding="electra/embeddings/word_embeddings/embedding",
         projection_bias="generator_lm_head/bias",
         head_activation="gelu",
     ),
@@ -85,17 +97,18 @@ FAMILIES: dict[str, Family] = {
         layers="albert/encoder/albert_layer_groups/{}",
         head="predictions",
         projection="predictions/decoder",
+        embedding="albert/embeddings/word_embeddings/embedding",
         projection_bias="predictions/bias",
         shared_layers=True,
     ),
-    "gpt2": _causal(layers="transformer/h/{}", embedding="transformer/wte/embedding"),
-    "gpt_neo": _causal(layers="transformer/h/{}", embedding="transformer/wte/embedding"),
+    "gpt2": _GPT,
+    "gpt_neo": _GPT,
     "opt": _causal(
         layers="model/decoder/layers/{}",
         embedding="model/decoder/embed_tokens/embedding",
         deterministic_argument=True,
     ),
-    "llama": _causal(layers="model/layers/{}", embedding="model/embed_tokens/embedding"),
-    "mistral": _causal(layers="model/layers/{}", embedding="model/embed_tokens/embedding"),
-    "gemma": _causal(layers="model/layers/{}", embedding="model/embed_tokens/embedding"),
+    "llama": _ROTARY,
+    "mistral": _ROTARY,
+    "gemma": _ROTARY,
 }

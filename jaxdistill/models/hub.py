@@ -1,8 +1,6 @@
-"""From a name to a folder and its configuration: a local folder, or a download from the Hugging Face hub."""
+"""From the name of a model to its folder and configuration: a local folder, or a download from the Hugging Face hub."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,16 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model"]  # config, tokenizer, index of sha
 
 
 def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Path:
-    """The folder of a model or tokenizer: `name` is one already, or a hub name, which is downloaded or found cached."""
+    """The folder of a model or tokenizer.
+
+    Args:
+      name: a folder, or a hub name, which is downloaded unless the hub's cache has it.
+      revision: branch, tag or commit of a hub name.
+      allow_pickle: whether a download includes *.bin files.
+
+    Raises:
+      UserError: there is no such folder, and the hub has no such name or cannot be reached.
+    """
     if not name:
         raise UserError("the name of the model or tokenizer is empty: give a folder or a hub name")
     path = Path(name).expanduser()
@@ -23,6 +30,10 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
         raise UserError(f"{name} is a file; name the folder it stands in")
     if name[0] in "./~" or name.count("/") > 1:
         raise UserError(f"{name}: there is no such folder, and a hub name reads user/model")
+    return _download(name, revision=revision, allow_pickle=allow_pickle)
+
+
+def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -34,7 +45,7 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
             ignore_patterns=["*/*"],
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        # OSError covers no network: requests' errors and the hub's LocalEntryNotFoundError are both one.
+        # OSError includes a missing network: requests' errors and the hub's LocalEntryNotFoundError derive from it.
         at = f" at revision {revision}" if revision else ""
         raise UserError(
             f"{name}{at} is neither a folder here nor to be had from the hub "
@@ -44,7 +55,11 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
 
 
 def load_config(folder: Path) -> Any:
-    """The folder's configuration, of one of our families; code that stands in the folder is never run."""
+    """The configuration of a model folder (a transformers.PretrainedConfig); code in the folder is never run.
+
+    Raises:
+      UserError: there is no config.json, it cannot be read, or its model_type is not a family of FAMILIES.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: it is not a model folder")
@@ -62,20 +77,7 @@ def load_config(folder: Path) -> Any:
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error
     if model_type == "distilbert":
-        # Where the config says sinusoidal, the file's position table still rules: DistilBERT's own training
-        # overwrote the sinusoids with BERT's learned positions. As parameters they are read, kept and written.
+        # The position table of the weights file counts even where the configuration says sinusoidal: DistilBERT's own
+        # training overwrote the sinusoids with BERT's learned positions. As parameters they are read, kept and written.
         config.sinusoidal_pos_embds = False
     return config
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the library's lines on Flax's deprecation and on weights it was told not to make."""
-    from transformers.utils import logging as hf_logging
-
-    before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(before)

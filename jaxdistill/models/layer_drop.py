@@ -1,7 +1,7 @@
-"""LayerDrop (Fan et al. 2019, arXiv:1909.11556): layers left out at random in training, and by choice afterwards.
+"""LayerDrop (Fan et al. 2019, arXiv:1909.11556): layers skipped at random in training, and by choice afterwards.
 
-A layer that is left out is the identity, and costs nothing: `lax.cond` runs one branch. So a sub-network of a trained
-model is measured without cutting it out, and one compiled program measures them all.
+A skipped layer is the identity and costs nothing: `lax.cond` runs one branch. So a sub-network of a trained model is
+measured without cutting it out, and one compiled program measures every sub-network.
 """
 
 import itertools
@@ -19,52 +19,44 @@ from jaxdistill.models.settings import StudentConfig
 DropRates = Callable[[Int[Array, ""]], Float[Array, "layers"]]  # training step -> probability of each layer
 
 
-def make_drop_rates(*, rate: float, layers: int, depth: str, schedule: str, steps: int) -> DropRates:
-    """Probability that each layer is left out of a training step.
+def drop_rates(settings: StudentConfig, *, layers: int, steps: int) -> DropRates | None:
+    """The probability with which each of `layers` layers is skipped at each of `steps` steps; None = LayerDrop is off.
 
-    Args:
-      rate: p, of every layer and at every step where `depth` and `schedule` are constant.
-      depth: constant | linear: layer l of L at p l / L, the last at p (Huang et al. 2016, eq. 4).
-      schedule: constant | linear: from 0 at the first step to p at the last (as Zhang and He 2020 grow it).
+    With p = settings.layer_drop. By depth: p for all layers, or p l / L for layer l of L, so p at the last (Huang et
+    al. 2016, eq. 4). By step: the same at all steps, or growing from 0 at the first to p at the last (as in Zhang and
+    He 2020).
     """
-    shares = {"constant": jnp.ones(layers), "linear": jnp.arange(1, layers + 1) / layers}[depth]
-    growth = {"constant": lambda step: jnp.float32(1.0), "linear": lambda step: step / max(steps - 1, 1)}[schedule]
+    rate = settings.layer_drop
+    if not rate:
+        return None
+    by_depth = {"constant": jnp.ones(layers), "linear": jnp.arange(1, layers + 1) / layers}
+    by_step = {"constant": lambda step: jnp.float32(1.0), "linear": lambda step: step / max(steps - 1, 1)}
+    shares = by_depth[settings.layer_drop_depth]
+    growth = by_step[settings.layer_drop_schedule]
     return lambda step: rate * growth(step) * shares
 
 
-def drop_rates(settings: StudentConfig, *, layers: int, steps: int) -> DropRates | None:
-    """LayerDrop's rate of every one of `layers` student layers at each of `steps` steps; None where it is off."""
-    if not settings.layer_drop:
-        return None
-    return make_drop_rates(
-        rate=settings.layer_drop,
-        layers=layers,
-        depth=settings.layer_drop_depth,
-        schedule=settings.layer_drop_schedule,
-        steps=steps,
-    )
-
-
 def draw_kept(key: Key[Array, ""], rates: Float[Array, "layers"]) -> Bool[Array, "layers"]:
-    """One uniform number a layer: it runs where that is at or above its rate. All may be left out, as in fairseq."""
+    """Draws which layers run, each with probability 1 - rate. All may be skipped, as in fairseq."""
     return jax.random.uniform(key, rates.shape) >= rates
 
 
 def kept_mask(layers: Sequence[int], *, of: int) -> Bool[np.ndarray, "layers"]:
-    """True at the layers named, of a model that runs `of`."""
+    """True at the given layers of a model that has `of`."""
     return np.isin(np.arange(of), layers)
 
 
 def keep_layers(family: Family, kept: Bool[Array, "layers"]) -> Interceptor:
-    """An interceptor under which only the layers in `kept` run; the others hand their input on, unscaled.
+    """An interceptor under which only the layers in `kept` run; the others return their input, unscaled.
 
-    It counts the calls of a forward pass (ALBERT runs one set of parameters several times), so make one for each.
+    The interceptor counts the layers of a forward pass by its calls (ALBERT runs one set of parameters several times),
+    so make one for each forward pass.
     """
     calls = itertools.count()
 
     def drop(run: Layer, hidden: Array) -> list[Array]:
         def skip(hidden: Array) -> list[Array]:
-            # What a layer returns beside its hidden states (attention maps) is 0 where it does not run.
+            # Other outputs of a layer (attention maps) are 0 where the layer does not run.
             shapes = jax.eval_shape(run, hidden)
             return [hidden if x.shape == hidden.shape else jnp.zeros(x.shape, x.dtype) for x in shapes]
 

@@ -1,4 +1,4 @@
-"""A Flax masked or causal language model without parameters, and what can be asked of it."""
+"""A language model without its parameters: a Flax class of transformers, its configuration and its family."""
 
 import copy
 import functools
@@ -8,25 +8,25 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.check import ROTARY, check_config
 from jaxdistill.models.families import FAMILIES, Family
-from jaxdistill.models.hub import quiet
+from jaxdistill.models.library_messages import quiet
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
+from jaxdistill.models.supported import check_supported, fewest_positions, head_size
 
 Kernel = Literal["", "xla", "cudnn"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A Flax class without parameters: those are arguments everywhere."""
+    """A masked or causal language model; its parameters are an argument of every function that needs them."""
 
     flax: Any  # transformers.FlaxPreTrainedModel, made with _do_init=False
     config: Any  # transformers.PretrainedConfig
     family: Family
-    attention: Kernel = ""  # the kernel of its self-attention, see models/attention.py; "" = the class's own
+    attention: Kernel = ""  # the kernel of self-attention, see models/attention.py; "" = the Flax class's own code
 
     @property
     def num_layers(self) -> int:
@@ -51,15 +51,24 @@ class Model:
         unused = self.config.pad_token_id + 1 if self.family.positions_after_pad else 0
         return self.config.max_position_embeddings - unused
 
+    @property
+    def torch_class(self) -> str:
+        """The name of the class of transformers that reads the model's weights in PyTorch."""
+        return type(self.flax).__name__.removeprefix("Flax")
 
-def build(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "") -> Model:
-    """The Flax masked or causal LM class of `config`, without parameters; `dtype` is that of the computation.
 
-    Raises UserError for a configuration that the Flax class cannot follow.
+def build_model(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "") -> Model:
+    """The masked or causal language model that a configuration of transformers describes.
+
+    Args:
+      dtype: data type of the computation.
+
+    Raises:
+      UserError: the Flax class cannot follow the configuration.
     """
     from transformers import FlaxAutoModelForCausalLM, FlaxAutoModelForMaskedLM
 
-    check_config(config)
+    check_supported(config)
     family = FAMILIES[config.model_type]
     auto = FlaxAutoModelForCausalLM if family.causal else FlaxAutoModelForMaskedLM
     with quiet(), jax.numpy_rank_promotion("allow"):  # the library's classes broadcast biases implicitly
@@ -67,20 +76,37 @@ def build(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "") -> M
     return Model(flax=flax, config=config, family=family, attention=attention)
 
 
-def build_as(config: Any, side: TeacherConfig | StudentConfig) -> Model:
-    """As `build`, with the data type and the attention that the settings of teacher or student ask for.
+def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Model:
+    """As `build_model`, with the data type and the attention kernel of the teacher's or the student's settings.
 
     Raises:
-      UserError: also for an attention kernel that does not take heads of this size.
+      UserError: also where the attention kernel does not take heads of this size.
     """
-    attention: Kernel = "" if side.attention == "own" else side.attention
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention: Kernel = "" if settings.attention == "own" else settings.attention
+    size = head_size(config)
     if attention == "cudnn" and (size % 8 or size > 256):
         raise UserError(
             "attention=cudnn takes heads of a multiple of 8 up to 256 entries, and those of this "
             f"{config.model_type} have {size}; set xla"
         )
-    return build(config, dtype=jnp.dtype(side.dtype), attention=attention)
+    return build_model(config, dtype=jnp.dtype(settings.dtype), attention=attention)
+
+
+def _flax_config(config: Any, family: Family) -> Any:
+    """The configuration with which the Flax class computes what torch computes with `config`."""
+    if not family.causal:
+        return config
+    changed = copy.deepcopy(config)
+    changed.tie_word_embeddings = False  # with_tied_head ties them
+    if config.model_type == "mistral":
+        # Torch sees a window of w keys, the query's own included; Flax w + 1, and without a window the query's alone.
+        changed.sliding_window = (config.sliding_window or config.max_position_embeddings) - 1
+    if config.model_type == "gemma":
+        changed.hidden_activation = config.hidden_act  # torch ignores hidden_activation
+    return changed
+
+
+# Variants of a model, with the same parameters.
 
 
 def without_attention_dropout(model: Model) -> Model:
@@ -89,16 +115,16 @@ def without_attention_dropout(model: Model) -> Model:
     A map with entries set to 0 is not the distribution that attention transfer compares.
     """
     config = copy.deepcopy(model.config)
-    setattr(config, _attention_dropout(config), 0.0)
-    return build(config, dtype=model.flax.dtype, attention=model.attention)
+    setattr(config, _attention_dropout_field(config), 0.0)
+    return _rebuilt(model, config)
 
 
 def attention_dropout(config: Any) -> float:
-    """The probability with which a model leaves out attention weights in training."""
-    return getattr(config, _attention_dropout(config))
+    """The probability with which an attention weight is dropped in training."""
+    return getattr(config, _attention_dropout_field(config))
 
 
-def _attention_dropout(config: Any) -> str:
+def _attention_dropout_field(config: Any) -> str:
     names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
     return next(name for name in names if hasattr(config, name))
 
@@ -106,49 +132,61 @@ def _attention_dropout(config: Any) -> str:
 def shortened(model: Model, length: int) -> Model:
     """The same computation for sequences of at most `length` tokens, where positions are rotary and have no parameters.
 
-    Those classes make a causal mask of all their positions squared, a layer: 1 GB at 32,768, again for every token
-    that is generated.
+    Each layer of those classes makes a causal mask of all its positions squared: 1 GB at 32,768 positions, again for
+    every token that is generated.
     """
+    if not model.family.rotary:
+        return model
+    positions = max(length, fewest_positions(model.config))
+    if positions >= model.config.max_position_embeddings:
+        return model
     config = copy.deepcopy(model.config)
-    if config.model_type not in ROTARY:
-        return model
-    least = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    if max(length, least) >= config.max_position_embeddings:
-        return model
-    config.max_position_embeddings = max(length, least)
-    return build(config, dtype=model.flax.dtype, attention=model.attention)
+    config.max_position_embeddings = positions
+    return _rebuilt(model, config)
+
+
+def _rebuilt(model: Model, config: Any) -> Model:
+    return build_model(config, dtype=model.flax.dtype, attention=model.attention)
+
+
+# Parameters: nested dicts with the paths of the Flax class, without a head that is tied to the embeddings.
 
 
 def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
     """Random float32 parameters, by the family's own initialisers."""
 
     def draw(key: Key[Array, ""]) -> dict[str, Any]:
-        params = _own_params(model, model.flax.init_weights(key, (1, 8)))
+        params = _without_tied_head(model, model.flax.init_weights(key, (1, 8)))
         if model.config.model_type == "gemma":
             # Its norms multiply by 1 + weight, and the Flax class begins with a weight of 1 where torch has 0.
             params = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if "norm" in path[-2].key else x, params)
         return params
 
     with jax.numpy_rank_promotion("allow"):
-        return jax.jit(draw)(key)  # eagerly, a compilation an array
+        return jax.jit(draw)(key)  # without jit every array is a compilation
 
 
 def param_shapes(model: Model) -> dict[str, Any]:
     """The parameter tree as jax.ShapeDtypeStruct, without computing anything."""
-    return _own_params(model, model.flax.params_shape_tree)
+    return _without_tied_head(model, model.flax.params_shape_tree)
 
 
-def embedding_of(model: Model, params: Any) -> Any:
-    """A causal model's input embedding, [vocab, width]."""
-    return leaf(params, model.family.embedding)
+def count_params(params: PyTree) -> int:
+    """The number of entries in a tree of arrays (or of shapes)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def leaf(params: Any, path: str) -> Any:
-    """What stands at a path of a parameter tree, such as transformer/wte/embedding."""
+def leaf(params: PyTree, path: str) -> Any:
+    """The array at a path of a parameter tree, such as transformer/wte/embedding."""
     return functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
 
 
-def with_tied_head(model: Model, params: Any) -> Any:
+def embedding_of(model: Model, params: PyTree) -> Any:
+    """The input word embedding, [vocab, width of the embedding]."""
+    return leaf(params, model.family.embedding)
+
+
+def with_tied_head(model: Model, params: PyTree) -> PyTree:
     """The tree as the Flax class wants it: a tied causal head, which has no parameter of its own, is filled in.
 
     Its kernel is the transposed input embedding, so gradients of the head reach the embedding.
@@ -158,25 +196,6 @@ def with_tied_head(model: Model, params: Any) -> Any:
     return {**params, model.family.projection: {"kernel": embedding_of(model, params).T}}
 
 
-def _own_params(model: Model, tree: Any) -> dict[str, Any]:
+def _without_tied_head(model: Model, tree: PyTree) -> dict[str, Any]:
     """The inverse of `with_tied_head`."""
     return {name: x for name, x in tree.items() if not (model.tied_head and name == model.family.projection)}
-
-
-def count_params(params: Any) -> int:
-    """How many numbers a tree of arrays (or of shapes) has."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def _flax_config(config: Any, family: Family) -> Any:
-    """The configuration with which the Flax class computes what torch computes with `config`."""
-    if not family.causal:
-        return config
-    changed = copy.deepcopy(config)
-    changed.tie_word_embeddings = False  # with_tied_head does it
-    if config.model_type == "mistral":
-        # Torch sees a window of w keys, the query's own included; Flax w + 1, and without a window the query's alone.
-        changed.sliding_window = (config.sliding_window or config.max_position_embeddings) - 1
-    if config.model_type == "gemma":
-        changed.hidden_activation = config.hidden_act  # torch does not look at hidden_activation
-    return changed

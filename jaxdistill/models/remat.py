@@ -1,4 +1,4 @@
-"""Rematerialisation: what the backward pass computes again, layer by layer, in place of keeping it in memory."""
+"""Rematerialisation: parts of each layer are computed again in the backward pass, instead of being kept in memory."""
 
 import jax
 from jaxtyping import Array
@@ -6,10 +6,10 @@ from jaxtyping import Array
 from jaxdistill.models.families import Family
 from jaxdistill.models.intercept import Interceptor, Layer, around_layers
 
-# name -> what is kept of a layer beside its input; the rest is computed again.
+# name -> which values of a layer are kept besides its input; the others are computed again.
 POLICIES = {
-    # Products with parameters alone: of the work, the attention's own two products are done again, and what is cheap
-    # (activations, softmax, norms, dropout); its [heads, length, length] arrays are not kept.
+    # Keeps products with parameters only. Computed again are the two products of attention and the cheap operations
+    # (activations, softmax, norms, dropout); the [heads, length, length] arrays of attention are not kept.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,  # a third more work, for the least memory
 }

@@ -1,14 +1,14 @@
-"""Tokenizers of model folders, and the tokens that end a text."""
+"""Tokenizers of model folders, their fit to a model and to each other, and the tokens that end a text."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.hub import quiet
-from jaxdistill.models.weights import first_line
+from jaxdistill.models.library_messages import first_line, quiet
 
-# Special tokens of a folder that holds a bare tokenizer.json, recognised by its mask (or end) token.
+# Special tokens of a folder that holds a bare tokenizer.json, recognised by its mask token or its end token.
 _SPECIAL_TOKENS = {
     "[MASK]": {
         "unk_token": "[UNK]",
@@ -35,21 +35,16 @@ _SPECIAL_TOKENS = {
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's fast tokenizer (transformers.PreTrainedTokenizerFast); a bare tokenizer.json will do."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    """The fast tokenizer of a folder (transformers.PreTrainedTokenizerFast); a bare tokenizer.json is enough.
 
+    Raises:
+      UserError: the folder has no fast tokenizer, or it cannot be read.
+    """
     file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.is_file() and not settings.is_file():
         raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json")
     try:
-        if not settings.is_file() and not (folder / "config.json").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(file), **_special_tokens(file))
-        named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        # transformers 5 writes this name for what 4 calls PreTrainedTokenizerFast.
-        backend = named.get("tokenizer_class") == "TokenizersBackend"
-        reader = PreTrainedTokenizerFast if backend else AutoTokenizer
-        with quiet():
-            tokenizer = reader.from_pretrained(folder, local_files_only=True)
+        tokenizer = _read(folder, file, settings)
     except UserError:
         raise
     except Exception as error:  # the Rust parser raises plain Exception
@@ -57,6 +52,19 @@ def load_tokenizer(folder: Path) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f"{folder} has no fast tokenizer: a tokenizer.json is needed")
     return tokenizer
+
+
+def _read(folder: Path, file: Path, settings: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if not settings.is_file() and not (folder / "config.json").is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), **_special_tokens(file))
+    fields = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    # transformers 5 writes this name for the class that 4 calls PreTrainedTokenizerFast.
+    backend = fields.get("tokenizer_class") == "TokenizersBackend"
+    reader = PreTrainedTokenizerFast if backend else AutoTokenizer
+    with quiet():
+        return reader.from_pretrained(folder, local_files_only=True)
 
 
 def _special_tokens(file: Path) -> dict[str, str]:
@@ -70,7 +78,11 @@ def _special_tokens(file: Path) -> dict[str, str]:
 
 
 def check_tokenizer(tokenizer: Any, config: Any) -> None:
-    """UserError where the tokenizer can produce an id the model has no embedding for."""
+    """Checks that the model has an embedding for every id that the tokenizer can produce.
+
+    Raises:
+      UserError: the largest id is outside of the model's vocabulary.
+    """
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise UserError(
@@ -79,8 +91,32 @@ def check_tokenizer(tokenizer: Any, config: Any) -> None:
         )
 
 
+def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: Sequence[Any] = ()) -> None:
+    """Checks that both models, and the tokenizers given (teacher's, student's), have the same vocabulary.
+
+    Raises:
+      UserError: the vocabularies differ in size or in a token's id.
+    """
+    sizes = teacher_config.vocab_size, student_config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise UserError(f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}")
+    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
+    for other in vocabularies[1:]:
+        first = vocabularies[0]
+        if other != first:
+            different = len(set(first.items()) ^ set(other.items()))
+            raise UserError(
+                f"vocabularies differ: the teacher's tokenizer has {len(first)} entries, the student's {len(other)}, "
+                f"and {different} (token, id) pairs stand in one only"
+            )
+
+
 def end_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a text: by generation_config.json, else config.json, else the tokenizer; () for none."""
+    """The tokens that end a text: by generation_config.json, else config.json, else the tokenizer; () for none.
+
+    Raises:
+      UserError: generation_config.json is not JSON.
+    """
     path = folder / "generation_config.json"
     fields: Any = {}
     if path.is_file():
@@ -88,8 +124,8 @@ def end_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error})") from error
-    named = fields.get("eos_token_id") if isinstance(fields, dict) else None
-    for ids in (named, config.eos_token_id, tokenizer.eos_token_id):
+    generation = fields.get("eos_token_id") if isinstance(fields, dict) else None
+    for ids in (generation, config.eos_token_id, tokenizer.eos_token_id):
         if ids is not None:
             return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
     return ()

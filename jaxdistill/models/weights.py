@@ -1,11 +1,11 @@
-"""Parameters from safetensors, msgpack or (only on request) pickle files, every tensor checked.
+"""Parameters from safetensors, msgpack or (only on request) pickle files, with every tensor checked.
 
-transformers' own PyTorch-to-Flax loading needs torch, so tensors are read here by the name table of torch_names.py: a
-tensor that is missing, misshapen or not finite is named.
+transformers' own PyTorch-to-Flax loading needs torch, so tensors are read here by the names of torch_names.py. A tensor
+that is missing, has another shape or is not finite is named in the error.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,10 @@ from jaxtyping import Array, Key
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import torch_names
+from jaxdistill.models.library_messages import first_line
 from jaxdistill.models.model import Model, init_params, param_shapes
+
+Tensors = dict[str, np.ndarray]  # by torch name; floats are float32
 
 
 def load_params(
@@ -29,23 +32,24 @@ def load_params(
     missing: Literal["error", "init"] = "error",
     key: Key[Array, ""] | None = None,
 ) -> dict[str, Any]:
-    """The folder's weights as the model's parameter tree, NumPy float32 whatever they are stored in.
+    """The folder's weights as the model's parameter tree, NumPy float32 whatever the data type of the file.
 
     Read from model.safetensors (or its shards), from flax_model.msgpack, or, only with `allow_pickle`, from
-    pytorch_model.bin. `missing="init"` draws what the file does not hold with `key`, and logs which.
+    pytorch_model.bin.
+
+    Args:
+      missing: "init" draws the tensors that the file lacks with `key`, and logs their names; "error" raises.
+
+    Raises:
+      UserError: there are no weights, or they cannot be read, or they do not fit the model.
     """
     shapes: dict[str, Any] = flatten_dict(param_shapes(model), sep="/")
     names = {path: torch_names.torch_name(path) for path in shapes}
     source, tensors = _read(folder, allow_pickle=allow_pickle)
-    tensors = _canonical(tensors, model=model, names=set(names.values()))
+    tensors = _with_current_names(tensors, model=model, names=set(names.values()))
     absent = [path for path, name in names.items() if name not in tensors]
     if absent and missing == "error":
-        some = ", ".join(names[path] for path in absent[:3])
-        raise UserError(
-            f"{source} lacks {len(absent)} of the {len(names)} tensors of a "
-            f"{'causal' if model.family.causal else 'masked'} {model.config.model_type} "
-            f"model: {some}{', ...' if len(absent) > 3 else ''}"
-        )
+        raise UserError(_lacks(source, model, [names[path] for path in absent], total=len(names)))
     _check_unexpected(source, tensors, model=model, names=set(names.values()))
     loaded = {path: shape for path, shape in shapes.items() if path not in absent}
     for path, shape in loaded.items():
@@ -59,17 +63,28 @@ def load_params(
     return unflatten_dict({path: params[path] for path in shapes}, sep="/")
 
 
-def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, np.ndarray]]:
-    """(the file it came from, torch names to arrays), floats upcast to float32."""
-    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickle)):
+def _lacks(source: Path, model: Model, absent: list[str], *, total: int) -> str:
+    return (
+        f"{source} lacks {len(absent)} of the {total} tensors of a "
+        f"{'causal' if model.family.causal else 'masked'} {model.config.model_type} "
+        f"model: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
+    )
+
+
+# Files
+
+
+def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, Tensors]:
+    """(the file that was read, or the index of its shards; the tensors)."""
+    readers: dict[str, Callable[[Path], Tensors]] = {"model.safetensors": _read_safetensors}
+    if allow_pickle:
+        readers["pytorch_model.bin"] = _read_pickle
+    for name, read in readers.items():
         file, index = folder / name, folder / f"{name}.index.json"
-        source = file if file.is_file() else index
-        if not source.is_file():
-            continue
-        if read is _read_pickle and not allow_pickle:
-            break
-        shards = [file] if source is file else _shards(index)
-        return source, {key: value for shard in shards for key, value in read(shard).items()}
+        if file.is_file():
+            return file, read(file)
+        if index.is_file():
+            return index, {key: value for shard in _shards(index) for key, value in read(shard).items()}
     msgpack = folder / "flax_model.msgpack"
     if msgpack.is_file():
         return msgpack, _read_msgpack(msgpack)
@@ -97,12 +112,12 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(file: Path) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
     tensors = {}
     try:
-        # framework="flax" because NumPy's has no bfloat16.
+        # framework="flax" because NumPy has no bfloat16.
         with (
             safe_open(file, framework="flax") as opened,
             jax.default_device(jax.local_devices(backend="cpu")[0]),
@@ -114,7 +129,7 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_pickle(file: Path) -> dict[str, np.ndarray]:
+def _read_pickle(file: Path) -> Tensors:
     import pickle
 
     try:
@@ -125,23 +140,22 @@ def _read_pickle(file: Path) -> dict[str, np.ndarray]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{file} holds more than tensors, or is damaged ({first_line(error)})") from error
-    # NumPy has no bfloat16, so floats are upcast on torch's side.
+    # NumPy has no bfloat16, so floats are upcast by torch.
     return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
 
 
-def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
-    """A Flax file, brought to torch names so that one set of checks serves both."""
+def _read_msgpack(file: Path) -> Tensors:
+    """The tensors of a Flax file under torch's names, so that the same checks serve both."""
     from flax.serialization import msgpack_restore
 
     try:
         flat = flatten_dict(msgpack_restore(file.read_bytes()), sep="/")
     except ValueError as error:
         raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
-    tensors = {}
-    for path, array in flat.items():
-        array = _upcast(np.asarray(array))
-        tensors[torch_names.torch_name(path)] = array.T if path.endswith("/kernel") else array
-    return tensors
+    return {
+        torch_names.torch_name(path): torch_names.transposed(path, _upcast(np.asarray(array)))
+        for path, array in flat.items()
+    }
 
 
 def _upcast(array: np.ndarray) -> np.ndarray:
@@ -149,9 +163,12 @@ def _upcast(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[str]) -> dict[str, np.ndarray]:
-    """Today's names for older ones: LayerNorm.gamma/beta, no base prefix, the head's bias under the decoder."""
-    base = model.family.layers.split("/")[0]
+# Names and checks
+
+
+def _with_current_names(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[str]) -> Tensors:
+    """Renames tensors of older files: LayerNorm.gamma/beta, no base prefix, the head's bias under the decoder."""
+    base = model.family.base
     bias = torch_names.torch_name(model.family.projection_bias)
     decoder_bias = torch_names.torch_name(f"{model.family.projection}/bias")
     result = {}
@@ -167,8 +184,8 @@ def _canonical(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[st
 
 
 def _check_unexpected(source: Path, tensors: Mapping[str, Any], *, model: Model, names: set[str]) -> None:
-    """Heads of other tasks are passed over; a tensor of the encoder that has no place means a wrong config.json."""
-    base = model.family.layers.split("/")[0] + "."
+    """Ignores heads of other tasks; any other tensor that the model has no place for means a wrong config.json."""
+    base = model.family.base + "."
     layers = model.family.layers.removesuffix("{}").replace("/", ".")
     for name in sorted(set(tensors) - names):
         # A file without the base prefix (GPT-2's on the hub) still holds its layers under their name.
@@ -186,7 +203,3 @@ def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, 
         raise UserError(f"{source}: {name} has shape {array.shape}, by config.json it should be {wanted}")
     if not np.isfinite(array).all():
         raise UserError(f"{source}: {name} holds NaN or infinite values")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

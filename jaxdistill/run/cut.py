@@ -13,11 +13,12 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate import search
 from jaxdistill.evaluate.evaluator import make_context
 from jaxdistill.export.export import export, model_card
-from jaxdistill.models import hub, student, weights
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
-from jaxdistill.models.model import Model
+from jaxdistill.models import hub, weights
+from jaxdistill.models.layer_choice import resolve_layers
+from jaxdistill.models.model import Model, build_model, count_params, param_shapes
 from jaxdistill.models.pair import Pair
+from jaxdistill.models.student import cut_student, student_config
+from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 from jaxdistill.run.assemble import held_out_of
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
@@ -32,7 +33,8 @@ class Cut(NamedTuple):
     """Which student to cut out of which teacher."""
 
     teacher: str  # folder or hub name
-    layers: str  # as student.resolve_layers; or search, search:N: the N (half of them) that stay closest to the teacher
+    # As for layer_choice.resolve_layers; or search, search:N: the N (half of them) that stay closest to the teacher.
+    layers: str
     revision: str = ""
     text: str = ""  # file whose lines score the candidates of a search
     family: str = ""  # distilbert: a DistilBERT out of a BERT; empty keeps the teacher's
@@ -47,25 +49,25 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, tell: Tell) -> None
       UserError: what does not fit.
     """
     folder = hub.resolve(cut.teacher, revision=cut.revision, allow_pickle=allow_pickle)
-    teacher = models.build(hub.load_config(folder))
+    teacher = build_model(hub.load_config(folder))
     searched = cut.layers.partition(":")[0] == "search"
     if searched != bool(cut.text):
         raise UserError(
             "--layers search and --text FILE, to score the candidates on, go together; give both or neither"
         )
-    tokenizer = tokenizers.load_tokenizer(folder)
-    tokenizers.check_tokenizer(tokenizer, teacher.config)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, teacher.config)
     teacher_params = weights.load_params(folder, teacher, allow_pickle=allow_pickle)
     if searched:
         # "search" and "search:N" count as a plain count does.
         count = cut.layers.partition(":")[2] or str(max(teacher.num_layers // 2, 1))
-        count = len(student.resolve_layers(f"spread:{count}", of=teacher.num_layers))
+        count = len(resolve_layers(f"spread:{count}", of=teacher.num_layers))
         layers = _search(teacher, teacher_params, tokenizer, text=cut.text, count=count, tell=tell)
     else:
-        layers = student.resolve_layers(cut.layers, of=teacher.num_layers)
+        layers = resolve_layers(cut.layers, of=teacher.num_layers)
     family = cut.family or teacher.config.model_type
-    made = models.build(student.student_config(teacher.config, family=family, layers=layers))
-    params = student.cut_student(
+    made = build_model(student_config(teacher.config, family=family, layers=layers))
+    params = cut_student(
         teacher_params,
         teacher=teacher,
         student=made,
@@ -76,7 +78,7 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, tell: Tell) -> None
     _write(cut, made, params, tokenizer, layers, out)
     tell(
         f"layers {','.join(map(str, layers))} of {cut.teacher} are in {out}: {made.config.model_type}, "
-        f"{models.count_params(params):,} of {models.count_params(models.param_shapes(teacher)):,} parameters"
+        f"{count_params(params):,} of {count_params(param_shapes(teacher)):,} parameters"
     )
 
 
@@ -108,7 +110,7 @@ def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: i
     pair = Pair(model, params, None, {}, tokenizer, None)
     context = make_context(config.evaluate, config.mask, pair, prepared, held_out_of(config, prepared), mesh=mesh)
     whole, scores = search.search_layers(context, jax.device_put(params, sharding.replicated(mesh)), count=count)
-    names = search.named(count, of=model.num_layers)
+    names = search.usual_choices(count, of=model.num_layers)
     tell(f"{'kl':>8} {'loss':>8}  layers ({len(scores)} candidates on {text})")
     tell(f"{0:8.4f} {whole.loss:8.4f}  all {model.num_layers}")
     for place, one in enumerate(scores):

@@ -19,9 +19,8 @@ from jaxtyping import PyTree
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
 from jaxdistill.models import hub
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
-from jaxdistill.models.model import Model
+from jaxdistill.models.model import Model, build_model, param_shapes
+from jaxdistill.models.tokenizer import load_tokenizer
 from jaxdistill.run import checkpoint
 
 
@@ -77,14 +76,12 @@ def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str]
         raise UserError(f"{workdir} is no run folder: it has no config.json")
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")
-    model = models.build(hub.load_config(workdir / "student"))
+    model = build_model(hub.load_config(workdir / "student"))
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         if step is not None and step not in manager.all_steps():
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), models.param_shapes(model)
-        )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
         found = checkpoint.restore(manager, {"student": shapes}, tell=tell, step=step, read_only=True)
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet")
@@ -93,5 +90,5 @@ def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str]
         name: np.asarray(x, dtype=bool if name == "attention_mask" else np.int32)
         for name, x in json.loads((workdir / "probe.json").read_text()).items()
     }
-    tokenizer = tokenizers.load_tokenizer(workdir / "student")
+    tokenizer = load_tokenizer(workdir / "student")
     return Student(model, items["student"], tokenizer, at, notes["figures"], probe, config)

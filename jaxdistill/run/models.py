@@ -12,13 +12,14 @@ from jaxtyping import PyTree
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, rouge
-from jaxdistill.models import hub, student, weights
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
+from jaxdistill.models import hub, weights
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.model import Model
+from jaxdistill.models.layer_choice import resolve_layers
+from jaxdistill.models.model import Model, build_model_for, init_params, param_shapes
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
+from jaxdistill.models.student import cut_student, student_config
+from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer, load_tokenizer
 from jaxdistill.run import folder as folders
 
 
@@ -42,12 +43,12 @@ def load_pair(config: Config, *, allow_pickle: bool, tell: Callable[[str], None]
     _check_same_kind(teacher, made.model)
     params = _student_params(config, made, teacher, teacher_params, allow_pickle=allow_pickle, tell=tell)
     tokenizer = _tokenizer(config, made)
-    tokenizers.check_tokenizer(tokenizer, made.model.config)
+    check_tokenizer(tokenizer, made.model.config)
     if tokenizer.mask_token_id is None and not made.model.family.causal:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
-        own = [tokenizers.load_tokenizer(made.folder)] if made.folder and _has_tokenizer(made.folder) else []
-        student.check_same_vocabulary(teacher.config, made.model.config, [tokenizer, *own])
+        own = [load_tokenizer(made.folder)] if made.folder and _has_tokenizer(made.folder) else []
+        check_same_vocabulary(teacher.config, made.model.config, [tokenizer, *own])
     return Pair(made.model, params, teacher, stored(teacher_params, config.teacher.dtype), tokenizer, made.layers)
 
 
@@ -63,11 +64,11 @@ def pair_of_shapes(config: Config) -> Pair:
     if teacher is not None:
         check_model(config, teacher, "teacher")
         _check_same_kind(teacher, made.model)
-        student.check_same_vocabulary(teacher.config, made.model.config)
+        check_same_vocabulary(teacher.config, made.model.config)
     dtype = jnp.dtype(config.teacher.dtype)
-    shapes = {} if teacher is None else models.param_shapes(teacher)
+    shapes = {} if teacher is None else param_shapes(teacher)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-    return Pair(made.model, models.param_shapes(made.model), teacher, shapes, None, made.layers)
+    return Pair(made.model, param_shapes(made.model), teacher, shapes, None, made.layers)
 
 
 def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
@@ -126,7 +127,7 @@ def _tokenizer(config: Config, made: Student) -> Any:
     else:
         assert made.folder is not None, "config.check lets no run without a name for a tokenizer pass"
         folder = made.folder
-    return tokenizers.load_tokenizer(folder)
+    return load_tokenizer(folder)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -137,7 +138,7 @@ def _teacher_model(settings: TeacherConfig, *, allow_pickle: bool) -> tuple[Mode
     if not settings.name:
         return None, None
     folder = hub.resolve(settings.name, revision=settings.revision, allow_pickle=allow_pickle)
-    return models.build_as(hub.load_config(folder), settings), folder
+    return build_model_for(hub.load_config(folder), settings), folder
 
 
 def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pickle: bool) -> Student:
@@ -146,19 +147,19 @@ def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pick
     if s.name:
         own = Path(s.name) / "student"
         folder = own if _is_run(s.name) else hub.resolve(s.name, revision=s.revision, allow_pickle=allow_pickle)
-        return Student(models.build_as(hub.load_config(folder), s), None, folder)
+        return Student(build_model_for(hub.load_config(folder), s), None, folder)
     overrides = dict(s.overrides or {})
     if s.init == "random":
         base = _config_from_scratch(overrides) if teacher is None else teacher.config
         family = overrides.pop("model_type", base.model_type)
-        made = student.student_config(base, family=family, layers=(), overrides=overrides)
-        return Student(models.build_as(made, s), None, None)
+        made = student_config(base, family=family, layers=(), overrides=overrides)
+        return Student(build_model_for(made, s), None, None)
     assert teacher is not None, "config.check lets no run without any start pass"
     spec = s.layers if s.layers is not None else max(teacher.num_layers // 2, 1)
-    layers = student.resolve_layers(spec, of=teacher.num_layers)
+    layers = resolve_layers(spec, of=teacher.num_layers)
     family = s.family or teacher.config.model_type
-    cut = student.student_config(teacher.config, family=family, layers=layers, overrides=overrides)
-    return Student(models.build_as(cut, s), layers, None)
+    cut = student_config(teacher.config, family=family, layers=layers, overrides=overrides)
+    return Student(build_model_for(cut, s), layers, None)
 
 
 def _student_params(
@@ -173,7 +174,7 @@ def _student_params(
     key = jax.random.key(config.seed)
     if made.layers is not None:
         assert teacher is not None
-        return student.cut_student(
+        return cut_student(
             teacher_params,
             teacher=teacher,
             student=made.model,
@@ -182,7 +183,7 @@ def _student_params(
             key=key,
         )
     if made.folder is None:
-        return models.init_params(made.model, key)
+        return init_params(made.model, key)
     if _is_run(config.student.name):
         # To the host, as they lie on one device and the run's state may lie on others.
         return jax.device_get(folders.load_student(Path(config.student.name), tell=tell).params)

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxdistill.config import Config
 from jaxdistill.data import text as texts
 from jaxdistill.models import hub
-from jaxdistill.models import tokenizer as tokenizers
+from jaxdistill.models.tokenizer import load_tokenizer
 from jaxdistill.run.models import pair_of_shapes
 
 
@@ -18,6 +18,6 @@ def prepare(config: Config, *, tell: Callable[[str], None]) -> Path:
     """
     source = texts.open_text(config.data)
     named = next(side for side in (config.tokenizer, config.teacher, config.student) if side.name)
-    tokenizer = tokenizers.load_tokenizer(hub.resolve(named.name, revision=named.revision))
+    tokenizer = load_tokenizer(hub.resolve(named.name, revision=named.revision))
     causal = pair_of_shapes(config).student.family.causal
     return texts.prepare_text(config.data, source, tokenizer, causal=causal, tell=tell).path

@@ -504,9 +504,9 @@ def test_bad_causal_stores(tmp_path, case):
 
 @pytest.mark.parametrize("name", ["tokenizers/gpt2", "models/stories260k-llama"])
 def test_pairs_are_what_generate_is_given(tmp_path, shared, name):
-    from jaxdistill.models import tokenizer as tokenizers
+    from jaxdistill.models.tokenizer import load_tokenizer
 
-    real = tokenizers.load_tokenizer(shared / name)
+    real = load_tokenizer(shared / name)
     store = opened(
         pair_source(tmp_path / "a.jsonl"), real, tmp_path, max_length=256, template="{prompt}\nTL;DR: {completion}"
     )
@@ -527,9 +527,9 @@ def test_a_prompt_that_takes_up_the_space_before_it_needs_no_more_room(tmp_path,
 
 
 def test_llama_texts_begin_as_generate_begins(tmp_path, shared):
-    from jaxdistill.models import tokenizer as tokenizers
+    from jaxdistill.models.tokenizer import load_tokenizer
 
-    llama = tokenizers.load_tokenizer(shared / "models" / "stories260k-llama")
+    llama = load_tokenizer(shared / "models" / "stories260k-llama")
     store = opened(text_source(tmp_path / "a.txt"), llama, tmp_path, max_length=200)
     assert rows_of(store) == [[*llama(line)["input_ids"], 2] for line in LINES]
     assert all(row[0] == 1 for row in rows_of(store))

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ml_collections import ConfigDict
 
-from jaxdistill import build
 from jaxdistill.errors import UserError
 from jaxdistill.models import attention, intercept
-from jaxdistill.models import model as models
+from jaxdistill.models.model import build_model, build_model_for, init_params, without_attention_dropout
+from jaxdistill.models.settings import StudentConfig
 
 MASKED = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 CAUSAL = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "gemma")
@@ -20,8 +19,8 @@ KINDS = MASKED + CAUSAL
 
 
 def run(kind: str, implementation: str, params: Any, *, dropout: bool = True, **wanted: Any) -> intercept.Outputs:
-    model = models.build(tiny.model(kind).config, attention=implementation)
-    model = model if dropout else models.without_attention_dropout(model)
+    model = build_model(tiny.model(kind).config, attention=implementation)
+    model = model if dropout else without_attention_dropout(model)
     ids, mask = tiny.batch(kind)
     return intercept.apply(
         model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True, **wanted
@@ -104,13 +103,13 @@ def test_cudnn_s_kernels_take_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     from jax._src.cudnn import fused_attention_stablehlo  # which asks for the version that is installed here
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91400)
-    model = models.build(tiny.config(kind, **SIZES[kind]), dtype=jnp.bfloat16, attention="cudnn")
+    model = build_model(tiny.config(kind, **SIZES[kind]), dtype=jnp.bfloat16, attention="cudnn")
     ids, mask = map(jnp.asarray, tiny.batch(kind))
 
     def number(params: Any) -> jax.Array:
         return jnp.sum(intercept.apply(model, params, input_ids=ids, attention_mask=mask).logits.astype(jnp.float32))
 
-    params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     kernels = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
     allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in kernels]
     lowered = jax.export.export(jax.jit(jax.grad(number)), platforms=["cuda"], disabled_checks=allowed)(params)
@@ -120,9 +119,9 @@ def test_cudnn_s_kernels_take_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("size", [12, 264])
 def test_heads_that_cudnn_does_not_take(size: int) -> None:
-    side = ConfigDict({"attention": "cudnn", "dtype": "bfloat16"})
+    settings = StudentConfig(attention="cudnn", dtype="bfloat16")
     with pytest.raises(UserError, match=f"multiple of 8 up to 256 entries.* have {size};"):
-        build.build_model(tiny.config("bert", hidden_size=2 * size), side)
+        build_model_for(tiny.config("bert", hidden_size=2 * size), settings)
 
 
 @pytest.mark.parametrize("kind", ["albert"])

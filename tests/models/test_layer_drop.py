@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdistill import build as build_run
-from jaxdistill import config as configs
 from jaxdistill.models import intercept, layer_drop
-from jaxdistill.models.model import build
+from jaxdistill.models.model import build_model
+from jaxdistill.models.settings import StudentConfig
 from jaxdistill.models.student import cut_student, student_config
 
 # Those that distil today; ALBERT runs each set of parameters several times.
@@ -58,7 +57,7 @@ def test_all_kept_is_the_plain_model(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sub_network_is_the_student_that_is_cut_out(kind: str) -> None:
     teacher, params, layers = tiny.model(kind), tiny.params(kind), EVERY_OTHER[kind]
-    student = build(student_config(teacher.config, family=kind, layers=layers))
+    student = build_model(student_config(teacher.config, family=kind, layers=layers))
     cut = cut_student(params, teacher=teacher, student=student, layers=layers)
     ids, mask = tiny.batch(kind)
     run = lambda params: intercept.apply(  # noqa: E731
@@ -107,25 +106,28 @@ def test_a_dropped_layer_is_branched_over_and_not_computed() -> None:
 
 
 def test_rates() -> None:
-    make = functools.partial(layer_drop.make_drop_rates, rate=0.4, layers=4, steps=11)
-    constant = make(depth="constant", schedule="constant")
+    def make(**schedule: str) -> layer_drop.DropRates:
+        rates = layer_drop.drop_rates(StudentConfig(layer_drop=0.4, **schedule), layers=4, steps=11)
+        assert rates is not None
+        return rates
+
+    constant = make(layer_drop_depth="constant", layer_drop_schedule="constant")
     np.testing.assert_allclose(constant(jnp.int32(0)), [0.4] * 4, rtol=1e-6)
     np.testing.assert_allclose(constant(jnp.int32(10)), [0.4] * 4, rtol=1e-6)
-    linear = make(depth="linear", schedule="constant")
+    linear = make(layer_drop_depth="linear", layer_drop_schedule="constant")
     np.testing.assert_allclose(linear(jnp.int32(3)), [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
-    growing = make(depth="constant", schedule="linear")
+    growing = make(layer_drop_depth="constant", layer_drop_schedule="linear")
     for step, rate in ((0, 0.0), (5, 0.2), (10, 0.4)):
         np.testing.assert_allclose(growing(jnp.int32(step)), [rate] * 4, rtol=1e-6)
-    both = make(depth="linear", schedule="linear")
+    both = make(layer_drop_depth="linear", layer_drop_schedule="linear")
     np.testing.assert_allclose(both(jnp.int32(5)), [0.05, 0.1, 0.15, 0.2], rtol=1e-6)
 
 
 def test_rate_zero_leaves_the_plain_model() -> None:
     """No branches and no draws: the step is compiled as if there were no LayerDrop."""
-    config = configs.base()
-    assert build_run.drop_rates(config, tiny.model("bert"), steps=10) is None
-    config.student.layer_drop = 0.5
-    rates = build_run.drop_rates(config, tiny.model("bert"), steps=10)
+    layers = tiny.model("bert").num_layers
+    assert layer_drop.drop_rates(StudentConfig(), layers=layers, steps=10) is None
+    rates = layer_drop.drop_rates(StudentConfig(layer_drop=0.5), layers=layers, steps=10)
     assert rates is not None
     np.testing.assert_allclose(rates(jnp.int32(3)), [0.5, 0.5])
 

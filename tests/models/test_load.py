@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import hub, torch_names, weights
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
+from jaxdistill.models.model import build_model, count_params, init_params, param_shapes
+from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 
 CAUSAL = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "gemma")
 
@@ -96,7 +96,7 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     ],
 )
 def test_configurations_the_class_cannot_follow(fields, part):
-    refused(lambda: models.build(tiny.config("bert", **fields)), part)
+    refused(lambda: build_model(tiny.config("bert", **fields)), part)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_configurations_the_class_cannot_follow(fields, part):
     ],
 )
 def test_configurations_the_causal_class_would_pass_over(kind, fields, part):
-    refused(lambda: models.build(tiny.config(kind, **fields)), f"{kind} config: ", part)
+    refused(lambda: build_model(tiny.config(kind, **fields)), f"{kind} config: ", part)
 
 
 def test_build_is_quiet_and_leaves_the_verbosity(caplog):
@@ -132,7 +132,7 @@ def test_build_is_quiet_and_leaves_the_verbosity(caplog):
     hf_logging.set_verbosity(logging.INFO)
     try:
         with caplog.at_level(logging.INFO, logger="transformers"):
-            models.build(tiny.config("bert", vocab_size=77))
+            build_model(tiny.config("bert", vocab_size=77))
         assert hf_logging.get_verbosity() == logging.INFO
         assert not caplog.records
     finally:
@@ -161,8 +161,8 @@ def test_sizes(kind, length):
 def test_read_back(folder):
     params = weights.load_params(folder, tiny.model("bert"))
     jax.tree.map(np.testing.assert_array_equal, params, tiny.params("bert"))
-    shapes = models.param_shapes(tiny.model("bert"))
-    assert models.count_params(shapes) == models.count_params(params) == sum(x.size for x in jax.tree.leaves(params))
+    shapes = param_shapes(tiny.model("bert"))
+    assert count_params(shapes) == count_params(params) == sum(x.size for x in jax.tree.leaves(params))
 
 
 def test_missing_tensors(folder, caplog):
@@ -224,38 +224,38 @@ def tokenizer_file(folder, *special):
 
 def test_a_bare_tokenizer_json(tmp_path):
     tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
-    tokenizer = tokenizers.load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.is_fast and (tokenizer.mask_token_id, tokenizer.pad_token_id, len(tokenizer)) == (
         4,
         1,
         7,
     )
-    tokenizers.check_tokenizer(tokenizer, tiny.config("bert", vocab_size=7))
+    check_tokenizer(tokenizer, tiny.config("bert", vocab_size=7))
     refused(
-        lambda: tokenizers.check_tokenizer(tokenizer, tiny.config("bert", vocab_size=6)),
+        lambda: check_tokenizer(tokenizer, tiny.config("bert", vocab_size=6)),
         "largest id is 6",
         "has 6 entries",
     )
 
 
 def test_no_tokenizer(tmp_path):
-    refused(lambda: tokenizers.load_tokenizer(tmp_path), "has no tokenizer")
+    refused(lambda: load_tokenizer(tmp_path), "has no tokenizer")
     tokenizer_file(tmp_path)
-    refused(lambda: tokenizers.load_tokenizer(tmp_path), "none of the tokens")
+    refused(lambda: load_tokenizer(tmp_path), "none of the tokens")
     whole = (tmp_path / "tokenizer.json").read_text()
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
-        refused(lambda: tokenizers.load_tokenizer(tmp_path), "no tokenizer that can be read")
+        refused(lambda: load_tokenizer(tmp_path), "no tokenizer that can be read")
         (tmp_path / name).write_text(json.dumps({"model_type": "bert", "tokenizer_class": "BertTokenizer"}))
     (tmp_path / "tokenizer.json").unlink()
-    refused(lambda: tokenizers.load_tokenizer(tmp_path), "no tokenizer that can be read")
+    refused(lambda: load_tokenizer(tmp_path), "no tokenizer that can be read")
 
 
 def test_a_tokenizer_saved_by_transformers_5(tmp_path):
     tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
     settings = {"tokenizer_class": "TokenizersBackend", "mask_token": "[MASK]", "unk_token": "[UNK]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert tokenizers.load_tokenizer(tmp_path).mask_token_id == 4
+    assert load_tokenizer(tmp_path).mask_token_id == 4
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_tokenizer_saved_by_transformers_5(tmp_path):
     ],
 )
 def test_real_tokenizers(shared, name, text, ids):
-    tokenizer = tokenizers.load_tokenizer(shared / "tokenizers" / name)
+    tokenizer = load_tokenizer(shared / "tokenizers" / name)
     assert tokenizer(text)["input_ids"] == ids
     assert tokenizer.mask_token_id is not None and tokenizer.pad_token_id is not None
 
@@ -275,7 +275,7 @@ def test_gemma_begins_where_torch_does():
     """Its norms multiply by 1 + weight: torch begins with 0, the Flax class with 1."""
     norms = [
         x
-        for path, x in jax.tree_util.tree_leaves_with_path(models.init_params(tiny.model("gemma"), jax.random.key(0)))
+        for path, x in jax.tree_util.tree_leaves_with_path(init_params(tiny.model("gemma"), jax.random.key(0)))
         if "norm" in path[-2].key
     ]
     assert len(norms) == 5 and all(not x.any() for x in norms)

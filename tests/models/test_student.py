@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from jaxdistill.errors import UserError
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
-from jaxdistill.models.model import build
-from jaxdistill.models.student import check_same_vocabulary, cut_student, resolve_layers, student_config
+from jaxdistill.models.layer_choice import resolve_layers
+from jaxdistill.models.model import build_model
+from jaxdistill.models.student import cut_student, student_config
+from jaxdistill.models.tokenizer import check_same_vocabulary
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_bad_layer_specifications(spec, message):
 def test_selected_layers_are_the_teachers_bit_for_bit(kind):
     depth = tiny.depth(kind, 3)
     teacher, params = tiny.model(kind, **depth), tiny.params(kind, **depth)
-    student = build(student_config(teacher.config, family=kind, layers=(0, 2)))
+    student = build_model(student_config(teacher.config, family=kind, layers=(0, 2)))
     assert teacher.num_layers == 3 and student.num_layers == 2
     cut = flatten_dict(cut_student(params, teacher=teacher, student=student, layers=(0, 2)), sep="/")
     source = flatten_dict(params, sep="/")
@@ -96,7 +98,7 @@ def test_distilbert_with_every_layer_is_its_bert_teacher(tie):
     """Token types folded, head copied: nothing of the teacher is lost, so the logits are the teacher's."""
     what = {"tie_word_embeddings": tie, "num_hidden_layers": 3, "layer_norm_eps": 1e-12}
     teacher, params = tiny.model("bert", **what), tiny.params("bert", **what)
-    student = build(student_config(teacher.config, family="distilbert", layers=(0, 1, 2)))
+    student = build_model(student_config(teacher.config, family="distilbert", layers=(0, 1, 2)))
     cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1, 2))
     ids, mask = (jnp.asarray(array) for array in tiny.batch("bert"))
     full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True)
@@ -116,7 +118,7 @@ def test_gpt_neo_layers_keep_their_kind_of_attention():
         assert (kept.num_layers, kept.attention_layers) == (2, ["local", "local"])
     # The first two layers are the same computation in both, when layer 1 is the one that is kept.
     config = student_config(teacher.config, family="gpt_neo", layers=(0, 1))
-    student = build(config)
+    student = build_model(config)
     cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1))
     ids, mask = (jnp.asarray(array) for array in tiny.batch("gpt_neo"))
     full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
@@ -126,13 +128,13 @@ def test_gpt_neo_layers_keep_their_kind_of_attention():
     random = {"num_layers": 3, "attention_types": [[["local"], 3]]}
     assert student_config(teacher.config, family="gpt_neo", overrides=random).attention_layers == ["local"] * 3
     with pytest.raises(UserError, match="attention_types names 4 layers, num_layers is 3"):
-        build(student_config(teacher.config, family="gpt_neo", overrides={"num_layers": 3}))
+        build_model(student_config(teacher.config, family="gpt_neo", overrides={"num_layers": 3}))
 
 
 def test_reference_init_drops_token_types_and_draws_the_head():
     what = {"num_hidden_layers": 3, "layer_norm_eps": 1e-12}
     teacher, params = tiny.model("bert", **what), tiny.params("bert", **what)
-    student = build(student_config(teacher.config, family="distilbert", layers=(0, 2)))
+    student = build_model(student_config(teacher.config, family="distilbert", layers=(0, 2)))
     ours, theirs = (
         flatten_dict(
             cut_student(
@@ -166,7 +168,7 @@ def test_albert_keeps_its_groups():
         ((0, 1, 2), ("0", "1")),
         ((0, 1, 2, 3), ("0", "1")),
     ):
-        student = build(student_config(teacher.config, family="albert", layers=layers))
+        student = build_model(student_config(teacher.config, family="albert", layers=layers))
         cut = cut_student(params, teacher=teacher, student=student, layers=layers)
         assert student.num_layers == len(layers)
         got = cut["albert"]["encoder"]["albert_layer_groups"]
@@ -179,7 +181,7 @@ def test_albert_keeps_its_groups():
 
 def test_albert_cut_runs_the_chosen_layers():
     teacher, params = tiny.model("albert"), tiny.params("albert")
-    student = build(student_config(teacher.config, family="albert", layers=(0, 1)))
+    student = build_model(student_config(teacher.config, family="albert", layers=(0, 1)))
     cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1))
     ids, mask = (jnp.asarray(array) for array in tiny.batch("albert"))
     full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
@@ -220,11 +222,11 @@ def test_what_a_student_cannot_be():
         student_config(bert, family="distilbert", layers=(0,))
     with pytest.raises(UserError, match=r"'distilbert' from a roberta teacher"):
         student_config(tiny.config("roberta"), family="distilbert", layers=(0,))
-    narrow = build(student_config(bert, family="bert", layers=(0,), overrides={"intermediate_size": 8}))
+    narrow = build_model(student_config(bert, family="bert", layers=(0,), overrides={"intermediate_size": 8}))
     with pytest.raises(UserError, match=r"intermediate/dense/bias is \(8,\) in the student and \(24,\)"):
         cut_student(tiny.params("bert"), teacher=tiny.model("bert"), student=narrow, layers=(0,))
     with pytest.raises(UserError, match="electra student cannot be cut from a bert teacher"):
-        electra = build(tiny.config("electra"))
+        electra = build_model(tiny.config("electra"))
         cut_student(tiny.params("bert"), teacher=tiny.model("bert"), student=electra, layers=(0, 1))
 
 

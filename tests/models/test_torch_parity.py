@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxdistill.errors import UserError
 from jaxdistill.models import hub, torch_names, weights
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
+from jaxdistill.models.model import build_model, count_params
+from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 
 BOTH = [(kind, tie) for kind in FAMILIES for tie in (True, False)]
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
@@ -234,17 +234,17 @@ def test_sinusoidal_distilbert_reads_its_stored_table(tmp_path):
     write(tmp_path, model, torch_names.to_torch(params))
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, "sinusoidal_pos_embds": True}))
-    read = models.build(hub.load_config(tmp_path))
+    read = build_model(hub.load_config(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, weights.load_params(tmp_path, read), params)
 
 
 @pytest.mark.slow
 def test_real_weights(shared):
     folder = shared / "models" / "minilm-l6-mlm"
-    model = models.build(hub.load_config(folder))
+    model = build_model(hub.load_config(folder))
     params = weights.load_params(folder, model)
-    tokenizer = tokenizers.load_tokenizer(folder)
-    tokenizers.check_tokenizer(tokenizer, model.config)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, model.config)
     text = ["The European [MASK] voted on the proposal.", "I declare resumed the session."]
     encoded = tokenizer(text, return_tensors="np", padding=True)
     ids, mask = encoded["input_ids"], encoded["attention_mask"].astype(bool)
@@ -256,15 +256,15 @@ def test_real_weights(shared):
     with torch.no_grad():
         out = theirs(torch.tensor(ids), attention_mask=torch.tensor(encoded["attention_mask"]))
     np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4)
-    assert models.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
+    assert count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
 
 
 @pytest.mark.slow
 def test_real_causal_weights(shared):
     folder = shared / "models" / "stories260k-llama"
-    model = models.build(hub.load_config(folder))
+    model = build_model(hub.load_config(folder))
     params = weights.load_params(folder, model)
-    tokenizer = tokenizers.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     encoded = tokenizer(["Once upon a time, there was a little girl", "Tom"])["input_ids"]
     width = max(map(len, encoded))
     ids = np.array([[0] * (width - len(row)) + row for row in encoded], np.int32)
@@ -274,4 +274,4 @@ def test_real_causal_weights(shared):
     with torch.no_grad():
         out = theirs(**torch_inputs("llama", ids, mask))
     np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4, rtol=1e-4)
-    assert models.count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())
+    assert count_params(params) == sum(array.size for array in load_file(folder / "model.safetensors").values())

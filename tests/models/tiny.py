@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.model import Model, build, init_params
+from jaxdistill.models.model import Model, build_model, init_params
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 101,
@@ -108,7 +108,7 @@ def config(kind: str, **overrides: Any) -> Any:
 
 @functools.cache
 def model(kind: str, **overrides: Any) -> Model:
-    return build(config(kind, **overrides))
+    return build_model(config(kind, **overrides))
 
 
 @functools.cache

@@ -1,17 +1,14 @@
-"""Configurations that transformers' Flax classes would compute differently from PyTorch, refused by name."""
+"""Which configurations transformers' Flax classes compute as PyTorch does; all others are refused by name."""
 
 from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.families import FAMILIES
 
-ROTARY = ("llama", "mistral", "gemma")
-
-
 _ROPE_THETA = 10_000.0  # written into the Flax classes
+_ROTARY = tuple(kind for kind, family in FAMILIES.items() if family.rotary)
 
-
-# What the causal Flax classes do not look at: in which families, and the one value that is right for them.
+# Fields that the causal Flax classes ignore: in which families, and the only value with which they agree with torch.
 _FIXED_FIELDS: dict[str, tuple[tuple[str, ...], Any]] = {
     "scale_attn_weights": (("gpt2",), True),
     "scale_attn_by_inverse_layer_idx": (("gpt2",), False),
@@ -20,13 +17,17 @@ _FIXED_FIELDS: dict[str, tuple[tuple[str, ...], Any]] = {
     "layer_norm_elementwise_affine": (("opt",), True),
     "mlp_bias": (("llama",), False),
     "attention_bias": (("mistral",), False),
-    "attention_dropout": (("mistral",), 0.0),  # its class asks for no dropout key
-    "partial_rotary_factor": (ROTARY, 1.0),
+    "attention_dropout": (("mistral",), 0.0),  # its Flax class asks for no dropout key
+    "partial_rotary_factor": (_ROTARY, 1.0),
 }
 
 
-def check_config(config: Any) -> None:
-    """What the Flax class would compute differently from torch, or die on without naming the key."""
+def check_supported(config: Any) -> None:
+    """Checks that the Flax class computes with `config` what the torch class computes.
+
+    Raises:
+      UserError: the first field with which the Flax class would compute something else, or fail without naming it.
+    """
     kind = config.model_type
     # Gemma's heads have a size of their own.
     if kind != "gemma" and config.hidden_size % config.num_attention_heads:
@@ -40,19 +41,13 @@ def check_config(config: Any) -> None:
             f"{kind} config: position_embedding_type {config.position_embedding_type!r}; only 'absolute' is known here"
         )
     if FAMILIES[kind].causal:
-        _check_causal_config(config)
+        _check_causal(config)
     elif getattr(config, "is_decoder", False):
         raise UserError(f"{kind} config: is_decoder is true; a masked LM must see both sides")
-    from transformers.modeling_flax_utils import ACT2FN
-
-    names = ("activation", "hidden_act", "activation_function")
-    activation = next((value for name in names if (value := getattr(config, name, None))), None)
-    if activation not in ACT2FN:
-        raise UserError(f"{kind} config: activation {activation!r} is none of {', '.join(ACT2FN)}")
+    _check_activation(config)
 
 
-def _check_causal_config(config: Any) -> None:
-    """Fields that a causal Flax class passes over in silence, and computes something else than torch."""
+def _check_causal(config: Any) -> None:
     kind = config.model_type
     for name, (kinds, only) in _FIXED_FIELDS.items():
         value = getattr(config, name, only)
@@ -63,21 +58,29 @@ def _check_causal_config(config: Any) -> None:
             f"gpt_neo config: attention_types names {len(config.attention_layers)} layers, num_layers is "
             f"{config.num_layers}"
         )
-    if kind not in ROTARY:
-        return
+    if FAMILIES[kind].rotary:
+        _check_heads(config)
+        _check_rotary(config)
+
+
+def _check_heads(config: Any) -> None:
+    kind = config.model_type
     if config.num_attention_heads % config.num_key_value_heads:
         raise UserError(
             f"{kind} config: {config.num_attention_heads} heads are not divisible by "
             f"{config.num_key_value_heads} key/value heads"
         )
-    head_size = config.hidden_size // config.num_attention_heads
-    own_size = getattr(config, "head_dim", None) or head_size
-    if kind != "gemma" and own_size != head_size:
+    divided = config.hidden_size // config.num_attention_heads
+    if kind != "gemma" and head_size(config) != divided:
         raise UserError(
-            f"{kind} config: head_dim is {own_size}, and transformers' Flax class knows only hidden_size / heads, "
-            f"{head_size}"
+            f"{kind} config: head_dim is {head_size(config)}, and transformers' Flax class knows only "
+            f"hidden_size / heads, {divided}"
         )
-    # transformers 5 writes rope_parameters, which 4.57 passes over.
+
+
+def _check_rotary(config: Any) -> None:
+    kind = config.model_type
+    # transformers 5 writes rope_parameters, which 4.57 ignores.
     rope = {"rope_theta": config.rope_theta, **(getattr(config, "rope_scaling", None) or {})}
     rope |= getattr(config, "rope_parameters", None) or {}
     name = rope.get("rope_type", rope.get("type", "default"))
@@ -86,8 +89,27 @@ def _check_causal_config(config: Any) -> None:
             f"{kind} config: rotary positions of type {name!r} with theta {rope['rope_theta']:g}; transformers' Flax "
             f"class knows only 'default' with {_ROPE_THETA:g}"
         )
-    if config.max_position_embeddings < 2 * own_size:
+    if config.max_position_embeddings < fewest_positions(config):
         raise UserError(
             f"{kind} config: {config.max_position_embeddings} positions; transformers' Flax class needs at least "
-            f"twice the head size, {2 * own_size}"
+            f"twice the head size, {fewest_positions(config)}"
         )
+
+
+def _check_activation(config: Any) -> None:
+    from transformers.modeling_flax_utils import ACT2FN
+
+    names = ("activation", "hidden_act", "activation_function")
+    activation = next((value for name in names if (value := getattr(config, name, None))), None)
+    if activation not in ACT2FN:
+        raise UserError(f"{config.model_type} config: activation {activation!r} is none of {', '.join(ACT2FN)}")
+
+
+def head_size(config: Any) -> int:
+    """Entries of an attention head: head_dim where the configuration has one, else width / heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def fewest_positions(config: Any) -> int:
+    """The smallest max_position_embeddings with which the rotary Flax classes run."""
+    return 2 * head_size(config)
