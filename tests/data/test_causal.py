@@ -7,11 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdistill.data.batching import EMPTY
-from jaxdistill.data.causal import eval_batches, next_tokens, pairs_of, train_batches
-from jaxdistill.data.tokenize import TokenStore
+from jaxdistill.data.causal import next_tokens, pairs_of
+from jaxdistill.data.pipeline import Hosts, Schedule
+from jaxdistill.data.settings import DataConfig, MaskConfig
+from jaxdistill.data.store import TokenStore
+from jaxdistill.data.text import Text, held_out_batches, train_batches
+from jaxdistill.data.vocabulary import Vocabulary
 from jaxdistill.errors import UserError
 
 PAD = 0
+VOCABULARY = Vocabulary(size=300, bos=1, eos=1, pad=PAD, unk=None, mask=None, special=(0, 1))
+DATA = DataConfig(max_length=32, buckets=(16, 32), prompt_loss=False, threads=2, prefetch=4)
 DTYPES = {"input_ids": "int32", "attention_mask": "bool", "labels": "int32", "label_mask": "bool"}
 
 
@@ -44,25 +50,19 @@ def random_store(rows=45, *, row=0):
 STORE, PACKED = random_store(), random_store(row=16)
 
 
-def train(store=STORE, **changes):
-    settings = dict(
-        pad=PAD,
-        batch_size=8,
-        buckets=(16, 32),
-        prompt_loss=False,
-        seed=5,
-        steps=15,
-        host=0,
-        hosts=1,
-        threads=2,
-        prefetch=4,
-    )
-    return train_batches(store, **{**settings, **changes})
+def text_of(store):
+    return Text(store, store, store.token_counts, VOCABULARY, store.path, causal=True)
 
 
-def evaluation(store=STORE, **changes):
-    settings = dict(pad=PAD, batch_size=8, buckets=(16, 32), prompt_loss=False, limit=0, host=0, hosts=1)
-    return eval_batches(store, **{**settings, **changes})
+def train(store=STORE, *, host=0, hosts=1, steps=15, limit_batches=0, seed=5, **data):
+    schedule = Schedule(batch_size=8, steps=steps, limit_batches=limit_batches, seed=seed)
+    data = DATA.model_copy(update=data)
+    return train_batches(text_of(store), data, MaskConfig(), schedule, hosts=Hosts(host, hosts))
+
+
+def evaluation(store=STORE, *, batch_size=8, limit=0, host=0, hosts=1, **data):
+    data, hosts = DATA.model_copy(update=data), Hosts(host, hosts)
+    return held_out_batches(text_of(store), data, MaskConfig(), batch_size=batch_size, limit=limit, hosts=hosts)
 
 
 def assert_same(left, right):
@@ -83,7 +83,7 @@ def rows_of(batches):
     ]
 
 
-def stored(store):
+def all_rows(store):
     return [tuple(store[row].tolist()) for row in range(len(store))]
 
 
@@ -172,9 +172,9 @@ def test_each_row_once_an_epoch(store):
     batches = list(train(store, steps=2 * steps, buckets=buckets))
     assert len(batches) == 2 * steps
     first, second = rows_of(batches[:steps]), rows_of(batches[steps:])
-    assert sorted(first) == sorted(second) == sorted(stored(store))
+    assert sorted(first) == sorted(second) == sorted(all_rows(store))
     assert first != second
-    places = {tokens: row for row, tokens in enumerate(stored(store))}
+    places = {tokens: row for row, tokens in enumerate(all_rows(store))}
     assert len(places) == len(store)
     for batch in batches:
         width = batch["input_ids"].shape[1]
@@ -237,11 +237,11 @@ def test_evaluation_is_in_order_and_does_not_depend_on_batches(prompt_loss):
         return found
 
     batches = evaluation(prompt_loss=prompt_loss)
-    assert len(batches) == 6 and sorted(rows_of(batches)) == sorted(stored(STORE))
+    assert len(batches) == 6 and sorted(rows_of(batches)) == sorted(all_rows(STORE))
     expected = by_row(batches)
     for change in ({"batch_size": 3}, {"buckets": (32,)}, {"batch_size": 16}):
         assert by_row(evaluation(prompt_loss=prompt_loss, **change)) == expected, change
-    assert rows_of(evaluation(buckets=(32,))) == stored(STORE)
+    assert rows_of(evaluation(buckets=(32,))) == all_rows(STORE)
     assert (sum(len(where) for where, _ in expected.values()) == sum(STORE.lengths - 1)) == prompt_loss
 
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdistill.data.batching import collate
-from jaxdistill.data.masking import mask_batch, masked_capacity, smoothing_weights
-from jaxdistill.data.tokenize import Vocabulary
+from jaxdistill.data.masking import MaskDraw, mask_batch, masked_capacity, smoothing_weights
+from jaxdistill.data.settings import MaskConfig
+from jaxdistill.data.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(size=50, bos=2, eos=3, pad=0, unk=1, mask=4, special=(0, 1, 2, 3, 4))
 COUNTS = np.arange(50) ** 2
@@ -21,11 +22,9 @@ def make_batch(lengths, *, width, seed=0):
     return collate(rows, width=width, pad=0)
 
 
-def mask(batch, **changes):
-    settings = dict(
-        vocabulary=VOCABULARY, weights=SMOOTH, fraction=0.15, replace=(0.8, 0.1, 0.1), group=2, seed=7, step=3
-    )
-    return mask_batch(batch, **{**settings, **changes})
+def mask(batch, *, weights=SMOOTH, seed=7, step=3, first_group=0, **settings):
+    draw = MaskDraw(MaskConfig(**{"group": 2, **settings}), VOCABULARY, weights)
+    return mask_batch(batch, draw, seed=seed, step=step, first_group=first_group)
 
 
 def test_weights_are_those_of_the_reference():

@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 
 from jaxdistill.data.masking import masked_capacity
-from jaxdistill.data.pipeline import Masking, eval_batches, steps_per_epoch, train_batches
-from jaxdistill.data.tokenize import TokenStore, Vocabulary
+from jaxdistill.data.pipeline import Hosts, Schedule, steps_per_epoch
+from jaxdistill.data.settings import DataConfig, MaskConfig
+from jaxdistill.data.store import TokenStore
+from jaxdistill.data.text import Text, held_out_batches, train_batches
+from jaxdistill.data.vocabulary import Vocabulary
 from jaxdistill.errors import UserError
 
 VOCABULARY = Vocabulary(size=300, bos=2, eos=3, pad=0, unk=1, mask=4, special=(0, 1, 2, 3, 4))
-MASK = Masking(fraction=0.15, replace=(0.8, 0.1, 0.1), smoothing=0.7, group=2)
+MASK = MaskConfig(fraction=0.15, replace=(0.8, 0.1, 0.1), smoothing=0.7, group=2)
+DATA = DataConfig(max_length=32, buckets=(16, 32), threads=2, prefetch=4)
 KEYS = {"input_ids", "attention_mask", "labels", "label_mask"}
 
 
 def make_store(rows=45):
-    """Row i holds token 5 + i in its middle, so that a batch tells which rows it has."""
+    """Row i holds token 5 + i in its middle, so that a batch shows which rows it has."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(4, 33, rows)
     tokens = [np.r_[2, np.full(length - 2, 5 + row), 3] for row, length in enumerate(lengths)]
@@ -34,36 +38,17 @@ def make_store(rows=45):
 STORE = make_store()
 
 
-def train(**changes):
-    settings = dict(
-        vocabulary=VOCABULARY,
-        batch_size=8,
-        buckets=(16, 32),
-        mask=MASK,
-        token_counts=STORE.token_counts,
-        seed=5,
-        steps=15,
-        host=0,
-        hosts=1,
-        threads=2,
-        prefetch=4,
-    )
-    return train_batches(STORE, **{**settings, **changes})
+TEXT = Text(STORE, STORE, STORE.token_counts, VOCABULARY, STORE.path, causal=False)
 
 
-def evaluation(**changes):
-    settings = dict(
-        vocabulary=VOCABULARY,
-        batch_size=8,
-        buckets=(16, 32),
-        mask=MASK,
-        token_counts=STORE.token_counts,
-        seed=1,
-        limit=0,
-        host=0,
-        hosts=1,
-    )
-    return eval_batches(STORE, **{**settings, **changes})
+def train(*, mask=MASK, host=0, hosts=1, steps=15, limit_batches=0, seed=5, text=TEXT, **data):
+    schedule = Schedule(batch_size=8, steps=steps, limit_batches=limit_batches, seed=seed)
+    return train_batches(text, DATA.model_copy(update=data), mask, schedule, hosts=Hosts(host, hosts))
+
+
+def evaluation(*, mask=MASK, batch_size=8, limit=0, host=0, hosts=1, **data):
+    data = DATA.model_copy(update=data)
+    return held_out_batches(TEXT, data, mask, batch_size=batch_size, limit=limit, hosts=Hosts(host, hosts))
 
 
 def assert_same(left, right):
@@ -134,9 +119,9 @@ def test_a_restored_iterator_goes_on_as_if_uninterrupted(stop):
     ("change", "message"),
     [
         ({"hosts": 3}, "batch of 8 rows does not divide into 3 hosts"),
-        ({"mask": dataclasses.replace(MASK, group=3)}, "groups of 3 rows"),
-        ({"token_counts": np.ones(299, int)}, "299 token counts for a tokenizer of 300"),
-        ({"vocabulary": dataclasses.replace(VOCABULARY, mask=None)}, "no mask token"),
+        ({"mask": MASK.model_copy(update={"group": 3})}, "groups of 3 rows"),
+        ({"text": TEXT._replace(token_counts=np.ones(299, int))}, "299 token counts for a tokenizer of 300"),
+        ({"text": TEXT._replace(vocabulary=dataclasses.replace(VOCABULARY, mask=None))}, "no mask token"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
@@ -144,15 +129,16 @@ def test_what_does_not_fit_is_named(change, message):
         train(**change)
 
 
-def test_evaluation_sees_each_row_once_with_fixed_masks():
+def test_evaluation_sees_each_row_once_with_fixed_masks(monkeypatch):
     batches = evaluation()
     assert len(batches) == 6
     assert sorted(rows_of(batches)) == list(range(45))
     assert_same(list(batches), list(evaluation()))
     assert_same([batches[4]], [evaluation()[4]])
-    assert (batches[0]["label_mask"] != evaluation(seed=2)[0]["label_mask"]).any()
     with pytest.raises(IndexError):
         batches[6]
+    monkeypatch.setattr("jaxdistill.data.text.HELD_OUT_SEED", 2)
+    assert (batches[0]["label_mask"] != evaluation()[0]["label_mask"]).any()
 
 
 def test_evaluation_masks_do_not_depend_on_how_rows_are_batched():
@@ -169,7 +155,7 @@ def test_evaluation_masks_do_not_depend_on_how_rows_are_batched():
     for change in (
         {"batch_size": 3},
         {"buckets": (32,)},
-        {"mask": dataclasses.replace(MASK, group=8)},
+        {"mask": MASK.model_copy(update={"group": 8})},
         {"batch_size": 16},
     ):
         assert by_row(evaluation(**change)) == expected, change

@@ -7,19 +7,21 @@ import logging
 
 import pytest
 
-from jaxdistill.data.sources import SOURCES, open_source
+from jaxdistill.data.settings import DataConfig
+from jaxdistill.data.sources import SOURCES
+from jaxdistill.data.text import open_source
 from jaxdistill.errors import UserError
+from jaxdistill.knobs import checked
 
 DOCUMENTS = ["The first document.", "Ein zweites, größeres …", 'A "quoted" one, with a comma', "last 日本語"]
 
 
-def opened(path, *, source="text", **changes):
-    settings = dict(column="text", subset="", revision="", split="", streaming=False, limit=0)
-    return open_source(source=source, path=str(path), **{**settings, **changes})
+def opened(path, *, split="", **settings):
+    return open_source(DataConfig(**settings), path=str(path), split=split)
 
 
 def read(path, **settings):
-    return list(opened(path, **settings).texts())
+    return list(opened(path, **settings).documents())
 
 
 def table(documents, delimiter):
@@ -64,8 +66,8 @@ def test_files(tmp_path, kind, suffix):
     else:
         expected = DOCUMENTS[:2]
     source = opened(path, source=kind)
-    assert list(source.texts()) == expected
-    assert list(source.texts()) == expected, "restartable"
+    assert list(source.documents()) == expected
+    assert list(source.documents()) == expected, "restartable"
     assert read(path, source=kind, limit=1) == expected[:1]
     assert path.name in source.describe
 
@@ -112,8 +114,8 @@ def write_pairs(path, kind):
 def test_pairs(tmp_path, kind):
     path = write_pairs(tmp_path / f"a.{kind}", kind)
     source = opened(path, source=kind, prompt_column="question")
-    assert list(source.texts()) == PAIRS
-    assert list(source.texts()) == PAIRS, "restartable"
+    assert list(source.documents()) == PAIRS
+    assert list(source.documents()) == PAIRS, "restartable"
     assert read(path, source=kind, prompt_column="question", limit=1) == PAIRS[:1]
     with pytest.raises(UserError, match=r"no column 'Q'; it has 'id', 'text', 'question'; set data\.prompt_column$"):
         read(path, source=kind, prompt_column="Q")
@@ -246,10 +248,10 @@ def test_bad_paths_and_settings(tmp_path):
         opened(tmp_path)
     with pytest.raises(UserError, match=r"data\.path is empty"):
         opened("")
-    with pytest.raises(UserError, match=r"'texts' is not a source; choose one of text, csv"):
-        opened(tmp_path, source="texts")
+    with pytest.raises(UserError, match=r"source='texts': must be one of text, csv"):
+        checked(DataConfig, {"source": "texts"})
     with pytest.raises(UserError, match="limit=-1"):
-        opened(tmp_path, limit=-1)
+        checked(DataConfig, {"limit": -1})
     assert list(SOURCES) == ["text", "csv", "tsv", "jsonl", "parquet", "hf", "tfds"]
 
 
@@ -267,8 +269,8 @@ def hub(tmp_path, monkeypatch):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hugging_face_folder(hub, streaming):
     source = opened(hub, source="hf", streaming=streaming)
-    assert list(source.texts()) == DOCUMENTS
-    assert list(source.texts()) == DOCUMENTS, "restartable"
+    assert list(source.documents()) == DOCUMENTS
+    assert list(source.documents()) == DOCUMENTS, "restartable"
     assert read(hub, source="hf", streaming=streaming, limit=2) == DOCUMENTS[:2]
     assert source.fingerprint == opened(hub, source="hf", streaming=streaming).fingerprint
     assert source.fingerprint != opened(hub, source="hf", streaming=streaming, column="text", limit=1).fingerprint
@@ -282,7 +284,7 @@ def test_hugging_face_folder(hub, streaming):
 def test_hugging_face_pairs(hub, streaming):
     write_pairs(hub / "train.jsonl", "jsonl")
     source = opened(hub, source="hf", streaming=streaming, prompt_column="question")
-    assert list(source.texts()) == PAIRS
+    assert list(source.documents()) == PAIRS
     assert read(hub, source="hf", streaming=streaming, prompt_column="question", limit=1) == PAIRS[:1]
     assert source.fingerprint != opened(hub, source="hf", streaming=streaming).fingerprint
     turned = opened(hub, source="hf", streaming=streaming, column="question", prompt_column="text")
@@ -342,11 +344,11 @@ def tfds_folder(tmp_path):
 
 def test_tfds_folder(tfds_folder):
     source = opened(tfds_folder, source="tfds")
-    assert list(source.texts()) == DOCUMENTS
-    assert list(source.texts()) == DOCUMENTS, "restartable"
+    assert list(source.documents()) == DOCUMENTS
+    assert list(source.documents()) == DOCUMENTS, "restartable"
     assert read(tfds_folder, source="tfds", limit=2) == DOCUMENTS[:2]
     part = opened(tfds_folder, source="tfds", split="train[1:3]")
-    assert list(part.texts()) == DOCUMENTS[1:3]
+    assert list(part.documents()) == DOCUMENTS[1:3]
     assert part.fingerprint != source.fingerprint
     with pytest.raises(UserError, match=r"no column 'body'; it has"):
         opened(tfds_folder, source="tfds", column="body")
@@ -358,7 +360,7 @@ def test_tfds_folder(tfds_folder):
 
 def test_tfds_pairs(tfds_folder):
     source = opened(tfds_folder, source="tfds", prompt_column="question")
-    assert list(source.texts()) == [("What?", document) for i, document in enumerate(DOCUMENTS) if i != 1]
+    assert list(source.documents()) == [("What?", document) for i, document in enumerate(DOCUMENTS) if i != 1]
     assert source.fingerprint != opened(tfds_folder, source="tfds").fingerprint
     with pytest.raises(UserError, match=r"no column 'Q'; it has .*; set data\.prompt_column$"):
         opened(tfds_folder, source="tfds", prompt_column="Q")
