@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
-    from jaxdistill.sampling.generate import Decoding, check
+    from jaxdistill.sampling.decoding import Decoding, check_decoding
     from jaxdistill.sampling.write import continue_prompts, read_prompts, write_records
 
     decoding = Decoding(
@@ -43,7 +43,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         repeat_ngram=flags.stop_repeats[0],
         repeat_times=flags.stop_repeats[1],
     )
-    check(decoding)
+    check_decoding(decoding)
     if flags.out is not None and flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a folder; name a file")
     written = continue_prompts(

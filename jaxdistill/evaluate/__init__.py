@@ -1,7 +1,7 @@
-"""What can be measured of a student on held-out text. Each evaluator yields (name, value)."""
+"""The figures that can be measured on held-out text: one file and one row of EVALUATORS each."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxdistill.evaluate.agreement import make_agreement
 from jaxdistill.evaluate.context import Context, Evaluator
@@ -11,9 +11,9 @@ from jaxdistill.evaluate.rouge import make_rouge
 
 
 class Row(NamedTuple):
-    make: Callable[[Context], Evaluator]
+    make: Callable[[Context, Any], Evaluator]  # from the context, and the section that holds the evaluator's knobs
     needs_teacher: bool = False
-    kind: str = ""  # masked | causal: the models it is for; "" = both
+    kind: str = ""  # the models that the evaluator is for: masked, causal, or "" for both
 
 
 EVALUATORS = {

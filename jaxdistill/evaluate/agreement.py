@@ -1,4 +1,4 @@
-"""How closely the student follows its teacher on the same fixed masks."""
+"""How closely the student follows its teacher on held-out text."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,26 +6,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxdistill.evaluate.context import Context, Evaluator, labelled, token_sums, totals
-from jaxdistill.losses.functions import forward_kl
+from jaxdistill.evaluate.context import Context, Evaluator, measured_tokens, token_sums, totals
+from jaxdistill.knobs import Section
+from jaxdistill.losses.divergences import forward_kl
 
 
-def make_agreement(context: Context) -> Evaluator:
-    """Yields kl = KL(teacher || student) at T = 1 in nats, top1 = same best word, top5 = the teacher's best word
-    among the student's best five; each a mean over the masked positions, or the tokens to be predicted."""
+def make_agreement(context: Context, settings: Section) -> Evaluator:
+    """Yields kl, top1 and top5, means over the masked positions, or over the tokens to be predicted.
+
+    kl = KL(teacher || student) at temperature 1, in nats. top1 is the share of tokens where both models have the same
+    most likely word, top5 the share where the teacher's word is among the five most likely words of the student.
+
+    Args:
+      settings: not used, as there is no knob of agreement.
+    """
     teacher_model = context.teacher
     assert teacher_model is not None
 
     @jax.jit
     def sums(student_params: PyTree, teacher_params: PyTree, batch: Mapping[str, Array]) -> dict[str, Array]:
-        student = labelled(context, context.student, student_params, batch)
-        teacher = labelled(context, teacher_model, teacher_params, batch)
+        student = measured_tokens(context, context.student, student_params, batch)
+        teacher = measured_tokens(context, teacher_model, teacher_params, batch)
         return token_sums(context, _compare, student, teacher.head)
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
-        whole = totals(context, sums, student_params, teacher_params)
+        total = totals(context, sums, student_params, teacher_params)
         for name in ("kl", "top1", "top5"):
-            yield name, whole[name] / max(whole["count"], 1.0)
+            yield name, total[name] / max(total["count"], 1.0)
 
     return evaluate
 
@@ -44,9 +51,10 @@ def _compare(
 
 
 def rank_of(logits: Float[Array, "*tokens vocab"], words: Int[Array, "*tokens"]) -> Int[Array, "*tokens"]:
-    """How many words come before this one in order of their logits, of equal ones the first; 0 for the best.
+    """The place of a word in the order of falling logits, 0 for the first; of equal logits, the lower id is first.
 
-    Counted, as sorting a vocabulary takes long: 14 s by `lax.top_k` for 1,280 x 50,257 on two CPU cores, this 0.5 s.
+    Larger logits are counted, because sorting a vocabulary takes long: 14 s by `lax.top_k` for 1,280 x 50,257 logits
+    on two CPU cores, and 0.5 s for this count.
     """
     words = words[..., None]
     own = jnp.take_along_axis(logits, words, axis=-1)

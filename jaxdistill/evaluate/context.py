@@ -1,7 +1,7 @@
-"""What an evaluator is built from, and the sums they share."""
+"""What the evaluators share: their inputs, the tokens that they measure, and sums over these tokens."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -9,61 +9,61 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdistill.losses.functions import masked_sum
-from jaxdistill.losses.fused_head import Head, chunk_size, logits
+from jaxdistill.data.masking import masked_capacity
+from jaxdistill.data.text import Text
+from jaxdistill.losses.divergences import masked_sum
+from jaxdistill.losses.fused_head import chunk_size
 from jaxdistill.models import intercept, layer_drop
+from jaxdistill.models.head import Head, logits
 from jaxdistill.models.model import Model
-from jaxdistill.sampling.generate import Decoding
 from jaxdistill.step import sharding
 
-# (student_params, teacher_params) -> figures
+# (student_params, teacher_params) -> (name, value) of each figure
 Evaluator = Callable[[PyTree, PyTree], Iterator[tuple[str, float]]]
 
 
-class Completions(NamedTuple):
-    """Held-out prompts, what should come after them, and how the models are asked."""
+class ScoredCompletion(TypedDict):
+    """The completion of a held-out prompt, and the text that it was compared with."""
 
-    prompts: Sequence[str]
-    prompt_ids: Sequence[Sequence[int]]
-    references: Sequence[str]
-    decoding: Decoding
-    batch_size: int
-    tokenizer: Any
-    take: Callable[[list[dict[str, str]]], None] | None = None  # gets what was written, after every evaluation
+    prompt: str
+    completion: str
+    reference: str
 
 
 class Context(NamedTuple):
+    """What an evaluator is made from, besides its settings."""
+
     student: Model
     teacher: Model | None
-    batches: Sequence[Mapping[str, np.ndarray]]  # held-out rows, of masked LMs with fixed masks: two runs compare
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    text: Text  # evaluators read its held-out rows and its vocabulary
+    batches: Sequence[Mapping[str, np.ndarray]]  # held-out rows; the masks are fixed, so that runs can be compared
     mesh: Mesh
-    capacity: Callable[[int], int]  # length -> the most masked positions a row has
-    mask_id: int | None  # of masked LMs
-    special_ids: tuple[int, ...]
-    pseudo_rows: int
-    pruned: Mapping[str, tuple[int, ...]]  # sub-networks of the student to measure too: name -> its layers
-    completions: Completions | None = None  # for rouge
+    batch_size: int  # rows of a held-out batch, over all hosts
+    mask_fraction: float  # the share of a row's tokens that is masked, for masked LMs
+    keep_completions: Callable[[list[ScoredCompletion]], None] | None = None  # called after every evaluation
 
 
-class Labelled(NamedTuple):
-    """The tokens that are measured, before the head: of masked LMs the masked ones, of causal ones all."""
+class MeasuredTokens(NamedTuple):
+    """The tokens that are measured, before the head: the masked tokens of masked LMs, all tokens of causal LMs."""
 
     head: Head
     labels: Int[Array, "batch k"]
     valid: Bool[Array, "batch k"]
 
 
-def labelled(
+def measured_tokens(
     context: Context,
     model: Model,
     params: PyTree,
     batch: Mapping[str, Array],
     kept: Bool[Array, "layers"] | None = None,
-) -> Labelled:
-    """kept: the layers that run; None = all."""
+) -> MeasuredTokens:
+    """Runs a model up to its head. `kept` says which of its layers run; None = all."""
     positions, labels, valid = None, batch["labels"], batch["label_mask"]
     if not model.family.causal:
-        capacity = context.capacity(labels.shape[1])
+        # Held-out rows are masked one by one, so a group is one row.
+        capacity = masked_capacity(fraction=context.mask_fraction, group=1, width=labels.shape[1])
         positions, valid = intercept.head_positions(valid, group=1, capacity=capacity)
         labels = intercept.gather_tokens(labels, positions)
     outputs = intercept.apply(
@@ -75,40 +75,54 @@ def labelled(
         positions=positions,
         interceptors=() if kept is None else (layer_drop.keep_layers(model.family, kept),),
     )
-    return Labelled(intercept.head_of(model, params, outputs), labels, valid)
+    return MeasuredTokens(intercept.head_of(model, params, outputs.features), labels, valid)
 
 
 def token_sums(
-    context: Context, figures: Callable[..., Mapping[str, Array]], student: Labelled, *others: Head
+    context: Context, figures: Callable[..., Mapping[str, Array]], student: MeasuredTokens, *other_heads: Head
 ) -> dict[str, Float[Array, ""]]:
-    """Sums over the valid tokens, their `count`, and of figures(labels, the student's logits, others' ...).
+    """Sums of figures over the valid tokens, and the `count` of these tokens.
 
-    By a few tokens of every row at a time, so that there is no [batch, k, vocab] array; each device does its own rows.
+    Logits are computed for a few tokens of every row at a time, so that there is no [batch, k, vocab] array. Each
+    device does its own rows.
+
+    Args:
+      figures: (labels, the student's logits, the logits of each other head) -> values [batch, tokens] by name.
     """
-    rows, length = student.labels.shape
-    chunk = chunk_size(tokens=rows * length // context.mesh.size, platform=context.mesh.devices.flat[0].platform)
-    width = min(max(chunk * context.mesh.size // rows, 1), length)
-    pieces = -(-length // width)
-    heads = (student.head, *others)
+    heads = (student.head, *other_heads)
+    width = _piece_width(context, *student.labels.shape)
 
-    def cut(x: Array) -> Array:
-        """[batch, k ...] -> [pieces, batch, width ...]; what is filled in is 0 and not valid."""
-        filled = jnp.pad(x, [(0, 0), (0, pieces * width - length), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(filled.reshape(rows, pieces, width, *x.shape[2:]), 1, 0)
-
-    def one(piece: Any) -> dict[str, Array]:
+    def sums_of_piece(piece: Any) -> dict[str, Array]:
         features, labels, valid = piece
-        made = (logits(head._replace(features=x)).astype("float32") for head, x in zip(heads, features, strict=True))
-        return {name: masked_sum(value, valid) for name, value in figures(labels, *made).items()}
+        all_logits = (
+            logits(head._replace(features=x)).astype("float32") for head, x in zip(heads, features, strict=True)
+        )
+        return {name: masked_sum(value, valid) for name, value in figures(labels, *all_logits).items()}
 
-    parts = jax.lax.map(one, jax.tree.map(cut, ([head.features for head in heads], student.labels, student.valid)))
-    return {"count": student.valid.sum(dtype="float32"), **{name: x.sum() for name, x in parts.items()}}
+    tokens = [head.features for head in heads], student.labels, student.valid
+    sums = jax.lax.map(sums_of_piece, jax.tree.map(lambda x: _in_pieces(x, width), tokens))
+    return {"count": student.valid.sum(dtype="float32"), **{name: x.sum() for name, x in sums.items()}}
+
+
+def _piece_width(context: Context, rows: int, length: int) -> int:
+    """How many tokens of each row go through the head at a time."""
+    devices = context.mesh.devices
+    chunk = chunk_size(tokens=rows * length // devices.size, platform=devices.flat[0].platform)
+    return min(max(chunk * devices.size // rows, 1), length)
+
+
+def _in_pieces(x: Array, width: int) -> Array:
+    """[batch, k ...] -> [pieces, batch, width ...]; tokens that fill up the last piece are 0, so not valid."""
+    rows, length = x.shape[:2]
+    pieces = -(-length // width)
+    filled = jnp.pad(x, [(0, 0), (0, pieces * width - length), *[(0, 0)] * (x.ndim - 2)])
+    return jnp.moveaxis(filled.reshape(rows, pieces, width, *x.shape[2:]), 1, 0)
 
 
 def totals(context: Context, sums: Callable[..., Mapping[str, Array]], *params: PyTree) -> dict[str, float]:
-    """Adds up a jitted function's sums over all held-out batches, in float64, exact for any batch size."""
-    whole: dict[str, float] = {}
+    """Adds up the sums of a jitted function over all held-out batches, in float64, exact for any batch size."""
+    total: dict[str, float] = {}
     for batch in context.batches:
         for name, value in jax.device_get(sums(*params, sharding.put_batch(dict(batch), context.mesh))).items():
-            whole[name] = whole.get(name, 0.0) + float(value)
-    return whole
+            total[name] = total.get(name, 0.0) + float(value)
+    return total

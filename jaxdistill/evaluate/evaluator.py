@@ -1,58 +1,17 @@
-"""All figures that a run asks for, as one function of the parameters."""
+"""All figures that a run measures, as one function of the parameters."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxdistill.data import causal
-from jaxdistill.data.masking import masked_capacity
 from jaxdistill.data.settings import MaskConfig
 from jaxdistill.data.text import Text
-from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
-from jaxdistill.evaluate.context import Completions, Context, Evaluator
+from jaxdistill.evaluate.context import Context, Evaluator, ScoredCompletion
 from jaxdistill.evaluate.settings import EvaluateConfig
-from jaxdistill.models import student
-from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
-from jaxdistill.sampling.generate import Decoding
-
-Records = list[dict[str, str]]  # prompt, completion and reference of every completion that rouge scored
-
-
-def make_evaluator(
-    settings: EvaluateConfig,
-    mask: MaskConfig,
-    pair: Pair,
-    text: Text,
-    batches: Sequence[Mapping[str, np.ndarray]],
-    *,
-    mesh: Mesh,
-    keep_completions: Callable[[Records], None] | None = None,
-) -> Evaluator:
-    """All of settings.metrics as one evaluator; each is compiled once.
-
-    Args:
-      batches: held-out batches, of data.text.held_out_batches.
-      keep_completions: called with the completions of rouge after every evaluation.
-
-    Raises:
-      UserError: a figure that cannot be measured on these models or this text.
-    """
-    context = make_context(settings, mask, pair, text, batches, mesh=mesh, keep_completions=keep_completions)
-    rows = [EVALUATORS[name] for name in settings.metrics]
-    evaluators = [row.make(context) for row in rows if pair.teacher or not row.needs_teacher]
-
-    def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
-        for one in evaluators:
-            yield from one(student_params, teacher_params)
-
-    return evaluate
 
 
 def make_context(
@@ -63,62 +22,38 @@ def make_context(
     batches: Sequence[Mapping[str, np.ndarray]],
     *,
     mesh: Mesh,
-    keep_completions: Callable[[Records], None] | None = None,
+    keep_completions: Callable[[list[ScoredCompletion]], None] | None = None,
 ) -> Context:
-    """The input of every evaluator; arguments as those of `make_evaluator`."""
-    asked = _completions(settings, pair, text) if "rouge" in settings.metrics else None
+    """The input of every evaluator, without the parameters of `pair`.
+
+    Args:
+      batches: held-out batches, from data.text.held_out_batches.
+      keep_completions: called with the completions that rouge scored, after every evaluation.
+    """
     return Context(
         student=pair.student,
         teacher=pair.teacher,
+        tokenizer=pair.tokenizer,
+        text=text,
         batches=batches,
         mesh=mesh,
-        # Held-out rows are masked one by one.
-        capacity=lambda width: masked_capacity(fraction=mask.fraction, group=1, width=width),
-        mask_id=text.vocabulary.mask,
-        special_ids=text.vocabulary.special,
-        pseudo_rows=settings.pseudo_rows,
-        pruned=pruned(settings, pair.student),
-        completions=asked and asked._replace(take=keep_completions),
+        batch_size=settings.batch_size,
+        mask_fraction=mask.fraction,
+        keep_completions=keep_completions,
     )
 
 
-def pruned(settings: EvaluateConfig, model: Model) -> dict[str, tuple[int, ...]]:
-    """The layers of every sub-network that is measured, by its specification in evaluate.pruned.
+def make_evaluator(settings: EvaluateConfig, context: Context) -> Evaluator:
+    """The evaluators of settings.metrics as one evaluator, without those whose teacher is missing; each compiles once.
 
     Raises:
-      UserError: one names layers that are not there.
+      UserError: a figure cannot be measured on these models or this text.
     """
-    try:
-        return {spec: student.resolve_layers(spec, of=model.num_layers) for spec in settings.pruned}
-    except UserError as e:
-        raise UserError(f"config.evaluate.pruned, of the student's {model.num_layers} layers: {e}") from None
+    rows = [EVALUATORS[name] for name in settings.metrics]
+    evaluators = [row.make(context, settings) for row in rows if context.teacher or not row.needs_teacher]
 
+    def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
+        for evaluator in evaluators:
+            yield from evaluator(student_params, teacher_params)
 
-def greedy(settings: EvaluateConfig, tokenizer: Any) -> Decoding:
-    """How held-out prompts are continued."""
-    end = tokenizer.eos_token_id
-    return Decoding(max_new_tokens=settings.max_new_tokens, end_ids=(end,), pad_id=end)
-
-
-def _completions(settings: EvaluateConfig, pair: Pair, text: Text) -> Completions:
-    """The prompts and references that rouge takes from the held-out text."""
-    if jax.process_count() > 1:
-        raise UserError("rouge in config.evaluate.metrics: text is generated by one process; evaluate the run later")
-    pairs = causal.pairs_of(text.held_out, limit=settings.rouge_rows)
-    if not pairs:
-        raise UserError("rouge in config.evaluate.metrics: no held-out row has a prompt")
-    longest, new = max(len(prompt) for prompt, _ in pairs), settings.max_new_tokens
-    if longest + new > pair.student.max_length:
-        raise UserError(
-            f"config.evaluate.max_new_tokens={new} and a held-out prompt of {longest} tokens do not fit the student's "
-            f"{pair.student.max_length} positions; lower it, or config.data.max_length"
-        )
-    decode = partial(pair.tokenizer.batch_decode, skip_special_tokens=True)
-    return Completions(
-        prompts=decode([prompt for prompt, _ in pairs]),
-        prompt_ids=[prompt for prompt, _ in pairs],
-        references=[reference.strip() for reference in decode([completion for _, completion in pairs])],
-        decoding=greedy(settings, pair.tokenizer),
-        batch_size=settings.batch_size,
-        tokenizer=pair.tokenizer,
-    )
+    return evaluate

@@ -1,4 +1,4 @@
-"""The best words for a mask token, as a person would try a model."""
+"""The most likely words for a mask token, as a person would try out a model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,18 +23,18 @@ def fill_mask(
     results = []
     for encoded in encode_prompts(tokenizer, texts, max_length=model.max_length):
         ids = jnp.asarray(encoded)[None]
-        at = jnp.flatnonzero(ids[0] == tokenizer.mask_token_id)
+        masked = jnp.flatnonzero(ids[0] == tokenizer.mask_token_id)
         logits = intercept.apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits
-        best, words = jax.lax.top_k(jax.nn.softmax(logits[0, at[0]].astype(jnp.float32)), top)
+        best, words = jax.lax.top_k(jax.nn.softmax(logits[0, masked[0]].astype(jnp.float32)), top)
         results.append([(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(words, best, strict=True)])
     return results
 
 
 def encode_prompts(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
-    """Token ids of texts in which `[MASK]` stands for the tokenizer's mask token, whatever that is called.
+    """Token ids of texts, where `[MASK]` stands for the mask token of any tokenizer.
 
     Raises:
-      UserError: a text without it, or of more than max_length tokens.
+      UserError: a text has no `[MASK]`, or more than `max_length` tokens.
     """
     encoded = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""Perplexity of the student, and of its sub-networks: of masked LMs on fixed masks, of causal ones a token."""
+"""Perplexity of the student, and of its sub-networks: on fixed masks for masked LMs, per token for causal LMs."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,35 +6,63 @@ from collections.abc import Iterator, Mapping
 import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdistill.evaluate.context import Context, Evaluator, labelled, token_sums, totals
-from jaxdistill.losses.functions import cross_entropy
+from jaxdistill.errors import UserError
+from jaxdistill.evaluate.context import Context, Evaluator, measured_tokens, token_sums, totals
+from jaxdistill.knobs import Section, knob
+from jaxdistill.losses.divergences import cross_entropy
+from jaxdistill.models.layer_choice import resolve_layers
 from jaxdistill.models.layer_drop import kept_mask
+from jaxdistill.models.model import Model
 
 
-def make_perplexity(context: Context) -> Evaluator:
-    """Yields mlm_loss (nats a masked token), perplexity = exp(mlm_loss) and mlm_accuracy; or clm_loss (nats a token
-    to be predicted), perplexity and clm_accuracy.
+class PerplexityConfig(Section):
+    """The knobs of perplexity."""
 
-    Then the first two of every sub-network in context.pruned, as `mlm_loss/every_other`: what it would be worth if it
-    were cut out now.
+    pruned: tuple[str, ...] = knob(
+        (),
+        "Sub-networks that are measured as well, each named as in student.layers: ('every_other', 'first:2', '0,3').",
+        resumable=True,
+    )
+
+
+def make_perplexity(context: Context, settings: PerplexityConfig) -> Evaluator:
+    """Yields the loss in nats, perplexity = exp(loss) and the accuracy.
+
+    They are named mlm_loss, perplexity and mlm_accuracy for masked LMs, means over the masked tokens; and clm_loss,
+    perplexity and clm_accuracy for causal LMs, means over the tokens to be predicted.
+
+    Loss and perplexity of every sub-network in `settings.pruned` follow, named as `mlm_loss/every_other`: those of the
+    student that this cut would give now, without further training.
     """
-
     task = "clm" if context.student.family.causal else "mlm"
+    pruned = pruned_layers(settings, context.student)
 
     @jax.jit
     def sums(params: PyTree, kept: Bool[Array, "layers"] | None, batch: Mapping[str, Array]) -> dict[str, Array]:
-        return token_sums(context, _score, labelled(context, context.student, params, batch, kept))
+        return token_sums(context, _score, measured_tokens(context, context.student, params, batch, kept))
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
-        whole = totals(context, sums, student_params, None)
-        count = max(whole["count"], 1.0)
-        yield from _figures(task, whole["nll"] / count)
-        yield f"{task}_accuracy", whole["right"] / count
-        for name, layers in context.pruned.items():
+        total = totals(context, sums, student_params, None)
+        count = max(total["count"], 1.0)
+        yield from _figures(task, total["nll"] / count)
+        yield f"{task}_accuracy", total["right"] / count
+        for name, layers in pruned.items():
             part = totals(context, sums, student_params, kept_mask(layers, of=context.student.num_layers))
             yield from _figures(task, part["nll"] / count, f"/{name}")
 
     return evaluate
+
+
+def pruned_layers(settings: PerplexityConfig, model: Model) -> dict[str, tuple[int, ...]]:
+    """The layers of every sub-network that is measured, by its specification in `settings.pruned`.
+
+    Raises:
+      UserError: a specification names layers that the model does not have.
+    """
+    try:
+        return {spec: resolve_layers(spec, of=model.num_layers) for spec in settings.pruned}
+    except UserError as e:
+        raise UserError(f"config.evaluate.pruned, of the student's {model.num_layers} layers: {e}") from None
 
 
 def _score(
@@ -46,6 +74,6 @@ def _score(
     }
 
 
-def _figures(task: str, loss: float, of: str = "") -> Iterator[tuple[str, float]]:
-    yield f"{task}_loss{of}", loss
-    yield f"perplexity{of}", math.exp(min(loss, 700.0))  # e^700 is the last float64 holds
+def _figures(task: str, loss: float, suffix: str = "") -> Iterator[tuple[str, float]]:
+    yield f"{task}_loss{suffix}", loss
+    yield f"perplexity{suffix}", math.exp(min(loss, 700.0))  # above e^709 a float64 overflows

@@ -1,4 +1,4 @@
-"""Which layers a student should keep: subsets of a model's layers scored on held-out text, without cutting them out."""
+"""Which layers a student should keep: subsets of a model's layers, scored on held-out text without cutting them out."""
 
 import itertools
 import math
@@ -9,31 +9,33 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdistill.evaluate.context import Context, labelled, token_sums
-from jaxdistill.losses.functions import cross_entropy, forward_kl
-from jaxdistill.losses.fused_head import Head
+from jaxdistill.evaluate.context import Context, measured_tokens, token_sums
+from jaxdistill.losses.divergences import cross_entropy, forward_kl
+from jaxdistill.models.head import Head
+from jaxdistill.models.layer_choice import resolve_layers
 from jaxdistill.models.layer_drop import kept_mask
-from jaxdistill.models.student import resolve_layers
 from jaxdistill.step import sharding
 
-EXHAUSTIVE = 256  # subsets that are all scored; where there are more, layers are taken out one by one
-NAMED = ("every_other", "first:{}", "last:{}", "spread:{}")
+EXHAUSTIVE = 256  # where there are no more subsets than this, all are scored; else layers are dropped one by one
+USUAL = ("every_other", "first:{}", "last:{}", "spread:{}")
 
 Layers = tuple[int, ...]
 
 
 class Score(NamedTuple):
+    """How a sub-network does on held-out text."""
+
     layers: Layers
-    loss: float  # nats a masked token, or a next one
+    loss: float  # nats a masked token, or a token to be predicted
     kl: float  # KL(whole model || sub-network) at temperature 1, nats a token
 
 
 def search_layers(context: Context, params: PyTree, *, count: int) -> tuple[Score, list[Score]]:
     """Scores the whole of context.student, and subsets of `count` of its layers, those closest to the whole first.
 
-    All subsets where there are no more than EXHAUSTIVE. Else backward elimination: from the whole model, the layer
-    whose loss costs least KL goes, until one too many is left; then every way to take out the last is scored, and the
-    usual choices (NAMED) beside them.
+    All subsets are scored where there are no more than EXHAUSTIVE. Where there are more, the search goes backward: from
+    the whole model, the layer that costs the least KL is dropped, again and again, until one layer too many is left.
+    Then every way to drop the last one is scored, and beside these subsets the usual choices (USUAL).
     """
     score = make_scorer(context)
     whole = tuple(range(context.student.num_layers))
@@ -42,15 +44,15 @@ def search_layers(context: Context, params: PyTree, *, count: int) -> tuple[Scor
     else:
         left = whole
         while len(left) > count + 1:
-            left = min(score(params, _one_fewer(left)), key=lambda s: s.kl).layers
-        subsets = set(_one_fewer(left)) | set(named(count, of=len(whole)))
+            left = min(score(params, _without_one(left)), key=lambda s: s.kl).layers
+        subsets = set(_without_one(left)) | set(usual_choices(count, of=len(whole)))
     first, *scores = score(params, [whole, *sorted(subsets)])
     return first, sorted(scores, key=lambda s: s.kl)
 
 
-def named(count: int, *, of: int) -> dict[Layers, str]:
-    """The usual choices of `count` layers, and what they are called."""
-    specs = [spec.format(count) for spec in NAMED]
+def usual_choices(count: int, *, of: int) -> dict[Layers, str]:
+    """The usual choices of `count` out of `of` layers, and their names."""
+    specs = [spec.format(count) for spec in USUAL]
     found = {spec: resolve_layers(spec, of=of) for spec in specs}
     return {layers: spec.split(":")[0] for spec, layers in reversed(found.items()) if len(layers) == count}
 
@@ -58,13 +60,13 @@ def named(count: int, *, of: int) -> dict[Layers, str]:
 def make_scorer(context: Context) -> Callable[[PyTree, Sequence[Layers]], list[Score]]:
     """Returns score(params, subsets): held-out loss, and KL to the whole model, of each; compiled once for all."""
     model = context.student
-    whole = jax.jit(lambda params, batch: labelled(context, model, params, batch))
+    whole = jax.jit(lambda params, batch: measured_tokens(context, model, params, batch))
 
     @jax.jit
     def sums(
         params: PyTree, kept: Bool[Array, "layers"], batch: Mapping[str, Array], teacher: Head
     ) -> dict[str, Array]:
-        return token_sums(context, _score, labelled(context, model, params, batch, kept), teacher)
+        return token_sums(context, _score, measured_tokens(context, model, params, batch, kept), teacher)
 
     def score(params: PyTree, subsets: Sequence[Layers]) -> list[Score]:
         totals, count = np.zeros((len(subsets), 2)), 0
@@ -89,5 +91,5 @@ def _score(
     return {"nll": cross_entropy(logits, labels), "kl": forward_kl(logits, teacher, temperature=1.0)}
 
 
-def _one_fewer(layers: Layers) -> list[Layers]:
-    return [tuple(x for x in layers if x != out) for out in layers]
+def _without_one(layers: Layers) -> list[Layers]:
+    return [tuple(x for x in layers if x != dropped) for dropped in layers]

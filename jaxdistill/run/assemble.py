@@ -28,7 +28,7 @@ from jaxdistill.run import writers
 from jaxdistill.run.models import load_pair
 from jaxdistill.run.prompts import check_prompts
 from jaxdistill.run.training import Training, check_devices, make_training
-from jaxdistill.sampling.on_policy import Rollouts, make_rollouts
+from jaxdistill.sampling.on_policy import BatchLayout, Rollouts, make_rollouts
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 from jaxdistill.step.sharding import Meshes
@@ -110,16 +110,8 @@ def rollouts_of(config: Config, pair: Pair, objective: Objective, *, mesh: Mesh)
     """
     if not config.samples:
         return None
-    return make_rollouts(
-        config.sample,
-        objective.policy,
-        pair,
-        max_length=config.data.max_length,
-        accumulation=config.train.accumulation,
-        group=config.mask.group,
-        mesh=mesh,
-        seed=config.seed,
-    )
+    layout = BatchLayout(config.data.max_length, config.train.accumulation, config.mask.group, mesh)
+    return make_rollouts(config.sample, objective.policy, pair, layout, seed=config.seed)
 
 
 def _hosts() -> Hosts:

@@ -10,9 +10,10 @@ from jaxdistill import recipe
 from jaxdistill.data import text as texts
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
-from jaxdistill.evaluate.evaluator import Records, make_evaluator
+from jaxdistill.evaluate.context import ScoredCompletion
+from jaxdistill.evaluate.evaluator import make_context, make_evaluator
 from jaxdistill.files import write_text, writing
-from jaxdistill.models import model as models
+from jaxdistill.models.model import build_model_for
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import held_out_of
@@ -60,20 +61,21 @@ def evaluate(
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
     # In the data types of the run, so that its own figures come out again.
     teacher_params = stored(teacher_params, config.teacher.dtype)
-    model = models.build_as(student.model.config, config.student)
+    model = build_model_for(student.model.config, config.student)
     pair = Pair(model, student.params, teacher, teacher_params, student.tokenizer, None)
     text = texts.prepare_text(config.data, source, student.tokenizer, causal=model.family.causal, tell=tell)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
 
-    def keep_completions(records: Records) -> None:
+    def keep_completions(records: list[ScoredCompletion]) -> None:
         if predictions is not None:
             with writing(predictions):
                 write_text(predictions, json.dumps(records, indent=2, ensure_ascii=False) + "\n")
 
     held_out = held_out_of(config, text)
-    measure = make_evaluator(
+    context = make_context(
         config.evaluate, config.mask, pair, text, held_out, mesh=mesh, keep_completions=keep_completions
     )
+    measure = make_evaluator(config.evaluate, context)
     everywhere = sharding.replicated(mesh)
     return dict(measure(jax.device_put(student.params, everywhere), jax.device_put(teacher_params, everywhere)))

@@ -7,8 +7,8 @@ import jax
 from jaxtyping import PyTree
 
 from jaxdistill.errors import UserError
-from jaxdistill.evaluate.evaluator import greedy
 from jaxdistill.evaluate.fill_mask import encode_prompts, fill_mask
+from jaxdistill.evaluate.rouge import greedy
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair

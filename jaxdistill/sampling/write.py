@@ -11,9 +11,10 @@ import jax
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
 from jaxdistill.models import hub, weights
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
-from jaxdistill.sampling.generate import Decoding, check, make_generator
+from jaxdistill.models.model import build_model
+from jaxdistill.models.tokenizer import check_tokenizer, end_ids, load_tokenizer
+from jaxdistill.sampling.decoding import Decoding, check_decoding
+from jaxdistill.sampling.generate import make_generator
 
 
 class Written(NamedTuple):
@@ -44,13 +45,13 @@ def continue_prompts(
     Raises:
       UserError: what does not fit.
     """
-    check(decoding)
+    check_decoding(decoding)
     folder = hub.resolve(name, revision=revision, allow_pickle=allow_pickle)
     config = hub.load_config(folder)
-    tokenizer = tokenizers.load_tokenizer(folder)
-    tokenizers.check_tokenizer(tokenizer, config)
-    decoding = dataclasses.replace(decoding, end_ids=tokenizers.end_ids(folder, config, tokenizer))
-    model = models.build(config)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, config)
+    decoding = dataclasses.replace(decoding, end_ids=end_ids(folder, config, tokenizer))
+    model = build_model(config)
     generate = make_generator(model, decoding=decoding, batch_size=batch_size)
     params = jax.device_put(weights.load_params(folder, model, allow_pickle=allow_pickle))
     ids = tokenizer(prompts)["input_ids"]

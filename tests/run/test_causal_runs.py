@@ -362,7 +362,7 @@ def test_half_of_the_updates_on_the_students_own_text(tiny, tmp_path):
     tiny_run.train(tiny, tmp_path / "run", **distilling(tiny), **LEARNING, **values)
     trained, evaluated = tiny_run.records(tmp_path / "run", "train"), tiny_run.records(tmp_path / "run", "eval")
     sample = SampleConfig(student=0.5)
-    own = {step for step in range(30) if on_policy.whose(step, seed=0, sample=sample) == "student"}
+    own = {step for step in range(30) if on_policy.writer_of(step, seed=0, sample=sample) == "student"}
     # The student's own text has no labels, so `clm` is 0 there.
     assert {record["step"] - 1 for record in trained if record["clm"] == 0} == own and 8 < len(own) < 22
     assert all(record["ce"] > 0 for record in trained)
@@ -490,7 +490,7 @@ def test_stopped_and_run_again(dropping, tmp_path, monkeypatch, capsys, kind):
     tiny_run.assert_same_run(torn, whole)
     if kind == "on-policy":  # what was written before the stop and after it is of every kind
         sample = SampleConfig(student=0.5, teacher=0.25)
-        assert {on_policy.whose(step, seed=0, sample=sample) for step in range(4, 12)} == {
+        assert {on_policy.writer_of(step, seed=0, sample=sample) for step in range(4, 12)} == {
             "student", "teacher", "text",
         }  # fmt: skip
 

@@ -15,19 +15,25 @@ import tiny
 
 from jaxdistill.losses import policy
 from jaxdistill.models import intercept
+from jaxdistill.models.pair import Pair
 from jaxdistill.sampling import on_policy
-from jaxdistill.sampling.generate import Decoding
-from jaxdistill.sampling.on_policy import Sampling, joined, make_rollouts, make_scorer, taught, whose
+from jaxdistill.sampling.on_policy import (
+    BatchLayout,
+    as_training_batch,
+    interleaved,
+    make_rollouts,
+    make_scorer,
+    writer_of,
+)
 from jaxdistill.sampling.rollout import prompts_of
+from jaxdistill.sampling.settings import SampleConfig
 from jaxdistill.step import sharding
-from jaxdistill.step.train_step import micro_batches, undo_micro_batches
+from jaxdistill.step.batch import micro_batches, undo_micro_batches
 
 ROWS, LENGTH, NEW, PAD = 8, 4, 5, 1
 STUDENT, TEACHER = tiny.model("gpt2"), tiny.model("mistral")
-DECODING = Decoding(max_new_tokens=NEW, temperature=1.0, end_ids=(2,), pad_id=PAD)
-SAMPLING = Sampling(
-    student=0.0, teacher=0.0, decoding=DECODING, prompt_length=LENGTH, prompt_tokens=0, reuse=1, accumulation=1, group=1
-)
+PAIR = Pair(STUDENT, None, TEACHER, None, SimpleNamespace(eos_token_id=PAD), None)  # the end token pads, as in runs
+SAMPLE = SampleConfig(max_new_tokens=NEW)
 SETTINGS = policy.PolicyConfig(
     semantics="paper",
     mixture=0.2,
@@ -40,6 +46,9 @@ SETTINGS = policy.PolicyConfig(
     diversity_target=0.5,
     entropy_target=2.0,
 )
+
+
+REUSED = SETTINGS.model_copy(update={"reuse": 3})
 
 
 def params_of(kind: str, factor: float = 3) -> Any:
@@ -70,14 +79,18 @@ def make_written(seed: int, *, width: int = LENGTH + NEW, rows: int = ROWS) -> d
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "sampled_mask": sampled}
 
 
+def on_device(batch: Any) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(x) for name, x in batch.items()}
+
+
 def host(batch: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in batch.items()}
 
 
 def test_the_shares_are_kept():
-    sampling = SAMPLING._replace(student=0.5, teacher=0.2)
+    sample = SampleConfig(student=0.5, teacher=0.2)
     steps = 6000
-    drawn = [whose(step, seed=3, sampling=sampling) for step in range(steps)]
+    drawn = [writer_of(step, seed=3, sample=sample) for step in range(steps)]
     counts = collections.Counter(drawn)
     for name, share in (("student", 0.5), ("teacher", 0.2), ("text", 0.3)):
         assert abs(counts[name] - share * steps) < 4 * (share * (1 - share) * steps) ** 0.5
@@ -85,21 +98,21 @@ def test_the_shares_are_kept():
     after = collections.Counter(b for a, b in itertools.pairwise(drawn) if a == "teacher")
     assert abs(after["teacher"] / after.total() - 0.2) < 0.05
     # Of the seed and the step alone.
-    assert [whose(step, seed=3, sampling=sampling) for step in reversed(range(50))] == drawn[:50][::-1]
-    assert [whose(step, seed=4, sampling=sampling) for step in range(50)] != drawn[:50]
+    assert [writer_of(step, seed=3, sample=sample) for step in reversed(range(50))] == drawn[:50][::-1]
+    assert [writer_of(step, seed=4, sample=sample) for step in range(50)] != drawn[:50]
 
 
 @pytest.mark.parametrize(("student", "teacher", "only"), [(0, 0, "text"), (1, 0, "student"), (0, 1, "teacher")])
 def test_a_share_of_one_is_every_update(student, teacher, only):
-    sampling = SAMPLING._replace(student=float(student), teacher=float(teacher))
-    assert {whose(step, seed=0, sampling=sampling) for step in range(500)} == {only}
+    sample = SampleConfig(student=float(student), teacher=float(teacher))
+    assert {writer_of(step, seed=0, sample=sample) for step in range(500)} == {only}
 
 
 @pytest.mark.parametrize("by", ["student", "teacher"])
 def test_what_is_learnt_from_written_rows(by):
     """The divergence on every new token; the teacher's are labels too; nothing else is looked at."""
     written = make_written(0)
-    got = host(taught({name: jnp.asarray(x) for name, x in written.items()}, by=by))
+    got = host(as_training_batch(on_device(written), by=by))
     assert got.keys() == {"input_ids", "attention_mask", "labels", "label_mask", "head_mask"}
     for name in ("input_ids", "attention_mask", "labels"):
         np.testing.assert_array_equal(got[name], written[name])
@@ -115,7 +128,7 @@ def test_text_and_written_rows_as_one_batch(widths, groups, group):
     text, written = make_text(seed, width=widths[0], rows=rows), make_written(seed, width=widths[1], rows=rows)
     scores = np.random.default_rng(seed).normal(size=written["input_ids"].shape).astype(np.float32)
     written["advantages"] = scores
-    got = host(joined(text, written, group=group))
+    got = host(interleaved(on_device(text), on_device(written), group=group))
     width = max(widths)
     # In turn by groups: group 0 of the text, group 0 of what was written, group 1 of the text, ...
     place = np.arange(2 * rows).reshape(groups, 2, group)
@@ -193,10 +206,9 @@ def test_scores_are_those_of_the_whole_batch(semantics, accumulation, group):
     """Against the formulas in NumPy on plain forward passes, in however many pieces they are taken."""
     written = make_written(1)
     score = make_scorer(
-        STUDENT, TEACHER, SETTINGS._replace(semantics=semantics), accumulation=accumulation, group=group
+        STUDENT, TEACHER, SETTINGS.model_copy(update={"semantics": semantics}), accumulation=accumulation, group=group
     )
-    device = {name: jnp.asarray(x) for name, x in written.items()}
-    got = host(score(params_of("gpt2"), params_of("mistral"), device))
+    got = host(score(params_of("gpt2"), params_of("mistral"), on_device(written)))
     mask = written["sampled_mask"]
     assert got.keys() == written.keys() | {"log_p", "old_log_q", "weights", "advantages"}
     for name, x in written.items():
@@ -213,8 +225,8 @@ def test_scores_are_those_of_the_whole_batch(semantics, accumulation, group):
 
 
 def test_without_a_teacher_there_is_no_reward():
-    written = {name: jnp.asarray(x) for name, x in make_written(2).items()}
-    score = make_scorer(STUDENT, None, SETTINGS._replace(mixture=0.0), accumulation=2, group=1)
+    written = on_device(make_written(2))
+    score = make_scorer(STUDENT, None, SETTINGS.model_copy(update={"mixture": 0.0}), accumulation=2, group=1)
     got = host(score(params_of("gpt2"), {}, written))
     np.testing.assert_array_equal(got["log_p"], got["old_log_q"])
     assert not got["advantages"].any() and (got["weights"] == 1).all()
@@ -223,14 +235,10 @@ def test_without_a_teacher_there_is_no_reward():
 
 
 def rollouts_of(*, settings: policy.PolicyConfig | None = None, seed: int = 0, **fields: Any) -> Any:
-    return make_rollouts(
-        student=STUDENT,
-        teacher=TEACHER,
-        sampling=SAMPLING._replace(**fields),
-        settings=settings,
-        mesh=sharding.make_mesh(data=-1, fsdp=1),
-        seed=seed,
-    )
+    sample = SAMPLE.model_copy(update=fields)
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    layout = BatchLayout(max_length=LENGTH + NEW, accumulation=1, group=1, mesh=mesh)
+    return make_rollouts(sample, settings, PAIR, layout, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +261,7 @@ def test_a_sample_serves_as_many_updates_as_it_should(pair, monkeypatch):
         return lambda *inputs: drawn.append(1) or write(*inputs)
 
     monkeypatch.setattr(on_policy, "make_sampler", counting)
-    rollouts = rollouts_of(settings=SETTINGS, reuse=3)
+    rollouts = rollouts_of(settings=REUSED)
     students = [pair.student, pair.later, pair.later, pair.later, pair.student, pair.student]
     got, calls = [], []
     for step, student in enumerate(students):
@@ -273,25 +281,25 @@ def test_a_sample_serves_as_many_updates_as_it_should(pair, monkeypatch):
     prompts = prompts_of(make_text(3), length=LENGTH, prompt_tokens=0, pad=PAD)
     np.testing.assert_array_equal(fourth["input_ids"][:, :LENGTH], prompts["input_ids"])
     score = make_scorer(STUDENT, TEACHER, SETTINGS, accumulation=1, group=1)
-    scored = host(score(pair.later, pair.teacher, {name: jnp.asarray(x) for name, x in fourth.items()}))
+    scored = host(score(pair.later, pair.teacher, on_device(fourth)))
     for name in ("old_log_q", "log_p", "weights", "advantages"):
         np.testing.assert_allclose(fourth[name], scored[name], atol=1e-5)
     # A run that goes on at a sample's first update draws the same; between two of them it cannot.
-    again = rollouts_of(settings=SETTINGS, reuse=3)
+    again = rollouts_of(settings=REUSED)
     for name, x in host(again(3, make_text(3), pair.later, pair.teacher)).items():
         np.testing.assert_array_equal(x, got[3][name], err_msg=name)
     with pytest.raises(AssertionError, match="between two samples"):
-        rollouts_of(settings=SETTINGS, reuse=3)(4, make_text(4), pair.later, pair.teacher)
+        rollouts_of(settings=REUSED)(4, make_text(4), pair.later, pair.teacher)
 
 
 def test_updates_are_of_the_text_or_of_written_rows(pair):
-    sampling = SAMPLING._replace(student=0.4, teacher=0.3)
+    sample = SampleConfig(student=0.4, teacher=0.3)
     rollouts = rollouts_of(student=0.4, teacher=0.3, seed=1)
     seen = {}
     for step in range(12):
         text = make_text(step)
         batch = host(rollouts(step, text, pair.student, pair.teacher))
-        name = seen[step] = whose(step, seed=1, sampling=sampling)
+        name = seen[step] = writer_of(step, seed=1, sample=sample)
         if name == "text":
             assert batch.keys() == text.keys()
             for key, x in text.items():

@@ -10,70 +10,73 @@ import pytest
 import scipy.special
 import tiny_run
 
-from jaxdistill import build, cli
-from jaxdistill import config as configs
+from jaxdistill import cli, recipe
+from jaxdistill.data import text as texts
 from jaxdistill.evaluate import search
+from jaxdistill.evaluate.evaluator import make_context
 from jaxdistill.models import intercept
-from jaxdistill.models import model as models
+from jaxdistill.models.model import build_model
 from jaxdistill.models.student import cut_student, student_config
-from jaxdistill.run import loop
+from jaxdistill.run.assemble import held_out_of
+from jaxdistill.run.models import load_pair
 from jaxdistill.step import sharding
 
 
 @pytest.fixture(scope="module")
-def made(tiny):
+def measured(tiny):
     """The tiny teacher of four layers, and a context that measures it on held-out lines."""
-    config = configs.parse(str(tiny.recipe), ["--config.student.layers=4", "--config.evaluate.batches=1"])
-    models = build.build_models(config, allow_pickle=False, tell=print)
-    text = build.prepare_text(config, build.open_text(config), models.tokenizer, causal=False, tell=print)
-    held_out = build.make_held_out(config, text)
+    config = recipe.read(str(tiny.recipe), ["--config.student.layers=4", "--config.evaluate.batches=1"])
+    pair = load_pair(config, allow_pickle=False, tell=print)
+    source = texts.open_text(config.data)
+    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=False, tell=print)
+    held_out = held_out_of(config, text)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
-    context = loop.make_context(config, models, text, held_out, mesh=mesh)
-    params = jax.device_put(models.student_params, sharding.replicated(mesh))
-    return SimpleNamespace(context=context, params=params, model=models.student, batch=held_out[0])
+    context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=mesh)
+    params = jax.device_put(pair.student_params, sharding.replicated(mesh))
+    return SimpleNamespace(context=context, params=params, model=pair.student, batch=held_out[0])
 
 
-def by_cutting(made, layers: tuple[int, ...]) -> tuple[float, float]:
+def by_cutting(measured, layers: tuple[int, ...]) -> tuple[float, float]:
     """(mlm_loss, kl) of the student cut out, in NumPy float64 from all its logits."""
 
     def log_probabilities(model, params) -> np.ndarray:
-        inputs = {name: jnp.asarray(made.batch[name]) for name in ("input_ids", "attention_mask")}
+        inputs = {name: jnp.asarray(measured.batch[name]) for name in ("input_ids", "attention_mask")}
         logits = jax.jit(lambda params: intercept.apply(model, params, **inputs).logits)(params)
-        return scipy.special.log_softmax(np.asarray(logits, np.float64), -1)[made.batch["label_mask"]]
+        return scipy.special.log_softmax(np.asarray(logits, np.float64), -1)[measured.batch["label_mask"]]
 
-    params = jax.device_get(made.params)
-    student = models.build(student_config(made.model.config, family="bert", layers=layers))
-    p = log_probabilities(made.model, params)
-    q = log_probabilities(student, cut_student(params, teacher=made.model, student=student, layers=layers))
-    labels = made.batch["labels"][made.batch["label_mask"]]
+    params = jax.device_get(measured.params)
+    student = build_model(student_config(measured.model.config, family="bert", layers=layers))
+    p = log_probabilities(measured.model, params)
+    q = log_probabilities(student, cut_student(params, teacher=measured.model, student=student, layers=layers))
+    labels = measured.batch["labels"][measured.batch["label_mask"]]
     return -q[np.arange(len(labels)), labels].mean(), np.sum(np.exp(p) * (p - q), axis=-1).mean()
 
 
-def test_scores_are_those_of_students_cut_out(made):
+def test_scores_are_those_of_students_cut_out(measured):
     chosen = [(0, 1, 2, 3), (1, 3), (2,)]
-    for layers, score in zip(chosen, search.make_scorer(made.context)(made.params, chosen), strict=True):
-        loss, kl = by_cutting(made, layers)
+    for layers, score in zip(chosen, search.make_scorer(measured.context)(measured.params, chosen), strict=True):
+        loss, kl = by_cutting(measured, layers)
         assert score.layers == layers
         assert score.loss == pytest.approx(loss, rel=1e-5)
         assert score.kl == pytest.approx(kl, rel=1e-4, abs=1e-6)
 
 
-def test_few_subsets_are_all_scored(made):
-    whole, scores = search.search_layers(made.context, made.params, count=2)
+def test_few_subsets_are_all_scored(measured):
+    whole, scores = search.search_layers(measured.context, measured.params, count=2)
     assert whole.layers == (0, 1, 2, 3) and whole.kl == pytest.approx(0, abs=1e-6)
     assert {score.layers for score in scores} == set(itertools.combinations(range(4), 2))
     assert [score.kl for score in scores] == sorted(score.kl for score in scores)
 
 
-def test_many_subsets_are_eliminated_backward(made, monkeypatch):
+def test_many_subsets_are_eliminated_backward(measured, monkeypatch):
     monkeypatch.setattr(search, "EXHAUSTIVE", 1)
-    _, scores = search.search_layers(made.context, made.params, count=2)
+    _, scores = search.search_layers(measured.context, measured.params, count=2)
     found = {score.layers for score in scores}
-    assert found >= set(search.named(2, of=4)) == {(0, 2), (0, 1), (2, 3), (0, 3)}
+    assert found >= set(search.usual_choices(2, of=4)) == {(0, 2), (0, 1), (2, 3), (0, 3)}
     # The first to go is the one whose loss costs least; the rest are its neighbours.
     threes = list(itertools.combinations(range(4), 3))
-    best = min(search.make_scorer(made.context)(made.params, threes), key=lambda s: s.kl).layers
-    assert found == set(itertools.combinations(best, 2)) | set(search.named(2, of=4))
+    best = min(search.make_scorer(measured.context)(measured.params, threes), key=lambda s: s.kl).layers
+    assert found == set(itertools.combinations(best, 2)) | set(search.usual_choices(2, of=4))
 
 
 def test_init_student_prints_the_table_and_cuts_the_best(tiny, tmp_path):

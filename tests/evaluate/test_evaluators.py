@@ -11,8 +11,9 @@ import tiny
 
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate import context as contexts
+from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.models import intercept
-from jaxdistill.models import model as models
+from jaxdistill.models.model import build_model, init_params
 from jaxdistill.step import sharding
 
 ROWS, LENGTH = 16, 8
@@ -33,8 +34,9 @@ def held_out(kind: str) -> dict[str, np.ndarray]:
 def context(kind: str, devices: int) -> contexts.Context:
     mesh = sharding.make_mesh(data=devices, fsdp=1, devices=jax.devices()[:devices])
     model = tiny.model(kind)
-    special: dict = {"mask_id": 4, "special_ids": (), "pseudo_rows": 0, "pruned": {}}
-    return contexts.Context(model, model, [held_out(kind)], mesh, lambda length: length, **special)
+    unread: dict = {"tokenizer": None, "text": None}  # neither perplexity nor agreement reads them
+    batches = [held_out(kind)]
+    return contexts.Context(model, model, batches=batches, mesh=mesh, batch_size=ROWS, mask_fraction=1.0, **unread)
 
 
 def all_at_once(kind: str) -> dict[str, float]:
@@ -75,7 +77,7 @@ def test_figures_do_not_depend_on_the_pieces(kind: str, tokens: int, monkeypatch
     student, teacher = jax.device_put((tiny.params(kind), other(kind)), sharding.replicated(whole))
     expected, found = all_at_once(kind), {}
     for name in ("perplexity", "agreement"):
-        found |= EVALUATORS[name].make(context(kind, devices))(student, teacher)
+        found |= EVALUATORS[name].make(context(kind, devices), EvaluateConfig())(student, teacher)
     assert 0 < expected["top1"] < expected["top5"] < 1
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -83,15 +85,17 @@ def test_figures_do_not_depend_on_the_pieces(kind: str, tokens: int, monkeypatch
 def test_memory_does_not_grow_with_the_vocabulary_times_the_tokens() -> None:
     """Four times the tokens of one piece: one [tokens, vocab] array of theirs would be more than all of it."""
     vocab, length, chunk = 50_000, 512, 512
-    model = models.build(tiny.config("gpt2", vocab_size=vocab, n_positions=length))
-    params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+    model = build_model(tiny.config("gpt2", vocab_size=vocab, n_positions=length))
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     one = context("gpt2", 1)._replace(student=model)
     shapes = {"input_ids": jnp.int32, "labels": jnp.int32, "attention_mask": jnp.bool_, "label_mask": jnp.bool_}
     batch = {name: jax.ShapeDtypeStruct((4, length), kind) for name, kind in shapes.items()}
 
     def sums(params: dict, batch: dict) -> dict:
         return contexts.token_sums(
-            one, lambda labels, logits: {"best": logits.max(axis=-1)}, contexts.labelled(one, model, params, batch)
+            one,
+            lambda labels, logits: {"best": logits.max(axis=-1)},
+            contexts.measured_tokens(one, model, params, batch),
         )
 
     compiled = jax.jit(sums).lower(params, batch).compile()

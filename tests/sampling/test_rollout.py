@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jaxdistill.errors import UserError
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
-from jaxdistill.sampling.generate import Decoding, make_generator
+from jaxdistill.sampling.decoding import Decoding
+from jaxdistill.sampling.generate import make_generator
 from jaxdistill.sampling.rollout import make_sampler, prompts_of
 from jaxdistill.step import sharding
 

@@ -21,12 +21,13 @@ from jaxdistill import cli
 from jaxdistill.errors import UserError
 from jaxdistill.export.export import export, model_card
 from jaxdistill.models import hub, weights
-from jaxdistill.models import model as models
-from jaxdistill.models import tokenizer as tokenizers
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply, position_ids
+from jaxdistill.models.model import build_model
+from jaxdistill.models.tokenizer import end_ids, load_tokenizer
 from jaxdistill.sampling import generate
-from jaxdistill.sampling.generate import Decoding, choose, make_decoder, make_generator, truncate
+from jaxdistill.sampling.decoding import Decoding, choose, mix, repeated, truncate
+from jaxdistill.sampling.generate import make_decoder, make_generator
 
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 QUICK = ("gpt2", "mistral")  # a position table; a window, rotary positions, and a head that the class does not tie
@@ -141,7 +142,7 @@ def test_flax_class_opens_the_flax_folder(tokenizer, tmp_path):
     kind = "llama"
     folder = written(tmp_path / "out", kind, tokenizer, to="flax")
     model, params = tiny.model(kind), params_of(kind)
-    back = weights.load_params(folder, models.build(hub.load_config(folder)))
+    back = weights.load_params(folder, build_model(hub.load_config(folder)))
     jax.tree.map(np.testing.assert_array_equal, back, params)
     ids = jnp.asarray([PROMPTS[0]])
     with jax.numpy_rank_promotion("allow"):
@@ -179,12 +180,12 @@ def test_cached_decoding_is_the_full_forward_at_every_step(kind):
 @pytest.mark.slow
 def test_real_model_is_torch_token_for_token(shared):
     folder = shared / "models" / "stories260k-llama"
-    model = models.build(hub.load_config(folder))
-    params, words = weights.load_params(folder, model), tokenizers.load_tokenizer(folder)
+    model = build_model(hub.load_config(folder))
+    params, words = weights.load_params(folder, model), load_tokenizer(folder)
     prompts = words(["Once upon a time", "Tom and his big dog went to the park. They", "Lily", "The sun"])["input_ids"]
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected, _ = torch_generate(theirs, prompts, 80, end=2)
-    completions = greedy(model, params, prompts, 80, end_ids=tokenizers.end_ids(folder, model.config, words))
+    completions = greedy(model, params, prompts, 80, end_ids=end_ids(folder, model.config, words))
     for row, completion in zip(expected, completions, strict=True):
         assert list(completion.tokens) == row[: len(completion.tokens)]
         assert set(row[len(completion.tokens) :]) <= {PAD}
@@ -291,11 +292,11 @@ def test_mixture_is_of_probabilities():
         p, q = rng.normal(scale=spread, size=(2, 4, 9)).astype(np.float32)
         expected = 0.2 * scipy.special.softmax(p.astype(float) / temperature, axis=1)
         expected += 0.8 * scipy.special.softmax(q.astype(float) / temperature, axis=1)
-        mixed = generate.mix([jnp.asarray(p), jnp.asarray(q)], weights=[0.2, 0.8], temperature=temperature)
+        mixed = mix([jnp.asarray(p), jnp.asarray(q)], weights=[0.2, 0.8], temperature=temperature)
         assert np.isfinite(mixed).all()
         np.testing.assert_allclose(jax.nn.softmax(mixed / temperature), expected, rtol=2e-4, atol=1e-7)
     alone = jnp.ones((2, 3))
-    assert generate.mix([alone], weights=[1.0], temperature=2.0) is alone
+    assert mix([alone], weights=[1.0], temperature=2.0) is alone
 
 
 def test_the_mixtures_likeliest_token_and_its_truncation():
@@ -303,9 +304,9 @@ def test_the_mixtures_likeliest_token_and_its_truncation():
     p, q = np.log([[0.5, 0.0001, 0.0999, 0.4]]), np.log([[0.0001, 0.5, 0.0999, 0.4]])
     one = jax.random.split(jax.random.key(0), 1)
     logits = [jnp.float32(p), jnp.float32(q)]
-    greedy = generate.mix(logits, weights=[0.5, 0.5], temperature=0.0)
+    greedy = mix(logits, weights=[0.5, 0.5], temperature=0.0)
     assert choose(greedy, one, decoding=Decoding()).tolist() == [3]
-    mixed = generate.mix(logits, weights=[0.75, 0.25], temperature=1.5)
+    mixed = mix(logits, weights=[0.75, 0.25], temperature=1.5)
     expected = scipy.special.softmax(p / 1.5) * 0.75 + scipy.special.softmax(q / 1.5) * 0.25
     draws, keys = 20_000, jax.random.split(jax.random.key(1), 20_000)
     tokens = choose(jnp.tile(mixed, (draws, 1)), keys, decoding=Decoding(temperature=1.5, top_k=2))
@@ -357,7 +358,7 @@ def test_repetition_is_counted_as_defined(tokens, ngram, times):
     last = tokens[-ngram:]
     stand = sum(tokens[i : i + ngram] == last for i in range(len(tokens) - ngram + 1))
     expected = len(tokens) >= ngram and stand >= times
-    assert bool(generate.repeated(jnp.asarray(row), len(tokens), ngram=ngram, times=times)[0]) == expected
+    assert bool(repeated(jnp.asarray(row), len(tokens), ngram=ngram, times=times)[0]) == expected
 
 
 def test_a_row_that_repeats_itself_ends():
@@ -468,14 +469,14 @@ def test_a_masked_model_does_not_generate():
 
 def test_end_ids(tmp_path, tokenizer):
     config = tiny.config("gpt2")
-    assert tokenizers.end_ids(tmp_path, config, tokenizer) == (2,)
+    assert end_ids(tmp_path, config, tokenizer) == (2,)
     config.eos_token_id = None
-    assert tokenizers.end_ids(tmp_path, config, tokenizer) == (tokenizer.eos_token_id,)
+    assert end_ids(tmp_path, config, tokenizer) == (tokenizer.eos_token_id,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert tokenizers.end_ids(tmp_path, config, tokenizer) == (2, 7)
+    assert end_ids(tmp_path, config, tokenizer) == (2, 7)
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        tokenizers.end_ids(tmp_path, config, tokenizer)
+        end_ids(tmp_path, config, tokenizer)
 
 
 def test_long_contexts_cost_nothing_where_they_are_not_used():
