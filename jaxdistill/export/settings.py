@@ -1,14 +1,15 @@
 """The knobs of the exported student."""
 
-from typing import Literal
+from typing import Annotated
 
-from jaxdistill.knobs import Section, knob
+from jaxdistill.export.folder import FORMATS
+from jaxdistill.knobs import OneOf, Section, knob
 
 
 class ExportConfig(Section):
     """Folders for other programs."""
 
-    to: tuple[Literal["pytorch", "flax"], ...] = knob(
+    to: Annotated[tuple[str, ...], OneOf(FORMATS)] = knob(
         (), "Formats written at the end of the run to <workdir>/export-<format>: pytorch, flax.", resumable=True
     )
     license: str = knob(

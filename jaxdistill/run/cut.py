@@ -12,7 +12,8 @@ from jaxdistill.data import text as texts
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import search
 from jaxdistill.evaluate.evaluator import make_context
-from jaxdistill.export.export import export, model_card
+from jaxdistill.export.card import Card, model_card
+from jaxdistill.export.export import export
 from jaxdistill.models import hub, weights
 from jaxdistill.models.layer_choice import resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
@@ -87,12 +88,10 @@ def _write(cut: Cut, made: Model, params: PyTree, tokenizer: Any, layers: tuple[
         "teacher": {"name": cut.teacher},
         "student": {"layers": list(layers), "reference_init": cut.reference_init},
     }
-    card = model_card(
-        name=out.name, base_model=cut.teacher, recipe=recipe, license="", results={}, causal=made.family.causal
-    )
+    card = Card(name=out.name, base_model=cut.teacher, recipe=recipe, license="", results={}, causal=made.family.causal)
     probe = tokenizer(["The quick brown fox jumps over the lazy dog."], return_tensors="np")
     probe = {"input_ids": probe["input_ids"], "attention_mask": probe["attention_mask"].astype(bool)}
-    export(model=made, params=params, tokenizer=tokenizer, out=out, to="pytorch", card=card, probe=probe)
+    export(model=made, params=params, tokenizer=tokenizer, out=out, to="pytorch", card=model_card(card), probe=probe)
 
 
 def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: int, tell: Tell) -> tuple[int, ...]:

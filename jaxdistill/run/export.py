@@ -2,30 +2,28 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from jaxdistill.export.export import export, model_card
+from jaxdistill.export.card import Card, model_card
+from jaxdistill.export.export import export
 from jaxdistill.run import folder as folders
 
 
-def export_run(
-    workdir: Path, out: Path, *, to: Literal["pytorch", "flax"], tell: Callable[[str], None], step: int | None = None
-) -> None:
+def export_run(workdir: Path, out: Path, *, to: str, tell: Callable[[str], None], step: int | None = None) -> None:
     """Writes a run's student as a Hugging Face folder and proves that it reads back the same.
 
     Args:
-      to: one of export.settings.FORMATS.
+      to: one of export.folder.FORMATS.
       step: of the checkpoint; None = the last.
 
     Raises:
       UserError: there is no such checkpoint, or the folder cannot be written or reads back differently.
     """
     student = folders.load_student(workdir, step=step, tell=tell)
-    card = model_card(
+    card = Card(
         name=out.name,
         base_model=student.config["teacher"]["name"],
-        recipe=student.config,
         license=student.config["export"]["license"],
+        recipe=student.config,
         results=student.figures,
         causal=student.model.family.causal,
     )
@@ -35,7 +33,7 @@ def export_run(
         tokenizer=student.tokenizer,
         out=out,
         to=to,
-        card=card,
+        card=model_card(card),
         probe=student.probe,
     )
     tell(f"exported step {student.step} of {workdir} to {out} ({to}); its logits are the checkpoint's")

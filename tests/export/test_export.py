@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from jaxdistill.errors import UserError
-from jaxdistill.export.export import export, model_card
-from jaxdistill.export.export import export as module
-from jaxdistill.models import hub, weights
+from jaxdistill.export import proof
+from jaxdistill.export.card import Card, model_card
+from jaxdistill.export.export import export
+from jaxdistill.models import hub, torch_names, weights
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, init_params
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "."]
-CARD = model_card(name="student", base_model="user/teacher", license="mit", recipe={"steps": 3}, results={"ppl": 4.25})
+CARD = model_card(
+    Card(name="student", base_model="user/teacher", license="mit", recipe={"steps": 3}, results={"ppl": 4.25})
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +128,8 @@ def test_a_folder_that_reads_back_differently_is_not_left(arguments, tmp_path, m
         name = next(name for name in tensors if name.endswith(("query.weight", "q_lin.weight")))
         return tensors | {name: np.ascontiguousarray(tensors[name].T)}
 
-    right = module.torch_names.to_torch
-    monkeypatch.setattr(module.torch_names, "to_torch", wrong)
+    right = torch_names.to_torch
+    monkeypatch.setattr(torch_names, "to_torch", wrong)
     with pytest.raises(UserError, match="logits up to"):
         export(**arguments, out=tmp_path / "out", to="pytorch")
     nothing_but(tmp_path)
@@ -164,7 +167,7 @@ def test_other_errors_are_not_hidden(arguments, tmp_path, monkeypatch):
     def bug(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, "apply", bug)
+    monkeypatch.setattr(proof, "apply", bug)
     with pytest.raises(ZeroDivisionError):
         export(**arguments, out=tmp_path / "out", to="pytorch")
     nothing_but(tmp_path)
@@ -178,13 +181,13 @@ def test_model_card():
     assert card.data.pipeline_tag == "fill-mask" and card.data.library_name == "transformers"
     assert "| ppl | 4.25 |" in CARD and '"steps": 3' in CARD
     assert "The teacher's licence is mit" in CARD
-    scratch = model_card(name="s", base_model="", license="", recipe={}, results={})
+    scratch = model_card(Card(name="s", base_model="", license="", recipe={}, results={}))
     assert "trained from scratch" in scratch and "teacher" not in scratch
-    local = ModelCard(model_card(name="s", base_model="./teacher", license="", recipe={}, results={}))
+    local = ModelCard(model_card(Card(name="s", base_model="./teacher", license="", recipe={}, results={})))
     assert local.data.base_model is None and local.data.license is None
-    causal = model_card(name="s", base_model="", license="", recipe={}, results={}, causal=True)
+    causal = model_card(Card(name="s", base_model="", license="", recipe={}, results={}, causal=True))
     assert ModelCard(causal).data.pipeline_tag == "text-generation" and "A causal language model" in causal
     assert "fill" not in causal and "mask" not in causal
     private = {"teacher": {"name": "/home/me/bert"}, "data": {"path": "~/text.txt", "cache_dir": "/home/me/.cache"}}
-    card = model_card(name="s", base_model="/home/me/bert", license="", recipe=private, results={})
+    card = model_card(Card(name="s", base_model="/home/me/bert", license="", recipe=private, results={}))
     assert "/home" not in card and "~" not in card and "`bert`" in card and "text.txt" in card

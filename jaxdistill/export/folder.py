@@ -1,0 +1,67 @@
+"""A model as a folder that plain transformers opens: configuration, weights, tokenizer and model card."""
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill.models import torch_names
+from jaxdistill.models.model import Model, with_tied_head
+
+
+def write_folder(folder: Path, *, model: Model, params: Mapping[str, Any], tokenizer: Any, to: str, card: str) -> None:
+    """Writes the files of a model into an existing folder, with weights in float32; torch is not needed.
+
+    Args:
+      to: format of the weights, one of FORMATS.
+      card: text of README.md.
+    """
+    params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [model.torch_class]
+    config.dtype = "float32"
+    (folder / "config.json").write_text(config.to_json_string(use_diff=True), encoding="utf-8")
+    FORMATS[to](folder, model, params)
+    _tokenizer_for(model, tokenizer).save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_pytorch(folder: Path, model: Model, params: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(torch_names.to_torch(params), folder / "model.safetensors", metadata={"format": "pt"})
+    # save_file lets only the owner read the file.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+
+
+def _write_flax(folder: Path, model: Model, params: Mapping[str, Any]) -> None:
+    from flax.serialization import msgpack_serialize
+
+    # With a tied causal head too: FlaxLlama and FlaxMistral would draw a missing head at random.
+    whole = jax.tree.map(np.asarray, with_tied_head(model, params))
+    (folder / "flax_model.msgpack").write_bytes(msgpack_serialize(whole))
+
+
+# Name of a format -> writes the weights, NumPy float32, into the folder. models/weights.py must read each format back.
+FORMATS: dict[str, Callable[[Path, Model, Mapping[str, Any]], None]] = {
+    "pytorch": _write_pytorch,
+    "flax": _write_flax,
+}
+
+
+def _tokenizer_for(model: Model, tokenizer: Any) -> Any:
+    """A copy with the model's length, which makes no token types for a family without them.
+
+    A BERT tokenizer's token_type_ids would make torch's DistilBERT refuse the call.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.max_length)
+    tokenizer.init_kwargs["model_max_length"] = tokenizer.model_max_length
+    if not model.family.token_types:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    return tokenizer
