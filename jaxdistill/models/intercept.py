@@ -1,8 +1,8 @@
-"""Everything taken from inside a model: transformers' Flax classes, seen through flax.linen's interceptors.
+"""The forward pass of a model: transformers' Flax classes, read and changed from inside by flax.linen's interceptors.
 
-An interceptor is `f(next, args, kwargs, context)`; it sees every submodule call, by `context.module.path` and
-`context.method_name`. `apply` runs the model under the ones it needs and under those it is given: fused heads,
-LayerDrop and rematerialisation are further interceptors, made elsewhere and handed in.
+An interceptor is `f(next, args, kwargs, context)`. It is called in place of every submodule, which it recognises by
+`context.module.path` and `context.method_name`. `apply` runs the model under its own interceptors and under those that
+a caller passes, such as LayerDrop and rematerialisation.
 """
 
 import re
@@ -16,24 +16,23 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from jaxdistill.losses.fused_head import Head
 from jaxdistill.models.attention import dot_product_attention
 from jaxdistill.models.families import Family
-from jaxdistill.models.model import Model, attention_dropout, leaf, shortened, with_tied_head
+from jaxdistill.models.head import Head
+from jaxdistill.models.model import Model, attention_dropout, embedding_of, leaf, shortened, with_tied_head
 
 Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
-HeadWeights = tuple[Any, Any]  # kernel [width, vocab] and bias [vocab] or None; of jax or, before a run, of NumPy
 Layer = Callable[[Float[Array, "batch length width"]], list[Array]]  # the outputs of a layer, hidden states among them
 
 
 class Outputs(NamedTuple):
-    """What a forward pass returns, in the dtype it was computed in.
+    """The outputs of a forward pass, in the dtype of its computation.
 
     `logits` is [batch, length, vocab], or [groups, k, vocab] where positions were given. `hidden_states` has
     num_layers + 1 arrays [batch, length, width], the embeddings first; `attentions` has num_layers arrays of
     probabilities [batch, heads, length, length]; both are empty where they were not asked for. As in torch, the last
-    hidden states of a causal family are those that the head sees, after the final norm (GPT-2's ln_f). `features` are
-    what the vocabulary projection sees. Of logits and features, the compiler leaves out the work for what is not used.
+    hidden states of a causal family are the input of the head, after the final norm (GPT-2's ln_f). `features` is the
+    input of the vocabulary projection. The compiler removes the work for logits or features that the caller ignores.
     """
 
     logits: Float[Array, "rows tokens vocab"]
@@ -55,11 +54,14 @@ def apply(
     positions: Int[Array, "groups k"] | None = None,
     interceptors: Sequence[Interceptor] = (),
 ) -> Outputs:
-    """The forward pass; pure, so it works under jit, grad and vmap.
+    """The forward pass; a pure function, so it works under jit, grad and vmap.
 
-    Without `dropout_key` it is inference. With `positions` (see `head_positions`) the head runs on those tokens
-    only. With `segment_ids`, a causal model's tokens see those of their own number alone, and count their positions
-    from its first: documents packed in a row. The first of `interceptors` is the outermost.
+    Args:
+      segment_ids: the number of each token's document, where a row packs several (causal models): a token sees only
+        tokens of its own document, and positions are counted from the document's first token.
+      dropout_key: None = inference.
+      positions: the tokens on which the head runs, from `head_positions`; None = all.
+      interceptors: the first is the outermost.
     """
     family = model.family
     with jax.ensure_compile_time_eval():
@@ -70,16 +72,16 @@ def apply(
         active = [_fixed_head_activation(family.head, family.head_activation), *active]
     if positions is not None:
         active = [gather_before(family.head, positions), *active]
-    # Said aloud because FlaxElectra alone fills in type 1 for every token, where torch has 0.
+    # Passed explicitly because FlaxElectra, unlike torch and the other classes, uses type 1 where none are given.
     inputs = {"token_type_ids": jnp.zeros_like(input_ids)} if family.token_types else {}
     if family.causal:
         inputs["position_ids"] = position_ids(attention_mask, segment_ids)
         if segment_ids is not None:
-            active.append(_separate(segment_ids))
+            active.append(_causal_within_segments(segment_ids))
     train = dropout_key is not None
     if model.attention and not attentions and not (train and attention_dropout(model.config)):
-        positions_in_text = inputs.get("position_ids")
-        active.append(dot_product_attention(attention_mask, positions_in_text, implementation=model.attention))
+        kernel = dot_product_attention(attention_mask, inputs.get("position_ids"), implementation=model.attention)
+        active.append(kernel)
     with ExitStack() as stack:
         for interceptor in active:
             stack.enter_context(nn.intercept_methods(interceptor))
@@ -98,30 +100,23 @@ def apply(
     return Outputs(out.logits, out.hidden_states or (), out.attentions or (), *features)
 
 
-def head_weights(model: Model, params: Any) -> HeadWeights:
-    """Of the vocabulary projection: with them and the features that it sees, `outputs.logits` can be made elsewhere."""
+def head_of(model: Model, params: Any, features: Float[Array, "*tokens width"] | None = None) -> Head:
+    """The vocabulary projection of a model: with `features`, the source of its logits; without, the weights alone.
+
+    The weights may be NumPy arrays, before a run has put them on its devices.
+    """
     family = model.family
-    if family.causal:
-        kernel = with_tied_head(model, params)[family.projection]["kernel"]
-    elif model.config.tie_word_embeddings:
-        kernel = leaf(params, f"{family.layers.split('/')[0]}/embeddings/word_embeddings/embedding").T
-    else:
-        kernel = leaf(params, f"{family.projection}/kernel")
-    return kernel, leaf(params, family.projection_bias) if family.projection_bias else None
-
-
-def head_of(model: Model, params: Any, outputs: Outputs) -> Head:
-    """The vocabulary projection by itself: `outputs.logits` without the [tokens, vocab] array."""
-    assert outputs.features is not None
-    return Head(outputs.features, *head_weights(model, params))
+    tied = model.config.tie_word_embeddings
+    kernel = embedding_of(model, params).T if tied else leaf(params, f"{family.projection}/kernel")
+    return Head(features, kernel, leaf(params, family.projection_bias) if family.projection_bias else None)
 
 
 def position_ids(
     attention_mask: Bool[Array, "batch length"], segment_ids: Int[Array, "batch length"] | None = None
 ) -> Int[Array, "batch length"]:
-    """Real tokens counted from 0, so that padding on either side changes nothing; padding before them has 0.
+    """The position of each real token, from 0, so that padding on either side changes nothing; left padding has 0.
 
-    With `segment_ids`, counted anew from where their number changes.
+    With `segment_ids`, the count starts again wherever the number changes.
     """
     counted = jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
     if segment_ids is None:
@@ -133,11 +128,11 @@ def position_ids(
 def head_positions(
     label_mask: Bool[Array, "batch length"], *, group: int, capacity: int
 ) -> tuple[Int[Array, "groups capacity"], Bool[Array, "groups capacity"]]:
-    """Where the labelled tokens stand, in static shapes: (positions, valid), both [batch / group, capacity].
+    """The positions of the labelled tokens, in static shapes: (positions, valid), both [batch / group, capacity].
 
-    A group is `group` consecutive rows flattened to one axis of group * length tokens; positions index into it,
+    A group is `group` consecutive rows flattened to one axis of group * length tokens; positions index into the group,
     in ascending order. Unused places hold position 0 and are not valid. Labels beyond `capacity` in one group are
-    left out: choose it as the most the masking can draw. Groups stay whole on a device when `batch / group` is
+    dropped: choose the largest number that the masking can draw. Groups stay whole on a device when `batch / group` is
     divisible by the number of data shards.
     """
     rows, length = label_mask.shape
@@ -151,7 +146,7 @@ def head_positions(
 def gather_tokens(
     x: Shaped[Array, "batch length *rest"], positions: Int[Array, "groups k"]
 ) -> Shaped[Array, "groups k *rest"]:
-    """x at `positions`, which index groups of batch / groups rows flattened to one token axis."""
+    """The entries of x at `positions`, which index groups of batch / groups rows flattened to one token axis."""
     grouped = x.reshape(positions.shape[0], -1, *x.shape[2:])
     return jax.vmap(lambda tokens, index: tokens[index])(grouped, positions)
 
@@ -160,11 +155,12 @@ def _is_call(context: Any, path: str) -> bool:
     return context.method_name == "__call__" and "/".join(context.module.path) == path
 
 
-def _separate(segment_ids: Int[Array, "batch length"]) -> Interceptor:
-    """Causal attention within each segment: transformers' classes take no mask by pairs of tokens.
+def _causal_within_segments(segment_ids: Int[Array, "batch length"]) -> Interceptor:
+    """Causal attention within each segment.
 
-    But every causal one keeps its own as `causal_mask` [1, 1, positions, positions], cut to the input and broadcast
-    to its rows; while the layer runs, that is the narrower one.
+    transformers' classes take no mask by pairs of tokens, but every causal class has one as its attribute `causal_mask`
+    [1, 1, positions, positions], which is cut to the input's length and broadcast to its rows. While a layer runs, the
+    attribute is a mask that also separates the segments.
     """
     length = segment_ids.shape[1]
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
@@ -174,7 +170,7 @@ def _separate(segment_ids: Int[Array, "batch length"]) -> Interceptor:
         if context.method_name != "__call__" or not hasattr(module, "causal_mask"):
             return next_call(*args, **kwargs)
         causal = module.causal_mask
-        # Past the module's own __setattr__, which is locked outside of setup.
+        # By object's __setattr__, because the module's own is locked outside of setup.
         object.__setattr__(module, "causal_mask", causal[:, :, :length, :length].astype(bool) & same)
         try:
             return next_call(*args, **kwargs)
@@ -186,7 +182,7 @@ def _separate(segment_ids: Int[Array, "batch length"]) -> Interceptor:
 
 def _record_input(projection: str, inputs: list[Array]) -> Interceptor:
     def record(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        # With a shared embedding, BERT and its like run decoder.apply(...), a root module of the same name.
+        # Where the embeddings are tied, BERT and similar classes run decoder.apply(...), a root module of that name.
         root = not context.module.path and context.module.name == projection.split("/")[-1]
         if _is_call(context, projection) or (root and context.method_name == "__call__"):
             inputs.append(args[0])
@@ -196,7 +192,7 @@ def _record_input(projection: str, inputs: list[Array]) -> Interceptor:
 
 
 def gather_before(head: str, positions: Int[Array, "groups k"]) -> Interceptor:
-    """The head sees only the tokens at `positions` (see `gather_tokens`)."""
+    """Gives the head only the tokens at `positions` (see `gather_tokens`)."""
 
     def gather(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         if _is_call(context, head):
@@ -207,9 +203,9 @@ def gather_before(head: str, positions: Int[Array, "groups k"]) -> Interceptor:
 
 
 def around_layers(family: Family, around: Callable[[Layer, Array], list[Array]]) -> Interceptor:
-    """Every layer is run as `around(layer, hidden)`, with `layer` a pure function of its hidden states.
+    """Runs every layer as `around(layer, hidden)`, where `layer` is a pure function of its input hidden states.
 
-    Parameters and masks are constants to that function, so it can be handed to `lax.cond` or `jax.checkpoint`.
+    Parameters and masks are constants of that function, so `lax.cond` and `jax.checkpoint` can run it.
     """
     path = re.compile(re.escape(family.layers).replace(r"\{\}", r"\d+"))
 
@@ -231,7 +227,7 @@ def around_layers(family: Family, around: Callable[[Layer, Array], list[Array]])
 
 
 def _fixed_head_activation(head: str, activation: str) -> Interceptor:
-    """ELECTRA: torch's generator head is always GELU, the Flax class takes config.hidden_act. Follow torch."""
+    """Follows torch in the head of ELECTRA, which is always GELU; the Flax class uses config.hidden_act."""
     from transformers.modeling_flax_utils import ACT2FN
 
     def transform(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
