@@ -29,8 +29,8 @@ class Encoded(NamedTuple):
 def encode_ahead(documents: Iterator[Document], encode: Callable[[list[Any]], Encoded]) -> Iterator[Encoded]:
     """Encodes block after block.
 
-    The Rust code uses all cores and does not hold the interpreter lock, so the next block is encoded in a thread while
-    the caller writes this one.
+    The Rust code uses all cores and does not hold the interpreter lock, so a block is encoded in a thread while the
+    caller writes the block before it.
     """
     with ThreadPoolExecutor(1) as pool:
         ahead = None

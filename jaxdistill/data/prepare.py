@@ -8,12 +8,9 @@ starts, and the end) and prompts.npy (int64, how many tokens of each document ar
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import filelock
 import numpy as np
 from jaxtyping import Int64, Integer
 from tokenizers import Tokenizer
 
+from jaxdistill.data.cache import lock, whole_or_not, writing
 from jaxdistill.data.encode import Encoded, encode_ahead, encode_pairs, encode_texts, prefix_of
 from jaxdistill.data.frame import Ragged, fill_rows, frame, frame_causal, select, too_short_or_unknown
 from jaxdistill.data.settings import DataConfig
@@ -71,15 +68,15 @@ def prepare(data: DataConfig, source: Source, tokenizer: Any, *, causal: bool, r
     final = Path(data.cache_dir).expanduser() / name
     if final.exists():
         return _reuse(final, report)
-    with _writing(final.parent):
+    with writing(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(final, report) as is_locked:
+    with lock(final, report) as is_locked:
         if final.exists():
             return _reuse(final, report)
         if is_locked:
             for stale in final.parent.glob(f"{name}.partial-*"):
                 shutil.rmtree(stale, ignore_errors=True)
-        with _whole_or_not(final) as folder:
+        with whole_or_not(final) as folder:
             _write(folder, source, layout, settings, report)
     return final
 
@@ -136,75 +133,6 @@ def _reuse(final: Path, report: Report) -> Path:
     return final
 
 
-# The folder
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write prepared data in {str(folder)!r}: {error.strerror or error}; "
-            "make room there or choose another cache folder"
-        ) from error
-
-
-@contextmanager
-def _lock(final: Path, report: Report) -> Iterator[bool]:
-    """Lets one process at a time prepare a folder, and yields whether the lock is held.
-
-    The lock only saves work: a second process waits and reuses the folder, and the parts that a killed process left
-    are cleared. On a file system without locks both work in folders of their own, and the first rename wins.
-    """
-    lock = filelock.FileLock(final.with_suffix(".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        report(f"waiting for another process that prepares {final}")
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        report(f"no file locks in {final.parent} ({error}); preparing without")
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _whole_or_not(final: Path) -> Iterator[Path]:
-    """A temporary folder that gets its final name when the block ends, and is removed where the block raises."""
-    with _writing(final.parent):
-        partial_folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{final.name}.partial-"))
-    try:
-        yield partial_folder
-        _publish(partial_folder, final)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)  # gone already where the rename succeeded
-
-
-def _publish(folder: Path, final: Path) -> None:
-    with _writing(final.parent):
-        for path in [*folder.iterdir(), folder]:
-            _sync(path)
-        try:
-            os.rename(folder, final)
-        except OSError as error:
-            # Another process without a lock was first: its folder has the same content.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-# Its content
-
-
 @dataclass
 class _Tally:
     """What has been read, written and dropped so far."""
@@ -215,20 +143,20 @@ class _Tally:
     short: int = 0  # rows that were dropped; with packing, documents
     unknown: int = 0
     long: int = 0  # pairs without room for a prompt
-    rest: Integer[np.ndarray, "rest"] = field(default_factory=lambda: np.empty(0, np.int32))  # fills no row yet
+    rest: Integer[np.ndarray, "rest"] = field(default_factory=lambda: np.empty(0, np.int32))  # for the next packed row
     row_lengths: list[Int64[np.ndarray, "_"]] = field(default_factory=list)
     document_lengths: list[Int64[np.ndarray, "_"]] = field(default_factory=list)
     prompts: list[Int64[np.ndarray, "_"]] = field(default_factory=list)  # tokens of each document that are prompt
 
 
 def _write(folder: Path, source: Source, layout: _Layout, settings: dict[str, Any], report: Report) -> None:
-    report(f"tokenising {source.describe}")
+    report(f"tokenising {source.description}")
     tally = _Tally(counts=np.zeros(layout.vocabulary.size, np.int64))
     began = reported = time.monotonic()
     with _token_file(folder) as file:
         for encoded in encode_ahead(source.documents(), _encoder(layout)):
             tokens = _add(tally, encoded, layout)
-            with _writing(folder.parent):  # not around the loop: errors of the source are no errors of writing
+            with writing(folder.parent):  # not around the loop: errors of the source are no errors of writing
                 file.write(tokens.astype(layout.dtype).data)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
@@ -237,7 +165,7 @@ def _write(folder: Path, source: Source, layout: _Layout, settings: dict[str, An
     meta = _meta(tally, source, layout, settings)
     if not meta["rows"]:
         raise UserError(_nothing_usable(tally, source, layout))
-    with _writing(folder.parent):
+    with writing(folder.parent):
         _save_arrays(folder, tally, causal=layout.causal)
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     report(
@@ -249,12 +177,12 @@ def _write(folder: Path, source: Source, layout: _Layout, settings: dict[str, An
 
 @contextmanager
 def _token_file(folder: Path) -> Iterator[IO[bytes]]:
-    with _writing(folder.parent):
+    with writing(folder.parent):
         file = open(folder / "tokens.bin", "wb")  # noqa: SIM115 - the block may raise OSErrors of the source
     try:
         yield file
     finally:
-        with _writing(folder.parent):
+        with writing(folder.parent):
             file.close()
 
 
@@ -297,7 +225,7 @@ def _framed(documents: Ragged, layout: _Layout) -> Ragged:
 def _meta(tally: _Tally, source: Source, layout: _Layout, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         **settings,
-        "describe": source.describe,
+        "describe": source.description,
         "dtype": layout.dtype.name,
         "documents": tally.documents,
         "rows": sum(map(len, tally.row_lengths)),
@@ -312,7 +240,7 @@ def _meta(tally: _Tally, source: Source, layout: _Layout, settings: dict[str, An
 def _nothing_usable(tally: _Tally, source: Source, layout: _Layout) -> str:
     data = layout.data
     message = (
-        f"no usable text in {source.describe}: {tally.documents:,} documents read, {tally.short:,} dropped under "
+        f"no usable text in {source.description}: {tally.documents:,} documents read, {tally.short:,} dropped under "
         f"{data.min_tokens} tokens, {tally.unknown:,} dropped for {data.max_unk_fraction:.0%} or more unknown tokens"
     )
     if layout.template:

@@ -29,7 +29,7 @@ Document = str | tuple[str, str]  # text, or prompt and completion
 class Source:
     """A stream of documents; `documents()` starts the stream afresh and raises UserError at the first broken one."""
 
-    describe: str
+    description: str
     """One line for logs."""
     fingerprint: str
     """Hash of the content and of every setting that changes the documents."""
@@ -52,7 +52,7 @@ class Location(NamedTuple):
 def first_documents(source: Source, limit: int) -> Source:
     """The first `limit` documents of a source."""
     return Source(
-        describe=f"{source.describe}, first {limit:,} documents",
+        description=f"{source.description}, first {limit:,} documents",
         fingerprint=_digest(source.fingerprint, limit),
         documents=lambda: itertools.islice(source.documents(), limit),
     )
@@ -86,7 +86,7 @@ def _open_files(location: Location, *, read: Reader) -> Source:
     size = sum(file.stat().st_size for file in paths)
     names = paths[0].name if len(paths) == 1 else f"{len(paths)} files, {paths[0].name} … {paths[-1].name}"
     return Source(
-        describe=f"{source}: {names} ({size / 1e6:.1f} MB)",
+        description=f"{source}: {names} ({size / 1e6:.1f} MB)",
         fingerprint=_digest(source, columns[-1], digests, *columns[:-1]),
         documents=lambda: itertools.chain.from_iterable(read(file, columns) for file in paths),
     )
@@ -113,6 +113,7 @@ def _expand(path: str) -> list[Path]:
 
 
 def _matches(entry: str) -> set[Path]:
+    """The files that a name or a glob means."""
     literal = Path(entry).expanduser()
     if literal.is_dir():
         raise UserError(f"data.path: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt")
@@ -192,11 +193,11 @@ def _stripped(value: object, where: Callable[[], str], column: str) -> str:
     return value.strip()
 
 
-def _check_columns(columns: Columns, there: Iterable[str], where: str) -> None:
+def _check_columns(columns: Columns, available: Iterable[str], where: str) -> None:
     for i, column in enumerate(columns):
-        if column not in there:
+        if column not in available:
             key = "data.column" if i == len(columns) - 1 else "data.prompt_column"
-            raise UserError(f"{where}: no column {column!r}; it has {', '.join(map(repr, there))}; set {key}")
+            raise UserError(f"{where}: no column {column!r}; it has {', '.join(map(repr, available))}; set {key}")
 
 
 def _read_csv(path: Path, columns: Columns, *, delimiter: str) -> Iterator[Document]:
@@ -310,7 +311,7 @@ def _open_hf(location: Location) -> Source:
     size = "streamed" if streaming else f"{len(data):,} rows"
     content = (path, subset, revision, split) if streaming else (data._fingerprint,)
     return Source(
-        describe=f"hf: {'/'.join(filter(None, (path, subset)))} {split} ({size})",
+        description=f"hf: {'/'.join(filter(None, (path, subset)))} {split} ({size})",
         fingerprint=_digest("hf", *content, *columns[::-1]),
         documents=lambda: _documents(values(), lambda: where, columns),
     )
@@ -357,7 +358,7 @@ def _open_tfds(location: Location) -> Source:
             yield tuple(decoded(example[column], index, column) for column in columns)
 
     return Source(
-        describe=f"tfds: {info.full_name} {split} ({len(data):,} rows)",
+        description=f"tfds: {info.full_name} {split} ({len(data):,} rows)",
         fingerprint=_digest("tfds", info.full_name, split, columns[-1], digests, *columns[:-1]),
         documents=lambda: _documents(values(), lambda: where, columns),
     )

@@ -69,7 +69,7 @@ def test_files(tmp_path, kind, suffix):
     assert list(source.documents()) == expected
     assert list(source.documents()) == expected, "restartable"
     assert read(path, source=kind, limit=1) == expected[:1]
-    assert path.name in source.describe
+    assert path.name in source.description
 
 
 def test_parquet(tmp_path):
