@@ -13,13 +13,16 @@ import pytest
 import torch
 from jax.sharding import Mesh
 
-from jaxdistill import config as configs
 from jaxdistill.losses import terms as objectives
-from jaxdistill.models import model as models
+from jaxdistill.losses.objective import init_projections
+from jaxdistill.losses.term import Objective
 from jaxdistill.models import torch_names
+from jaxdistill.models.model import Model, build_model, param_shapes
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
-from jaxdistill.step.train_step import TrainState, loss_fn, make_train_step
+from jaxdistill.step.forward import Distillation, loss_fn
+from jaxdistill.step.sharding import Meshes
+from jaxdistill.step.train_step import Placement, TrainState, UpdateSettings, make_train_step
 
 VOCAB, ROWS, GROUP, STEPS = 97, 8, 2, 10
 WEIGHTS = {
@@ -33,7 +36,7 @@ WEIGHTS = {
 }
 LAYER_MAP = ((0, 0), (1, 1), (2, 3))
 PAIRS = ("bert to distilbert", "bert to bert", "roberta to roberta", "bert to narrower bert")
-OPTIM = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01, "clip": 5.0, "freeze": ()}
+OPTIM = optim.OptimConfig(learning_rate=5e-3, warmup=0.25, weight_decay=0.01)  # betas, eps and clip of the defaults
 
 
 def model_configs(pair: str) -> tuple[Any, Any]:
@@ -63,14 +66,14 @@ def model_configs(pair: str) -> tuple[Any, Any]:
     return BertConfig(**bert, num_hidden_layers=3), student
 
 
-def random_params(model: models.Model, rng: np.random.Generator) -> Any:
+def random_params(model: Model, rng: np.random.Generator) -> Any:
     """Random in every entry, biases and layer norms too, which the initialisers leave at 0 and 1."""
 
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return (centre + 0.15 * rng.standard_normal(shape.shape)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, models.param_shapes(model))
+    return jax.tree_util.tree_map_with_path(leaf, param_shapes(model))
 
 
 def make_batch(rng: np.random.Generator, *, pad: int, lengths: list[int], labelled: int | None = None) -> dict:
@@ -91,8 +94,8 @@ def make_batch(rng: np.random.Generator, *, pad: int, lengths: list[int], labell
 @functools.cache
 def make_pair(name: str) -> SimpleNamespace:
     rng = np.random.default_rng(PAIRS.index(name))
-    teacher, student = (models.build(config) for config in model_configs(name))
-    projections = objectives.init_projections(
+    teacher, student = (build_model(config) for config in model_configs(name))
+    projections = init_projections(
         objective("all"),
         student_width=student.width,
         teacher_width=teacher.width,
@@ -112,8 +115,8 @@ def make_pair(name: str) -> SimpleNamespace:
     )
 
 
-def objective(tokens: str) -> objectives.Objective:
-    return objectives.Objective(WEIGHTS, temperature=2.0, tokens=tokens, layer_map=LAYER_MAP)
+def objective(tokens: str) -> Objective:
+    return Objective(WEIGHTS, temperature=2.0, tokens=tokens, layer_map=LAYER_MAP)
 
 
 def in_torch(
@@ -182,18 +185,9 @@ def test_losses_and_gradients_by_term(name: str, tokens: str) -> None:
     @jax.jit
     def value_and_gradient(params: Any, weights: dict[str, float]) -> tuple[tuple[jax.Array, Any], Any]:
         # The loss is linear in its weights, and its gradient is the only one that the fused head has.
-        return jax.value_and_grad(loss_fn, has_aux=True)(
-            params,
-            pair.teacher_params,
-            batch,
-            counts,
-            None,
-            student=pair.student,
-            teacher=pair.teacher,
-            objective=aim._replace(weights=weights),
-            group=GROUP,
-            capacity=lambda length: GROUP * length,
-        )
+        weighted = aim._replace(weights=weights)
+        distillation = Distillation(pair.student, pair.teacher, weighted, GROUP, lambda length: GROUP * length)
+        return jax.value_and_grad(loss_fn, has_aux=True)(params, pair.teacher_params, batch, counts, distillation)
 
     loss, values = value_and_gradient(pair.params, WEIGHTS)[0]
     models = in_torch(pair)
@@ -243,33 +237,20 @@ def test_ten_updates(name: str, tokens: str, accumulation: int) -> None:
     record = optax.GradientTransformation(
         lambda params: optax.tree.zeros_like(params), lambda updates, state, params=None: (updates, updates)
     )
-    adamw = optim.make_optimizer(
-        pair.params,
-        name="adamw",
-        learning_rate=optim.make_schedule(learning_rate=5e-3, schedule="linear", warmup=0.25, steps=STEPS),
-        no_decay=configs.base().optim.no_decay,
-        **OPTIM,
-    )
+    adamw = optim.make_optimizer(pair.params, OPTIM, steps=STEPS, freeze=())
     optimizer = optax.chain(record, adamw)
     mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
     init = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))  # noqa: E731
     shardings = sharding.by_rule(jax.eval_shape(init, pair.params), mesh)
     state = jax.jit(init, out_shardings=shardings)(pair.params)
     step = make_train_step(
-        student=pair.student,
-        teacher=pair.teacher,
-        objective=objective(tokens),
-        optimizer=optimizer,
-        mesh=mesh,
-        state_shardings=shardings,
-        teacher_shardings=sharding.by_rule(pair.teacher_params, mesh),
-        accumulation=accumulation,
-        group=GROUP,
-        capacity=lambda length: GROUP * length,
-        dropout=False,
+        Distillation(pair.student, pair.teacher, objective(tokens), GROUP, lambda length: GROUP * length),
+        optimizer,
+        Placement(Meshes(mesh, mesh), shardings, sharding.by_rule(pair.teacher_params, mesh)),
+        UpdateSettings(accumulation=accumulation, dropout=False),
     )
     models = in_torch(pair)
-    torch_optimizer = oracle.adamw(models[3], weight_decay=OPTIM["weight_decay"])
+    torch_optimizer = oracle.adamw(models[3], weight_decay=OPTIM.weight_decay)
     clipped = 0
     for i, batch in enumerate(batches):
         state, metrics = step(state, pair.teacher_params, batch, jax.random.key(0))
@@ -286,9 +267,9 @@ def test_ten_updates(name: str, tokens: str, accumulation: int) -> None:
             torch_optimizer,
             [oracle.total(values, WEIGHTS) for values in theirs],
             learning_rate=oracle.learning_rate(i, peak=5e-3, steps=STEPS, warmup=0.25),
-            clip=OPTIM["clip"],
+            clip=OPTIM.clip,
         )
-        clipped += norm > OPTIM["clip"]
+        clipped += norm > OPTIM.clip
         # Before the first update (whose learning rate is 0) only the step itself is compared.
         tolerance = 1e-5 if i == 0 else 1e-4
         for term in WEIGHTS:
@@ -296,7 +277,7 @@ def test_ten_updates(name: str, tokens: str, accumulation: int) -> None:
             np.testing.assert_allclose(metrics[term], mean, rtol=tolerance, err_msg=f"{term} at step {i}")
         np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
         if i == 0:
-            factor = min(1.0, OPTIM["clip"] / norm)  # clipped in place on their side
+            factor = min(1.0, OPTIM.clip / norm)  # clipped in place on their side
             wanted = {key: x.grad.numpy() / factor for key, x in models[3].items() if x.grad is not None}
             assert_same_parameters(ours_by_torch_name(pair, state.opt_state[0]), wanted, relative=True)
     assert clipped  # or the comparison says nothing of clipping

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdistill.losses import functions as losses
+from jaxdistill.losses import divergences as losses
 from jaxdistill.losses import policy
 
 ROWS, LENGTH, VOCAB, WIDTH = 4, 6, 7, 5

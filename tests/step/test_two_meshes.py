@@ -16,11 +16,14 @@ from test_step import GROUP, LABELLED, VOCAB, assert_close
 
 from jaxdistill import cli, train
 from jaxdistill.errors import UserError
-from jaxdistill.losses import terms as objectives
-from jaxdistill.run import loop
+from jaxdistill.losses.objective import init_projections
+from jaxdistill.losses.term import Objective
+from jaxdistill.run import training
 from jaxdistill.step import sharding
-from jaxdistill.step import train_step as steps
-from jaxdistill.step.train_step import TrainState, make_train_step
+from jaxdistill.step.forward import Distillation, teacher_outputs
+from jaxdistill.step.settings import MeshConfig
+from jaxdistill.step.sharding import Meshes
+from jaxdistill.step.train_step import Placement, TrainState, UpdateSettings, make_train_step
 
 CAUSAL = {"ce": 5.0, "clm": 2.0, "cos": 1.0, "hidden_mse": 1.0, "attention": 1.0}
 
@@ -34,10 +37,10 @@ def pair(kind: str) -> SimpleNamespace:
     narrow = {"n_embd": 8, "n_layer": 1}
     made = SimpleNamespace(teacher=tiny.model(kind), student=tiny.model(kind, **narrow), weights=CAUSAL)
     made.teacher_params = tiny.params(kind)
-    aim = objectives.Objective(CAUSAL, temperature=2.0, tokens="all", layer_map=((0, 0), (1, 2)))
+    aim = Objective(CAUSAL, temperature=2.0, tokens="all", layer_map=((0, 0), (1, 2)))
     made.params = {
         "student": tiny.params(kind, **narrow),
-        "projections": objectives.init_projections(
+        "projections": init_projections(
             aim, student_width=8, teacher_width=16, num_layers=(1, 2), key=jax.random.key(0)
         ),
     }
@@ -67,9 +70,11 @@ def run(
     """Three updates; devices: of student and teacher."""
     made = pair(kind)
     if devices == (0, 0):
-        mesh = teacher_mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+        mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+        meshes = Meshes(mesh, mesh)
     else:
-        mesh, teacher_mesh = sharding.make_meshes(data=-1, fsdp=fsdp, student=devices[0], teacher=devices[1])
+        meshes = sharding.make_meshes(MeshConfig(fsdp=fsdp), student=devices[0], teacher=devices[1])
+    mesh, teacher_mesh = meshes
     optimizer = optax.sgd(0.01, momentum=0.9)
 
     def init(params: Any) -> TrainState:
@@ -78,19 +83,13 @@ def run(
 
     shardings = sharding.by_rule(jax.eval_shape(init, made.params), mesh, smallest=1)
     teacher_shardings = sharding.by_rule(made.teacher_params, teacher_mesh, smallest=1)
+    aim = Objective(made.weights, 2.0, tokens, layer_map=((0, 0), (1, 2)), head=head)
     step = make_train_step(
-        student=made.student,
-        teacher=made.teacher,
-        objective=objectives.Objective(made.weights, 2.0, tokens, layer_map=((0, 0), (1, 2)), head=head),
-        optimizer=optimizer,
-        mesh=mesh,
-        state_shardings=shardings,
-        teacher_shardings=teacher_shardings,
-        teacher_mesh=teacher_mesh,
-        accumulation=accumulation,
-        group=GROUP,
-        capacity=lambda length: LABELLED,
-        dropout=False,  # which is drawn by micro-batch; the whole runs below have it
+        Distillation(made.student, made.teacher, aim, GROUP, lambda length: LABELLED),
+        optimizer,
+        Placement(meshes, shardings, teacher_shardings),
+        # Dropout is drawn by micro-batch; the whole runs below have it.
+        UpdateSettings(accumulation=accumulation, dropout=False),
     )
     made = SimpleNamespace(step=step, mesh=mesh, teacher_mesh=teacher_mesh, metrics=[])
     made.teacher = jax.device_put(pair(kind).teacher_params, teacher_shardings)
@@ -192,12 +191,12 @@ def test_a_teacher_gives_what_is_looked_at(
     weights: dict[str, float], tokens: str, head: str, wanted: list[str]
 ) -> None:
     made = pair("masked")
-    aim = objectives.Objective(weights, 2.0, tokens, layer_map=((0, 0), (1, 1)), head=head)
+    aim = Objective(weights, 2.0, tokens, layer_map=((0, 0), (1, 1)), head=head)
     batch = jax.tree.map(jnp.asarray, made.batches[0])
 
     def taught(params: Any) -> Any:
-        inputs, _ = steps._inputs(aim, batch, group=GROUP, capacity=lambda length: LABELLED)
-        return steps.teach(made.teacher, params, inputs, objective=aim)
+        distillation = Distillation(made.student, made.teacher, aim, GROUP, lambda length: LABELLED)
+        return teacher_outputs(distillation, params, batch)
 
     given = jax.eval_shape(taught, made.teacher_params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(given)]
@@ -212,10 +211,10 @@ def test_a_teacher_gives_what_is_looked_at(
 def apart(tiny: tiny_run.Tiny) -> Any:
     """(workdir of a run on 4 + 4 devices, where the arguments of its steps lay, what it said)."""
     workdir, seen = tiny.folder / "apart", []
-    make = loop.make_train_step
+    make = training.make_train_step
 
-    def make_seen(**arguments: Any) -> Any:
-        step = make(**arguments)
+    def make_seen(*arguments: Any) -> Any:
+        step = make(*arguments)
 
         def seeing(state: TrainState, teacher_params: Any, *rest: Any) -> Any:
             devices = [[x.sharding.device_set for x in jax.tree.leaves(tree)] for tree in (state, teacher_params)]
@@ -225,7 +224,7 @@ def apart(tiny: tiny_run.Tiny) -> Any:
         return seeing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_train_step", make_seen)
+        patch.setattr(training, "make_train_step", make_seen)
         code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, workdir, **APART))
     assert code == 0, err
     return workdir, seen, err
@@ -257,10 +256,10 @@ def test_a_run_on_two_meshes_is_the_run_on_one(tiny: tiny_run.Tiny, apart: Any) 
 def test_a_run_on_two_meshes_is_resumed(
     tiny: tiny_run.Tiny, apart: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workdir, make = tmp_path / "run", loop.make_train_step
+    workdir, make = tmp_path / "run", training.make_train_step
 
-    def make_stopping(**arguments: Any) -> Any:
-        step, calls = make(**arguments), iter(range(3))
+    def make_stopping(*arguments: Any) -> Any:
+        step, calls = make(*arguments), iter(range(3))
 
         def stopping(*inputs: Any) -> Any:
             if next(calls, None) is None:
@@ -270,7 +269,7 @@ def test_a_run_on_two_meshes_is_resumed(
         return stopping
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(loop, "make_train_step", make_stopping)
+        patch.setattr(training, "make_train_step", make_stopping)
         train.main(tiny_run.arguments(tiny, workdir, **APART))
     code, out, err = tiny_run.call(train.main, tiny_run.arguments(tiny, workdir, **APART))
     assert code == 0 and "at step 2 of 4" in out, err
@@ -307,11 +306,11 @@ def test_plan_refuses_two_meshes(tiny: tiny_run.Tiny) -> None:
 def test_several_hosts_refuse_two_meshes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="for one process, and here are 2"):
-        sharding.make_meshes(data=-1, fsdp=1, student=4, teacher=4)
+        sharding.make_meshes(MeshConfig(), student=4, teacher=4)
 
 
 def test_meshes_of_all_devices_are_one() -> None:
-    mesh, teacher_mesh = sharding.make_meshes(data=-1, fsdp=2, student=0, teacher=0)
+    mesh, teacher_mesh = sharding.make_meshes(MeshConfig(fsdp=2), student=0, teacher=0)
     assert mesh is teacher_mesh and mesh.size == 8
 
 
@@ -319,8 +318,8 @@ def test_meshes_of_all_devices_are_one() -> None:
 def test_rows_go_from_mesh_to_mesh_without_the_host(
     monkeypatch: pytest.MonkeyPatch, axis: int, sizes: tuple[int, int]
 ) -> None:
-    a, b = sharding.make_meshes(data=-1, fsdp=1, student=sizes[0], teacher=sizes[1])
-    leaving, arriving = sharding.facing(a, b, axis=axis)
+    a, b = sharding.make_meshes(MeshConfig(), student=sizes[0], teacher=sizes[1])
+    leaving, arriving = sharding.matching_rows(a, b, axis=axis)
     x = np.arange(24 * 24).reshape(24, 24)
     rows, plain = jax.device_put(x, leaving), jax.device_put(x, sharding.by_batch(a))
 

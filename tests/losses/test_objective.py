@@ -1,5 +1,6 @@
 """The sum of terms on made-up signals: which tokens, which layers, which weights. No model runs here."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdistill import config as configs
-from jaxdistill.losses import functions as losses
+from jaxdistill.losses import divergences, layers
 from jaxdistill.losses import policy as policies
 from jaxdistill.losses import terms as objectives
-from jaxdistill.losses.terms import TERMS, Objective, Signals
+from jaxdistill.losses.divergences import DIVERGENCES
+from jaxdistill.losses.layers import projection_name
+from jaxdistill.losses.objective import Ramp, at_step, init_projections
+from jaxdistill.losses.settings import LossConfig
+from jaxdistill.losses.term import Objective, Signals
+from jaxdistill.losses.terms import TERMS
 from jaxdistill.models.intercept import Outputs
 
 ROWS, LENGTH, VOCAB, WIDTHS, LAYERS, HEADS = 2, 6, 7, (4, 5), (2, 3), (2, 3)
@@ -45,13 +50,8 @@ ROLLOUT = {
 }
 ROLLOUT["weights"] = jnp.asarray(RNG.random(SAMPLED.shape), jnp.float32)
 EMBEDDING = jnp.asarray(RNG.normal(size=(VOCAB, 3)), jnp.float32)
-POLICY = policies.PolicyConfig(
-    "paper", 0.2, True, True, 0.2, 0.95, 0.5, 100.0, diversity_target=1.5, entropy_target=9.0
-)
-KERNELS = {
-    objectives.projection_name(*pair): {"kernel": jnp.asarray(RNG.normal(size=WIDTHS), jnp.float32)}
-    for pair in LAYER_MAP
-}
+POLICY = policies.PolicyConfig(diversity_target=1.5, entropy_target=9.0)
+KERNELS = {projection_name(*pair): {"kernel": jnp.asarray(RNG.normal(size=WIDTHS), jnp.float32)} for pair in LAYER_MAP}
 
 
 def make_objective(weights: Mapping[str, float], tokens: str = "all") -> Objective:
@@ -112,13 +112,13 @@ def by_hand(tokens: str) -> dict[str, float]:
         "repetition": sampled(policies.repetition_penalty(STUDENT.logits, jnp.asarray(LABELS), mask)),
         "diversity": sampled(policies.diversity_penalty(STUDENT.logits, mask, embedding=EMBEDDING, target=1.5)),
         "entropy": sampled(policies.entropy_penalty(STUDENT.logits, mask, target=9.0)),
-        "ce": mean(losses.forward_kl(STUDENT.logits[i], TEACHER.logits[i], temperature=2.0) for i in head),
+        "ce": mean(divergences.forward_kl(STUDENT.logits[i], TEACHER.logits[i], temperature=2.0) for i in head),
         "mlm": mean(-jax.nn.log_softmax(STUDENT.logits[i])[LABELS[i]] for i in labelled),
         "clm": mean(-jax.nn.log_softmax(STUDENT.logits[i])[LABELS[i]] for i in labelled),
-        "mse": mean(losses.logit_mse(STUDENT.logits[i], TEACHER.logits[i]) for i in head),
-        "cos": hidden(losses.cosine_distance, LAYER_MAP[-1:]),
-        "hidden_mse": hidden(losses.hidden_mse, LAYER_MAP),
-        "hidden_cos": hidden(losses.cosine_distance, LAYER_MAP),
+        "mse": mean(divergences.logit_mse(STUDENT.logits[i], TEACHER.logits[i]) for i in head),
+        "cos": hidden(layers.cosine_distance, LAYER_MAP[-1:]),
+        "hidden_mse": hidden(layers.hidden_mse, LAYER_MAP),
+        "hidden_cos": hidden(layers.cosine_distance, LAYER_MAP),
         "attention": mean(attention(s, t, *i) for s, t in LAYER_MAP[1:] for i in attended),
     }
 
@@ -130,15 +130,24 @@ def test_every_mean_by_hand(tokens: str) -> None:
     assert means == pytest.approx(by_hand(tokens), rel=1e-5)
 
 
-def test_every_weight_of_the_config_is_a_term() -> None:
-    assert set(configs.ALPHAS) == set(TERMS)
+def test_every_loss_has_a_weight_in_the_config_and_every_weight_a_loss() -> None:
+    knobs = {name for name in LossConfig.model_fields if name.startswith("alpha_")}
+    assert knobs == {f"alpha_{name}" for name in TERMS}
+    assert LossConfig().weights == {name: term.weight for name, term in TERMS.items()}
+    assert {k: v for k, v in LossConfig().weights.items() if v} == {"ce": 5.0, "mlm": 2.0, "clm": 2.0, "cos": 1.0}
 
 
-def test_every_divergence_of_the_config_is_there_and_is_what_ce_weighs() -> None:
-    assert set(configs.DIVERGENCES) == set(losses.DIVERGENCES)
-    for name, divergence in losses.DIVERGENCES.items():
+def test_rows_say_one_way_in_which_a_loss_is_computed() -> None:
+    for name, term in TERMS.items():
+        assert (term.per_token is None) != (term.on_logits is None), name
+        assert (term.on_logits is not None) == (term.sees == "logits"), name
+
+
+def test_every_divergence_is_a_choice_of_the_config_and_is_what_ce_weighs() -> None:
+    for name, divergence in DIVERGENCES.items():
+        assert LossConfig(divergence=name).divergence == name
         objective = make_objective({"ce": 1.0})._replace(divergence=name, beta=0.3)
-        values = divergence(STUDENT.logits, TEACHER.logits, temperature=2.0, beta=0.3)
+        values = divergence.value(STUDENT.logits, TEACHER.logits, 2.0, 0.3)
         mean = means_of(objective, make_signals(objective))["ce"]
         assert mean == pytest.approx(float(np.asarray(values)[ATTENDED].mean()), rel=1e-5), name
 
@@ -166,12 +175,23 @@ def test_what_is_off_is_not_looked_at() -> None:
     assert objectives.needs_attentions(make_objective({"attention": 1.0}))
 
 
+@functools.cache
+def gradient_of_all(tokens: str) -> Any:
+    """Jitted (student, teacher, labels) -> (loss, its gradient in the student's outputs), of all losses together."""
+    objective = make_objective(ALL, tokens)
+
+    def loss(student: Outputs, teacher: Outputs, labels: jax.Array) -> jax.Array:
+        signals = make_signals(objective, student=student, teacher=teacher, labels=labels)
+        return objectives.weighted_sum(objective, signals, counts_of(objective))[0]
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
 @pytest.mark.parametrize("tokens", ["all", "masked"])
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=10, deadline=None)
 def test_masked_out_positions_enter_neither_loss_nor_gradient(tokens: str, seed: int) -> None:
     """Teacher and student hold anything where there is padding, and labels where nothing is labelled."""
-    objective = make_objective(ALL, tokens)
     rng = np.random.default_rng(seed)
     padded = jnp.asarray(~ATTENDED)
 
@@ -188,13 +208,10 @@ def test_masked_out_positions_enter_neither_loss_nor_gradient(tokens: str, seed:
             tuple(disturb(disturb(a, 2), 3) for a in model.attentions),
         )
 
-    def loss(student: Outputs, teacher: Outputs, labels: jax.Array) -> jax.Array:
-        signals = make_signals(objective, student=student, teacher=teacher, labels=labels)
-        return objectives.weighted_sum(objective, signals, counts_of(objective))[0]
-
     labels = jnp.where(LABELLED | SAMPLED, LABELS, jnp.asarray(rng.integers(-100, VOCAB, LABELS.shape)))
-    clean, clean_gradient = jax.value_and_grad(loss)(STUDENT, TEACHER, jnp.asarray(LABELS))
-    dirty, dirty_gradient = jax.value_and_grad(loss)(disturbed(STUDENT), disturbed(TEACHER), labels)
+    graded = gradient_of_all(tokens)
+    clean, clean_gradient = graded(STUDENT, TEACHER, jnp.asarray(LABELS))
+    dirty, dirty_gradient = graded(disturbed(STUDENT), disturbed(TEACHER), labels)
     np.testing.assert_array_equal(clean, dirty)
     jax.tree.map(np.testing.assert_array_equal, clean_gradient, dirty_gradient)
 
@@ -246,16 +263,16 @@ def test_rows_that_a_model_wrote_bring_their_own_mask_of_the_head() -> None:
 def test_a_ramp_goes_from_start_to_end(shape: str, half: float) -> None:
     """Temperature 2 -> 1 and the weight of clm 3 -> 0 over 9 steps; what is not named stays."""
     aim = make_objective({"ce": 5.0, "clm": 3.0})
-    ramp = objectives.Ramp({"temperature": 1.0, "clm": 0.0}, shape, steps=9)
+    ramp = Ramp({"temperature": 1.0, "clm": 0.0}, shape, steps=9)
     for step, done in ((0, 0.0), (2, half), (8, 1.0), (20, 1.0)):
-        now = objectives.at_step(aim, ramp, jnp.int32(step))
+        now = at_step(aim, ramp, jnp.int32(step))
         assert float(now.temperature) == pytest.approx(2 - done)
         assert {k: float(v) for k, v in now.weights.items()} == pytest.approx({"ce": 5.0, "clm": 3 - 3 * done})
 
 
 def test_projections_stand_where_widths_differ() -> None:
     sizes = {"student_width": 4, "teacher_width": 5, "num_layers": LAYERS, "key": jax.random.key(0)}
-    made = lambda weights, **changes: objectives.init_projections(  # noqa: E731
+    made = lambda weights, **changes: init_projections(  # noqa: E731
         make_objective(weights), **{**sizes, **changes}
     )
     assert made(ALL, teacher_width=4) == {}

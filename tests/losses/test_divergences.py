@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdistill.losses import functions as losses
+from jaxdistill.losses import divergences as losses
+from jaxdistill.losses import layers
 
 SHAPE = (
     3,
@@ -79,8 +80,8 @@ LOSSES: dict[str, tuple[Callable, Callable]] = {
     "total_variation": (jax.jit(lambda s, t: losses.total_variation(s, t, temperature=2.0)), np_total_variation),
     "cross_entropy": (jax.jit(lambda s, t: losses.cross_entropy(s, jnp.asarray(LABELS))), np_cross_entropy),
     "logit_mse": (jax.jit(losses.logit_mse), lambda s, t: ((s - t) ** 2).sum(-1)),
-    "hidden_mse": (jax.jit(losses.hidden_mse), lambda s, t: ((s - t) ** 2).mean(-1)),
-    "cosine_distance": (jax.jit(losses.cosine_distance), np_cosine_distance),
+    "hidden_mse": (jax.jit(layers.hidden_mse), lambda s, t: ((s - t) ** 2).mean(-1)),
+    "cosine_distance": (jax.jit(layers.cosine_distance), np_cosine_distance),
 }
 DIVERGENCES = [name for name in LOSSES if name != "cross_entropy"]
 
@@ -124,8 +125,8 @@ arrays = hnp.arrays(np.float32, SHAPE, elements=finite)
 temperatures = st.sampled_from([0.5, 1.0, 2.0, 8.0])
 kl = jax.jit(lambda s, t, T: losses.forward_kl(s, t, temperature=T), static_argnums=2)
 kl_gradient = jax.jit(jax.grad(lambda s, t, T: losses.forward_kl(s, t, temperature=T).sum()), static_argnums=2)
-attention_kl = jax.jit(losses.attention_kl)
-attention_gradient = jax.jit(jax.grad(lambda s, t, mask: losses.attention_kl(s, t, mask).sum()))
+attention_kl = jax.jit(layers.attention_kl)
+attention_gradient = jax.jit(jax.grad(lambda s, t, mask: layers.attention_kl(s, t, mask).sum()))
 
 
 @given(arrays, arrays, temperatures)
@@ -244,7 +245,7 @@ def test_no_divergence_is_nan_with_a_word_ruled_out(name: str, both: bool) -> No
     t[..., 3] = -np.inf
     if both:
         s[..., 3] = -np.inf
-    loss = jax.jit(lambda s, t: losses.DIVERGENCES[name](s, t, temperature=2.0, beta=0.1))
+    loss = jax.jit(lambda s, t: losses.DIVERGENCES[name].value(s, t, 2.0, 0.1))
     value, gradient = loss(s, t), jax.grad(lambda s: loss(s, t).sum())(s)
     assert np.isfinite(value).all() and np.asarray(value).min() > 0 and np.isfinite(gradient).all()
     rest = [i for i in range(SHAPE[-1]) if i != 3]
@@ -293,7 +294,7 @@ def test_a_gradient_keeps_its_size_as_the_temperature_grows(name: str) -> None:
     s, t = (jnp.asarray(x, jnp.float32) for x in pair_of(1.0))
 
     def size(temperature: float) -> float:
-        loss = lambda s: losses.DIVERGENCES[name](s, t, temperature=temperature, beta=0.1).sum()  # noqa: E731
+        loss = lambda s: losses.DIVERGENCES[name].value(s, t, temperature, 0.1).sum()  # noqa: E731
         return float(jnp.abs(jax.grad(loss)(s)).mean())
 
     assert size(40.0) == pytest.approx(size(20.0), rel=0.05)

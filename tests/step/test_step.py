@@ -16,13 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from jaxdistill.losses import functions as losses
+from jaxdistill.losses import divergences as losses
 from jaxdistill.losses import terms as objectives
+from jaxdistill.losses.objective import init_projections
+from jaxdistill.losses.term import Objective
 from jaxdistill.models import intercept
-from jaxdistill.models import model as models
+from jaxdistill.models.model import Model, build_model, param_shapes
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
-from jaxdistill.step.train_step import TrainState, loss_fn, make_train_step
+from jaxdistill.step.forward import Distillation, StudentPass, loss_fn
+from jaxdistill.step.sharding import Meshes
+from jaxdistill.step.train_step import Placement, TrainState, UpdateSettings, make_train_step
 
 VOCAB, GROUP, ROWS, WIDTH = 29, 2, 4, 8
 WEIGHTS = {
@@ -37,16 +41,16 @@ WEIGHTS = {
 TOKENS = ("all", "masked")
 
 
-def objective(tokens: str) -> objectives.Objective:
-    return objectives.Objective(WEIGHTS, temperature=2.0, tokens=tokens, layer_map=((0, 0), (1, 2)))
+def objective(tokens: str) -> Objective:
+    return Objective(WEIGHTS, temperature=2.0, tokens=tokens, layer_map=((0, 0), (1, 2)))
 
 
-def random_params(model: models.Model, rng: np.random.Generator) -> Any:
+def random_params(model: Model, rng: np.random.Generator) -> Any:
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return (centre + 0.2 * rng.standard_normal(shape.shape)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, models.param_shapes(model))
+    return jax.tree_util.tree_map_with_path(leaf, param_shapes(model))
 
 
 @functools.cache
@@ -63,11 +67,11 @@ def models(dtype: Any = jnp.float32) -> SimpleNamespace:
     teacher = RobertaConfig(**sizes, hidden_size=16, num_attention_heads=4, num_hidden_layers=2)
     student = RobertaConfig(**sizes, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     rng = np.random.default_rng(0)
-    made = SimpleNamespace(teacher=models.build(teacher, dtype=dtype), student=models.build(student, dtype=dtype))
+    made = SimpleNamespace(teacher=build_model(teacher, dtype=dtype), student=build_model(student, dtype=dtype))
     made.teacher_params = random_params(made.teacher, rng)
     made.params = {
         "student": random_params(made.student, rng),
-        "projections": objectives.init_projections(
+        "projections": init_projections(
             objective("all"), student_width=8, teacher_width=16, num_layers=(1, 2), key=jax.random.key(0)
         ),
     }
@@ -90,18 +94,8 @@ def loss_of(params: Any, teacher_params: Any, batch: Any, key: Any, *, tokens: s
     made = made or models()
     aim = objective(tokens)
     counts = objectives.token_counts(objectives.masks_of(aim, batch))
-    return loss_fn(
-        params,
-        teacher_params,
-        batch,
-        counts,
-        key,
-        student=made.student,
-        teacher=made.teacher,
-        objective=aim,
-        group=GROUP,
-        capacity=lambda length: GROUP * length,
-    )
+    distillation = Distillation(made.student, made.teacher, aim, GROUP, lambda length: GROUP * length)
+    return loss_fn(params, teacher_params, batch, counts, distillation, StudentPass(key))
 
 
 @functools.cache
@@ -259,13 +253,16 @@ def run(
         record,
         optim.make_optimizer(
             made.params,
-            name="adamw",
-            learning_rate=optax.constant_schedule(1e-2),
-            betas=(0.9, 0.98),
-            eps=1e-3,  # at 1e-6, Adam blows the rounding of gradients that are 0 up to whole updates
-            weight_decay=0.01,
-            no_decay=("bias$", "scale$"),
-            clip=1.0,
+            optim.OptimConfig(
+                learning_rate=1e-2,
+                schedule="constant",
+                warmup=0.0,
+                eps=1e-3,  # at 1e-6, Adam blows the rounding of gradients that are 0 up to whole updates
+                weight_decay=0.01,
+                no_decay=("bias$", "scale$"),
+                clip=1.0,
+            ),
+            steps=1,
             freeze=freeze,
         ),
     )
@@ -276,21 +273,18 @@ def run(
 
     shardings = sharding.by_rule(jax.eval_shape(init, made.params), devices, smallest=1)
     teacher_shardings = sharding.by_rule(made.teacher_params, devices, smallest=1)
-    step = make_train_step(
-        student=made.student,
-        teacher=made.teacher,
-        objective=objective("masked"),
-        optimizer=optimizer,
-        mesh=devices,
-        state_shardings=shardings,
-        teacher_shardings=teacher_shardings,
+    settings = UpdateSettings(
         accumulation=accumulation,
-        group=GROUP,
-        capacity=lambda length: LABELLED,
         freeze=freeze,
         dropout=dropout,
         drop_rates=None if layer_drop is None else lambda step: jnp.full(made.student.num_layers, layer_drop),
         remat=remat,
+    )
+    step: Any = make_train_step(
+        Distillation(made.student, made.teacher, objective("masked"), GROUP, lambda length: LABELLED),
+        optimizer,
+        Placement(Meshes(devices, devices), shardings, teacher_shardings),
+        settings,
     )
     result = SimpleNamespace(step=step, shardings=shardings, optimizer=optimizer, metrics=[])
     result.begin = lambda: jax.jit(init, out_shardings=shardings)(made.params)
@@ -428,21 +422,15 @@ def test_attention_maps_are_compared_without_their_dropout() -> None:
 
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
-    model = models.build(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=24, **drop))
+    model = build_model(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=24, **drop))
     params = random_params(model, np.random.default_rng(1))
     mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
     state = TrainState(jnp.int32(0), {"student": jax.tree.map(jnp.array, params), "projections": {}}, ())
+    aim = Objective({"attention": 1.0}, 1.0, "all", ((1, 1), (2, 2)))
     step = make_train_step(
-        student=model,
-        teacher=model,
-        objective=objectives.Objective({"attention": 1.0}, 1.0, "all", ((1, 1), (2, 2))),
-        optimizer=optax.identity(),
-        mesh=mesh,
-        state_shardings=sharding.by_rule(state, mesh),
-        teacher_shardings=sharding.by_rule(params, mesh),
-        accumulation=1,
-        group=GROUP,
-        capacity=lambda length: LABELLED,
+        Distillation(model, model, aim, GROUP, lambda length: LABELLED),
+        optax.identity(),
+        Placement(Meshes(mesh, mesh), sharding.by_rule(state, mesh), sharding.by_rule(params, mesh)),
     )
     batch = sharding.put_batch(big_batches()[0], mesh)
     _, metrics = step(state, params, batch, jax.random.key(0))
