@@ -1,8 +1,8 @@
-"""The one exception a user can cause."""
+"""The exception for errors that a user can fix."""
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the rule, the value and what to do.
+    """An error that the user can fix: one line that names the rule, the value and what to do.
 
-    The entry points print it without a traceback and exit with code 2.
+    The entry points print the line without a traceback and exit with code 2.
     """

@@ -1,4 +1,4 @@
-"""Writing whole files, and saying in one line what the operating system refused."""
+"""Files written whole or not at all, and errors of the operating system as one line."""
 
 import errno
 import os
@@ -10,9 +10,9 @@ from jaxdistill.errors import UserError
 
 
 def refusal(error: Exception) -> str:
-    """What the operating system said, where it was the disk that failed; "" for any other error.
+    """The message of the operating system where a disk failed; "" for any other error.
 
-    The Rust writers of safetensors and tokenizers raise their own types, with the number in the text.
+    The Rust writers of safetensors and tokenizers raise types of their own, with the error number in the text.
     """
     if isinstance(error, OSError):
         return error.strerror or str(error)
@@ -29,7 +29,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except Exception as e:
         if reason := refusal(e):
-            raise UserError(f"cannot write {path}: {reason}; mend that, or write to another folder") from e
+            raise UserError(f"cannot write {path}: {reason}; fix that, or write to another folder") from e
         raise
 
 

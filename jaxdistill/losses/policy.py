@@ -9,8 +9,8 @@ a sum over the vocabulary for the step itself (single-step) and a policy gradien
 `policy_loss` has this gradient; the tests enumerate every text of a small vocabulary to prove it.
 
 Arrays are [batch length]. logits[t] predict labels[t], the token sampled at t: the labels are shifted already. mask[t]
-is True where labels[t] was sampled, the first end token included; prompts and padding are False. What stands there,
-NaN and labels of -100 included, enters neither value nor gradient. The sampled tokens of a row are contiguous.
+is True where labels[t] was sampled, the first end token included; prompts and padding are False. Values outside the
+mask, NaN and labels of -100 included, enter neither value nor gradient. The sampled tokens of a row are contiguous.
 """
 
 from typing import Literal
@@ -81,24 +81,24 @@ def advantages(
     scale: float = 0.5,
     reward_clip: float = 100.0,
 ) -> Float[Array, "batch length"]:
-    """What follows the token at t, without a gradient; 0 outside the mask.
+    """The advantage of the token at t: the rewards that follow, without a gradient; 0 outside the mask.
 
     paper: (1 / n) sum_{i>t} r_i over the n sampled tokens after t, 0 at the last; the plain sum without `length_norm`.
-    r_t is not in it: the single-step term has it, exactly.
+    r_t is not included: the single-step term contains r_t, exactly.
 
     lmops: r' = clip(r / scale, -reward_clip, reward_clip); sum_{i>=t} gamma^(i-t) r'_i over the number of sampled
     tokens from t on, t included; then whitened: less its mean, over sqrt(variance + 1e-8). So r_t counts twice where
     the single-step term is on. One deviation: LMOps takes mean and variance over all entries, the padding's zeros
-    among them, so that they depend on how long the batch is padded; here they are those of the sampled tokens.
+    among them, so that they depend on how long the batch is padded; here only sampled tokens enter.
 
     Args:
-      rewards: of a whole batch: whitening is over all that is given.
-      mask: see the module.
+      rewards: of a whole batch, because whitening is over all of them.
+      mask: see the docstring of this module.
       semantics: paper | lmops.
-      length_norm: for paper alone.
-      gamma: for lmops alone, as `scale` and `reward_clip`.
-      scale: divides a reward before it is clipped.
-      reward_clip: bound of a scaled reward's size.
+      length_norm: used by paper alone.
+      gamma: discount, used by lmops alone, as are `scale` and `reward_clip`.
+      scale: divides a reward before the reward is clipped.
+      reward_clip: bound of the absolute value of a scaled reward.
     """
     left = jax.lax.cumsum(mask.astype(jnp.float32), axis=1, reverse=True)  # sampled tokens from t on
     if semantics == "paper":
@@ -198,9 +198,8 @@ def diversity_penalty(
 ) -> Float[Array, "batch length"]:
     """relu(target - mean_j (1 - cos(e_t, e_j))) over the row's other sampled positions j, with e_t = q_t @ embedding.
 
-    A hinge: it has a gradient below `target` and none above, where there is nothing to mend. A cosine distance is
-    between 0 and 2. 0 in rows with fewer than two sampled positions. `embedding` has no gradient here: moving the
-    words apart would change the measure and not the text.
+    A hinge: there is a gradient below `target` and none above. A cosine distance is between 0 and 2. 0 in rows with fewer than two sampled positions. `embedding` gets no gradient: moving
+    the words apart would change the measure and not the text.
     """
     q = jnp.exp(losses.log_softmax(_sampled(logits, mask), 1.0))
     expected = q @ jax.lax.stop_gradient(embedding).astype(jnp.float32)
@@ -233,9 +232,9 @@ def statistics(
     weights: Float[Array, "batch length"],
     clip: float,
 ) -> dict[str, Float[Array, ""]]:
-    """Sums over the sampled tokens, for `figures`: those of micro-batches and devices add up.
+    """Sums over the sampled tokens, for `figures`; the sums of micro-batches and devices add up.
 
-    `log_q` is the policy's now, all else is of the time of sampling; arguments as those of `policy_loss`.
+    `log_q` is that of the policy now, all other arguments are of the time of sampling, as those of `policy_loss`.
     """
     log_p, log_q, old, w = (jax.lax.stop_gradient(jnp.where(mask, x, 0.0)) for x in (log_p, log_q, old_log_q, weights))
     outside = jnp.abs(_ratio(log_q, old, w) - 1) > clip if clip else jnp.zeros_like(mask)
@@ -284,7 +283,7 @@ def _earlier(mask: Bool[Array, "batch length"]) -> Bool[Array, "batch length len
     return before & mask[:, :, None] & mask[:, None, :]
 
 
-# Before the function and not after: the gradient of what a mask drops afterwards is 0 times NaN.
+# Masked before the losses and not after: the gradient of a masked NaN would be 0 times NaN.
 def _sampled(
     logits: Float[Array, "batch length vocab"], mask: Bool[Array, "batch length"]
 ) -> Float[Array, "batch length vocab"]:

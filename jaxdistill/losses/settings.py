@@ -38,7 +38,7 @@ class _LossConfig(Section):
     )
     divergence: Annotated[str, OneOf(DIVERGENCES)] = knob(
         "forward_kl",
-        "Divergence of alpha_ce: forward_kl, reverse_kl, jsd, skewed_kl, skewed_reverse_kl or total_variation.",
+        "Divergence between teacher and student that alpha_ce weighs.",
     )
     beta: float = knob(
         0.5,

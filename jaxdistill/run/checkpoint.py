@@ -1,7 +1,7 @@
-"""Orbax checkpoints of a run: the student, the optimizer, and the run's own notes; never the teacher.
+"""Orbax checkpoints of a run: the student, the optimizer state and the run's own notes; never the teacher.
 
-Every checkpoint carries a fingerprint of its arrays: orbax finds a truncated file, but takes a flipped bit in the
-array data for good weights (docs/decisions.md).
+Every checkpoint carries a fingerprint of its arrays: orbax notices a truncated file, but reads a flipped bit in the
+array data as good weights (docs/decisions.md).
 """
 
 import functools
@@ -35,42 +35,42 @@ def open_manager(
     """Opens `<workdir>/checkpoints`, saving asynchronously.
 
     Args:
-      keep: how many of the last stay.
-      best: the metric, lower is better, whose best checkpoint stays as well; "" = none.
-      keep_steps: steps that stay whatever comes.
+      keep: number of most recent checkpoints that are kept.
+      best: a metric, lower being better; the checkpoint with the lowest value is kept as well; "" = none.
+      keep_steps: steps whose checkpoints are always kept.
     """
-    _hush()
-    stay = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
+    _hide_library_logs()
+    kept = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
     directory = (workdir / FOLDER).absolute()
     if best:
-        stay.append(_Best(directory, best))
+        kept.append(_Best(directory, best))
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(stay),
+        preservation_policy=policies.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=not read_only,  # what a killed run left half-written
         create=not read_only,
-        lightweight_initialize=True,  # reads no metadata, so that a damaged file is met in `restore` and nowhere else
+        lightweight_initialize=True,  # reads no metadata, so that a damaged file raises in `restore` alone
     )
     return ocp.CheckpointManager(directory, options=options)
 
 
 @functools.cache
-def _hush() -> None:
-    """Keeps off the terminal, from now on, the pages that orbax and tensorstore log beside the one error they raise.
+def _hide_library_logs() -> None:
+    """Hides the pages that orbax and tensorstore log beside an error that they raise; this file reports the error.
 
-    For good, because tasks that nobody awaits tell of themselves when they are collected, at the latest at exit. What
-    the error means is said here.
+    For the rest of the process, because a task that nobody awaits logs its error when it is collected, at the latest
+    at exit.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
     hook = sys.unraisablehook
-    # What is still under way in tensorstore's threads when orbax gives up ends on orbax's closed loop.
+    # Work still under way in tensorstore's threads when orbax gives up fails on orbax's closed event loop.
     sys.unraisablehook = lambda what: None if "Event loop is closed" in str(what.exc_value) else hook(what)
 
 
 class _Best:
-    """Orbax preservation policy: the one checkpoint of the lowest figure, of earlier processes too.
+    """Orbax preservation policy: keeps the checkpoint with the lowest figure, of earlier processes too.
 
-    Orbax's own BestN forgets, when a run is resumed, what was measured before.
+    When a run is resumed, orbax's own BestN forgets the figures that were measured before.
     """
 
     def __init__(self, directory: Path, name: str):
@@ -95,7 +95,8 @@ class _Best:
 
 @jax.jit
 def fingerprint(tree: PyTree) -> UInt32[Array, "leaves"]:
-    """One number a leaf: sum_i (2i + 1) bits_i mod 2^32; any single flipped bit changes it, on any sharding."""
+    """One number for each leaf: sum_i (2i + 1) bits_i mod 2^32. Any single flipped bit changes the number, and the
+    sharding of the leaf does not."""
 
     def one(x: Array) -> Array:
         width = x.dtype.itemsize * 8
@@ -120,7 +121,7 @@ def save(
     notes: dict[str, Any],
     metrics: dict[str, float] | None,
 ) -> None:
-    """Starts writing `items` (name -> tree of arrays) and the JSON `notes`; returns before it is on disk.
+    """Starts writing `items` (name -> tree of arrays) and the JSON `notes`; returns before they are on disk.
 
     Raises:
       UserError: an earlier write found the disk full; earlier checkpoints are untouched.
@@ -129,23 +130,23 @@ def save(
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     notes = {**notes, "metrics": metrics or {}, "fingerprints": prints}
     record = ocp.args.JsonSave({**notes, "digest": _digest(notes)})
-    with _disk_full_is_said(manager):
+    with _disk_full_as_user_error(manager):
         manager.save(step, args=ocp.args.Composite(**arrays, notes=record), metrics=metrics, force=True)
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Waits for what is being written.
+    """Waits until all checkpoints are written.
 
     Raises:
       UserError: the disk is full.
     """
-    with _disk_full_is_said(manager):
+    with _disk_full_as_user_error(manager):
         manager.wait_until_finished()
 
 
 @contextmanager
-def _disk_full_is_said(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Orbax wraps ENOSPC in errors of many types; its words are what they share."""
+def _disk_full_as_user_error(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Raises UserError for a full disk. Orbax wraps ENOSPC in errors of many types, which share only the words."""
     try:
         yield
     except Exception as error:
@@ -169,9 +170,9 @@ def restore(
     step: int | None = None,
     read_only: bool = False,
 ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
-    """Reads the newest checkpoint that is whole, or the one of `step`: (step, items, notes); None where there is none.
+    """Reads the newest whole checkpoint, or that of `step`: (step, items, notes); None where there is no checkpoint.
 
-    A damaged one is said, set aside as `damaged-<step>` (unless read_only), and the one before is taken.
+    A damaged checkpoint is reported, renamed `damaged-<step>` (unless read_only), and the one before is read.
 
     Args:
       templates: item -> tree of arrays or ShapeDtypeStructs with shardings; only these items are read.
@@ -184,10 +185,10 @@ def restore(
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             found = _read(manager, candidate, templates)
             if isinstance(found, str):
-                gc.collect()  # now, as a coroutine that is left warns when it is collected
+                gc.collect()  # now, while warnings are ignored: an abandoned coroutine warns when it is collected
         if not isinstance(found, str):
             if not read_only:
-                # Only now that one is good: where none is, all stay in place, and the next start says so again.
+                # Only once a good one is found: where there is none, all stay in place for the next start to report.
                 _set_aside(manager, steps[:tried])
             return candidate, *found
         more = "; falling back to the one before" if steps[tried + 1 :] else ""
@@ -200,7 +201,7 @@ def restore(
 def _read(
     manager: ocp.CheckpointManager, step: int, templates: dict[str, PyTree]
 ) -> tuple[dict[str, PyTree], dict[str, Any]] | str:
-    """(items, notes), or why they cannot be had."""
+    """(items, notes), or the reason why they cannot be read."""
     args = {
         name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
         for name, tree in templates.items()
@@ -219,7 +220,7 @@ def _read(
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
-    """Out of the way of the step's next save, and kept for whoever wants to look."""
+    """Renames damaged checkpoints, so that their steps can be saved again and the files can still be inspected."""
     for step in steps:
         names = (f"damaged-{step}" + (f"-{n}" if n else "") for n in itertools.count())
         free = next(name for name in names if not (manager.directory / name).exists())

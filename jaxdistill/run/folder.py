@@ -1,10 +1,10 @@
-"""What a run folder holds, written once at the start and read by resume, evaluate and export.
+"""The files of a run folder that are written once, at its start, and read by resume, evaluate and export.
 
-config.json      every value of the recipe
-student/         config.json and tokenizer files: with a checkpoint, all there is to the student
-probe.json       a few rows of real token ids, on which an export is compared
-checkpoints/     orbax
-metrics.jsonl    one record a line
+config.json      every value of the config
+student/         config.json and tokenizer files: with a checkpoint, a complete student
+probe.json       a few rows of real token ids, on which an exported folder is compared with the checkpoint
+checkpoints/     written by orbax
+metrics.jsonl    a record in each line
 """
 
 import json
@@ -25,6 +25,8 @@ from jaxdistill.run import checkpoint
 
 
 class Student(NamedTuple):
+    """The student of a checkpoint."""
+
     model: Model
     params: PyTree
     tokenizer: Any
@@ -57,7 +59,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]) -> None:
-    """Writes what does not change in a run; config.json last, as it says that the rest is there."""
+    """Writes the files that stay the same in a run; config.json last, as its presence means that all are there."""
     with writing(workdir):
         student.config.save_pretrained(workdir / "student")
         tokenizer.save_pretrained(workdir / "student")
@@ -66,7 +68,7 @@ def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe:
 
 
 def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str], None]) -> Student:
-    """The student of a run's last whole checkpoint, or of the one after `step` updates.
+    """The student of a run's last whole checkpoint, or of the checkpoint after `step` updates.
 
     Raises:
       UserError: `workdir` is no run folder, or has no such checkpoint.

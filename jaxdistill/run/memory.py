@@ -1,15 +1,15 @@
-"""Memory of the host that is free again, given back to the system."""
+"""Host memory that is free again, returned to the operating system."""
 
 import ctypes
 import gc
 
 
 def give_back() -> None:
-    """After loading, and after compiling: both leave much behind that nothing uses, and glibc would keep it.
+    """Returns memory that loading or compiling has freed and that glibc would keep.
 
-    Of a process that trains BERT-base into DistilBERT on a CPU, 0.45 of 2.0 GB before its first step.
+    In a process that trains BERT-base into DistilBERT on a CPU, 0.45 of 2.0 GB before the first step.
     """
-    gc.collect()  # what was loaded lies in cycles, too
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries keep less
+    gc.collect()  # loaded objects are also held by reference cycles
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # exists in glibc; other C libraries keep less
     if trim is not None:
         trim(0)

@@ -1,6 +1,6 @@
-"""Where figures go: JSONL always, TensorBoard and W&B by config, a progress bar where there is a terminal.
+"""Writers of figures: JSON lines always, TensorBoard and W&B by config, a progress bar on a terminal.
 
-A record's names are stable: `step`, `time` (unix seconds), `kind` (train | eval), then the figures.
+The keys of a record are stable: `step`, `time` (unix seconds), `kind` (train | eval), then the figures.
 """
 
 import errno
@@ -21,7 +21,7 @@ Write = Callable[[int, str, Mapping[str, float]], None]  # (step, kind, figures)
 
 
 def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
-    """Appends a line a record. Lines of steps after `resume_at` belong to work that is done again, and go."""
+    """Appends a line for each record. Lines of steps after `resume_at` are removed, as those steps are run again."""
     with writing(path):
         if path.exists():
             # The last line of a killed run may be torn.
@@ -29,7 +29,7 @@ def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
             part = path.with_suffix(".part")
             part.write_text("".join(f"{line}\n" for line in kept))
             os.replace(part, path)
-        file = path.open("ab", buffering=0)  # so that nothing is left to write, and to fail, at the close
+        file = path.open("ab", buffering=0)  # unbuffered, so that closing has nothing left to write and cannot fail
 
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         record: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind, **figures}
@@ -73,7 +73,7 @@ def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
 def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> tuple[Write, Callable[[], None]]:
     import wandb  # extra `wandb`
 
-    # A run's id is its folder's, so that a resumed run goes on in the same curves.
+    # The id is made from the path of the folder, so that a resumed run continues the same curves.
     run = wandb.init(project=project, dir=str(folder), id=folder.absolute().as_posix().replace("/", "-").strip("-"),
                      resume="allow", config=dict(config))  # fmt: skip
 
@@ -96,7 +96,7 @@ def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Call
         BarColumn(bar_width=12),
         TextColumn("eta"),
         TimeRemainingColumn(elapsed_when_finished=True),
-        # In a narrow terminal the figures are cut, at their end, and not the step.
+        # In a narrow terminal the end of the figures is cut off, and not the step.
         TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         expand=True,
         console=console,
@@ -116,7 +116,7 @@ def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Call
 
 
 def _of_bar(figures: Mapping[str, float]) -> str:
-    """Loss, speed, input wait, then the terms; the rest stands in metrics.jsonl."""
+    """Loss, speed and input wait, then the single losses; metrics.jsonl has the other figures."""
     rates = {"tokens_per_s": "tok/s", "input_wait": "wait"}
     first = [f"loss {_short('loss', figures['loss'])}"]
     first += [f"{label} {_short(name, figures[name])}" for name, label in rates.items() if name in figures]

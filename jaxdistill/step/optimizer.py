@@ -1,4 +1,4 @@
-"""The optimizer: one optax chain by name, with warm-up, clipping, decay by pattern and frozen parameters."""
+"""The optimizer: an optax chain with warm-up, clipping, weight decay by pattern and frozen parameters."""
 
 import math
 import re
@@ -50,7 +50,7 @@ Patterns = Annotated[tuple[str, ...], pydantic.AfterValidator(_patterns)]
 class OptimConfig(Section):
     """The optimizer."""
 
-    name: Annotated[str, OneOf(OPTIMIZERS)] = knob("adamw", "Optimizer: adamw, lion, adafactor or sgd.")
+    name: Annotated[str, OneOf(OPTIMIZERS)] = knob("adamw", "Optimizer.")
     learning_rate: float = knob(5e-4, "Learning rate at the end of the warm-up, which is its peak.", gt=0)
     schedule: Annotated[str, OneOf(SCHEDULES)] = knob(
         "linear", "Learning rate after the warm-up: `linear` or `cosine` to 0, or `constant`."
@@ -87,10 +87,10 @@ def matching(tree: Any, patterns: Sequence[str]) -> Any:
 
 
 def check_patterns(params: Any, patterns: Sequence[str], *, key: str) -> None:
-    """A pattern that matches nothing is a typing error in the making.
+    """Checks that every pattern matches a parameter, as one that matches nothing is a typing error.
 
     Raises:
-      UserError: names the pattern and some of the paths there are.
+      UserError: names the pattern and some of the paths that exist.
     """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
@@ -103,7 +103,7 @@ def check_patterns(params: Any, patterns: Sequence[str], *, key: str) -> None:
 def make_optimizer(
     params: Any, settings: OptimConfig, *, steps: int, freeze: Sequence[str]
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then the update; frozen parameters have no part in either, nor any optimizer state."""
+    """Clips by global norm, then updates; frozen parameters take part in neither and have no optimizer state."""
     decayed = lambda tree: jax.tree.map(lambda x: not x, matching(tree, settings.no_decay))  # noqa: E731
     update = OPTIMIZERS[settings.name](make_schedule(settings, steps=steps), settings, decayed)
     clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()

@@ -1,4 +1,4 @@
-"""The device mesh and where arrays lie on it."""
+"""Device meshes, and how arrays are split over them."""
 
 import math
 from collections.abc import Sequence
@@ -61,15 +61,15 @@ def make_meshes(settings: MeshConfig, *, student: int, teacher: int) -> Meshes:
 
 
 def by_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """Rows, which stand on `axis`, split over every device."""
+    """Rows, which are `axis` of an array, split over every device."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
 def matching_rows(a: Mesh, b: Mesh, *, axis: int) -> tuple[NamedSharding, NamedSharding]:
-    """Rows split alike over two meshes: as finely as both can, with copies where a mesh has more devices.
+    """Shardings of rows that match on two meshes: as fine as both allow, with copies where a mesh has more devices.
 
-    Between these two device_put copies from device to device, and returns at once. Between other splits it goes
-    through the host, and waits there for the array to be computed.
+    Between two such shardings jax.device_put copies from device to device, and returns at once. Between other
+    shardings the copy goes through the host, and waits there for the array to be computed.
     """
     pieces = math.gcd(a.size, b.size)
 
@@ -104,5 +104,5 @@ def by_rule(tree: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of this host's rows."""
+    """Global arrays on the devices, of which this host supplies its own rows."""
     return jax.make_array_from_process_local_data(by_batch(mesh), batch)
