@@ -84,7 +84,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_story_teller_of_fewer_layers(objective: str, shared: Path, tmp_path: Path) -> None:
-    """The Llama of 5 layers cut to 3: every objective brings the student closer to its teacher, and it writes English."""
+    """The Llama of 5 layers cut to 3: by every objective it comes closer to its teacher, and it writes English."""
     stories = json.loads((shared / "corpora" / "tinystories" / "tinystories_1000.json").read_text())
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
     arguments = {

@@ -160,6 +160,7 @@ def test_stopped_and_run_again(tiny, run, tmp_path, monkeypatch):
     tiny_run.assert_same_run(workdir, run)
 
 
+@pytest.mark.slow
 def test_prepare_then_train_from_the_prepared_folder(tiny, run, tmp_path):
     code, out, err = tiny_run.call(cli.main, ["prepare", f"--config={tiny.recipe}"])
     assert code == 0, err
@@ -183,13 +184,22 @@ def test_init_student(tiny, tmp_path):
     for new, old in ((0, 1), (1, 3)):
         name = "bert.encoder.layer.{}.output.dense.weight"
         np.testing.assert_array_equal(student[name.format(new)], teacher[name.format(old)])
-    # And a run begins from it.
-    workdir = tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_a_run_begins_from_the_folder_of_init_student(tiny, tmp_path):
+    from safetensors.numpy import load_file
+
+    out, workdir = tmp_path / "student", tmp_path / "run"
+    argv = ["init-student", f"--teacher={tiny.teacher}", "--layers=1,3", f"--out={out}"]
+    assert tiny_run.call(cli.main, argv)[0] == 0
+    student = load_file(out / "model.safetensors")
     tiny_run.train(tiny, workdir, student__name=out, train__steps=1, optim__warmup=1.0)
     kernel = tiny_run.saved(workdir)["student['bert']['encoder']['layer']['1']['output']['dense']['kernel']"]
     np.testing.assert_array_equal(kernel.T, student["bert.encoder.layer.1.output.dense.weight"])  # its rate was 0
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_sub_network_are_those_of_the_student_cut_out(tiny, tmp_path):
     """Through the commands: measured in the whole model, then cut out, and measured again."""
     plain = {"student__layers": "[0,1,2,3]", "train__steps": 1, "optim__warmup": 1.0}  # its rate is 0
@@ -209,6 +219,7 @@ def test_the_figures_of_a_sub_network_are_those_of_the_student_cut_out(tiny, tmp
         assert measured["mlm_loss"] != pytest.approx(cut["mlm_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_layer_drop_teacher_is_trained_cut_and_distilled(tiny, tmp_path):
     """The way of configs/bert_layerdrop_teacher.py: no teacher; layers dropped; the cut opens in torch; distilled."""
     from transformers import BertForMaskedLM
@@ -394,6 +405,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
     assert [record["step"] for record in tiny_run.records(workdir, "train")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_every_epoch_and_limits(tiny, tmp_path):
     workdir = tmp_path / "run"
     tiny_run.train(

@@ -79,6 +79,7 @@ def test_many_subsets_are_eliminated_backward(measured, monkeypatch):
     assert found == set(itertools.combinations(best, 2)) | set(search.usual_choices(2, of=4))
 
 
+@pytest.mark.slow
 def test_init_student_prints_the_table_and_cuts_the_best(tiny, tmp_path):
     from safetensors.numpy import load_file
 

@@ -187,7 +187,7 @@ def gradient_of_all(tokens: str) -> Any:
     return jax.jit(jax.value_and_grad(loss))
 
 
-@pytest.mark.parametrize("tokens", ["all", "masked"])
+@pytest.mark.parametrize("tokens", [pytest.param("all", marks=pytest.mark.slow), "masked"])
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=10, deadline=None)
 def test_masked_out_positions_enter_neither_loss_nor_gradient(tokens: str, seed: int) -> None:

@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.families(KINDS))
 def test_value_and_gradient_are_those_of_the_class(kind: str, calls: list[str]) -> None:
     """At the real tokens: what stands at padding is nobody's."""
     _, mask = tiny.batch(kind)
@@ -70,7 +70,7 @@ def test_maps_and_dropout_are_the_class_s_own(calls: list[str]) -> None:
     assert calls == []
 
 
-@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("kind", tiny.families(CAUSAL))
 def test_packed_documents(kind: str, calls: list[str]) -> None:
     """A token sees those of its own document alone, and counts its position from its beginning."""
     ids, mask = tiny.batch(kind)
@@ -83,7 +83,7 @@ def test_packed_documents(kind: str, calls: list[str]) -> None:
     assert not np.allclose(ours[second], run(kind, "xla", params).logits[second], atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2", "opt"])
+@pytest.mark.parametrize("kind", tiny.families(["bert", "distilbert", "gpt2", "opt"]))
 def test_training_without_dropout_on_the_maps(kind: str, calls: list[str]) -> None:
     """The rest of the dropout draws what it draws in the class."""
     settings = {"dropout": False, "dropout_key": jax.random.key(0)}
@@ -97,7 +97,7 @@ def test_training_without_dropout_on_the_maps(kind: str, calls: list[str]) -> No
 SIZES = {"bert": {"hidden_size": 32}, "distilbert": {"dim": 32}, "gpt2": {"n_embd": 32}, "gemma": {"head_dim": 8}}
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", tiny.families(SIZES))
 def test_cudnn_s_kernels_take_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lowered for a GPU, which checks shapes and types, with one of its kernels a layer forward and one backward."""
     from jax._src.cudnn import fused_attention_stablehlo  # which asks for the version that is installed here

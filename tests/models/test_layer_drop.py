@@ -42,7 +42,7 @@ def graded(kind: str, plain: bool) -> Any:
     return jax.jit(jax.value_and_grad(f, has_aux=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.families(KINDS))
 def test_all_kept_is_the_plain_model(kind: str) -> None:
     """Dropout included: an interceptor that traced a layer twice would draw other numbers."""
     key = jax.random.key(3)
@@ -54,7 +54,7 @@ def test_all_kept_is_the_plain_model(kind: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), gradient, plain_gradient)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.families(KINDS))
 def test_a_sub_network_is_the_student_that_is_cut_out(kind: str) -> None:
     teacher, params, layers = tiny.model(kind), tiny.params(kind), EVERY_OTHER[kind]
     student = build_model(student_config(teacher.config, family=kind, layers=layers))

@@ -50,7 +50,7 @@ def assert_same(ours: Any, plain: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", remat.POLICIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.families(KINDS))
 def test_value_and_gradient_are_those_of_the_plain_model(kind: str, policy: str) -> None:
     """Dropout included: what is computed again draws the numbers that were drawn first."""
     arguments = tiny.params(kind), None, jax.random.key(3)

@@ -45,7 +45,7 @@ def torch_model(folder, model):
     return torch_class(model).from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
 
 
-@pytest.mark.parametrize(("kind", "tie"), BOTH)
+@pytest.mark.parametrize(("kind", "tie"), tiny.families(BOTH))
 def test_names_round_trip_bitwise(kind, tie):
     params = tiny.params(kind, tie_word_embeddings=tie)
     back = torch_names.from_torch(torch_names.to_torch(params), params)
@@ -56,7 +56,9 @@ def test_names_round_trip_bitwise(kind, tie):
 
 @pytest.mark.parametrize(
     ("kind", "tie"),
-    [*((kind, True) for kind in FAMILIES), *((kind, False) for kind in ("bert", "distilbert", "gpt2", "llama"))],
+    tiny.families(
+        [*((kind, True) for kind in FAMILIES), *((kind, False) for kind in ("bert", "distilbert", "gpt2", "llama"))]
+    ),
 )
 def test_our_weights_in_torch(kind, tie, tmp_path):
     model, params = tiny.model(kind, tie_word_embeddings=tie), tiny.params(kind, tie_word_embeddings=tie)
@@ -88,7 +90,7 @@ def test_our_weights_in_torch(kind, tie, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tie"), BOTH)
+@pytest.mark.parametrize(("kind", "tie"), tiny.families(BOTH))
 def test_torch_weights_in_ours(kind, tie, tmp_path):
     """A folder torch saved, in several shards; hidden states and attention maps too."""
     model = tiny.model(kind, tie_word_embeddings=tie)
@@ -125,7 +127,7 @@ def test_torch_weights_in_ours(kind, tie, tmp_path):
         )
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", tiny.families(FAMILIES))
 def test_same_tensors_as_torch_saves(kind, tmp_path):
     for tie in (True, False):
         model = tiny.model(kind, tie_word_embeddings=tie)
@@ -163,7 +165,7 @@ VARIANTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "fields"), VARIANTS)
+@pytest.mark.parametrize(("kind", "fields"), tiny.families(VARIANTS))
 def test_variants_of_causal_families(kind, fields, tmp_path):
     """Settings of published models that take another path through the Flax class, or through torch's."""
     model, params = tiny.model(kind, **fields), tiny.params(kind, **fields)

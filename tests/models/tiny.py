@@ -1,10 +1,12 @@
 """One tiny random model per family, with sizes, activation and eps unlike any default. A new family adds a row."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.model import Model, build_model, init_params
@@ -98,6 +100,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": {**_ROTARY, "sliding_window": 3},
     "gemma": {**_ROTARY, "head_dim": 6, "hidden_act": "gelu"},
 }
+
+
+# One masked and one causal model stand for all families in the fast part of the suite; the slow part runs the others.
+FAST = ("bert", "llama")
+
+
+def families(cases: Iterable[Any]) -> list[Any]:
+    """The cases of a parametrized test, each a family or a tuple that begins with one; those not in FAST are slow."""
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=() if case[0] in FAST else pytest.mark.slow) for case in values]
 
 
 def config(kind: str, **overrides: Any) -> Any:

@@ -110,6 +110,7 @@ def test_one_writer_alone_is_that_model_with_the_same_keys(fields):
         assert written == [list(x.tokens) for x in alone[kind]]
 
 
+@pytest.mark.slow
 def test_draws_are_from_the_mixture_of_probabilities():
     """Two tokens of eleven, the second given the first, against full forward passes of both models."""
     rows, prompt, words, at, mixture = 16_384, [4, 9, 6], {"vocab_size": 11}, 1.3, 0.3
@@ -208,6 +209,7 @@ def test_masks_and_labels_of_rows_that_end_early():
     assert lengths[4] == 0 and len({*lengths}) > 3 and max(lengths) == NEW
 
 
+@pytest.mark.slow
 def test_rows_over_a_mesh_write_what_one_device_writes():
     mesh = sharding.make_mesh(data=4, fsdp=2)
     prompts = prompts_for([*PROMPTS, [], [9, 8], *PROMPTS, *PROMPTS, [7, 7], []])

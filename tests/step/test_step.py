@@ -322,18 +322,21 @@ def test_eight_devices_are_one(mesh: str) -> None:
     assert bool(split) == (mesh == "fsdp")
 
 
-@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_rematerialised_layers_change_nothing(remat: str) -> None:
     """With micro-batches and LayerDrop, which are traced around it."""
     settings: dict[str, Any] = {"accumulation": 2, "dropout": True, "layer_drop": 0.3}
     assert_same_run(run("fsdp", remat=remat, **settings), run("one", **settings))
 
 
+@pytest.mark.slow
 def test_dropout_on_eight_devices_is_dropout_on_one() -> None:
     frozen = ("embeddings/",)
     assert_same_run(run("fsdp", dropout=True, freeze=frozen), run("one", dropout=True, freeze=frozen))
 
 
+@pytest.mark.slow
 def test_layers_are_drawn_once_for_all_devices_and_micro_batches() -> None:
     one, many = run("one", layer_drop=0.3), run("fsdp", accumulation=2, layer_drop=0.3)
     assert_same_run(many, one)
