@@ -5,7 +5,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of the suite's time is compilation: this makes one of a gradient 7 times faster (4.2 s to 0.6 s).
+# Nearly all of the suite's time is compilation; these flags compile a gradient in 0.6 s instead of 4.2 s.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
@@ -13,9 +13,9 @@ import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-pytest.register_assert_rewrite("tiny_run")  # its assertions too show their values
+pytest.register_assert_rewrite("tiny_run")  # so that failures of its assertions show the values
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # the tower: an int will do for a float
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # the tower: an int is accepted as a float
 install_import_hook("jaxdistill", "conftest.check")
 
 if os.environ["JAX_PLATFORMS"] == "cpu":

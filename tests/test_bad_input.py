@@ -1,4 +1,4 @@
-"""What a user can get wrong: exit code 2, one line that names the rule and the value, and nothing written."""
+"""Mistakes of users: exit code 2, one line that names the rule and the value, and nothing written."""
 
 import json
 import os
@@ -199,7 +199,7 @@ def test_a_pickle_is_read_only_when_that_is_allowed(tiny, tmp_path):
     workdir = tmp_path / "run"
     assert train.main([*tiny_run.arguments(tiny, workdir, **values), "--allow-pickle"]) == 0
     refused(cli.main, ["evaluate", f"--workdir={workdir}"], "--allow-pickle")
-    # One that would run code is refused even then.
+    # A pickle that would run code is refused even then.
     (teacher / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     other = tmp_path / "other"
     refused(train.main, [*tiny_run.arguments(tiny, other, **values), "--allow-pickle"], "pytorch_model.bin")
@@ -301,7 +301,7 @@ def test_unknown_arguments(tiny, capsys):
     assert "'--config.train.steps=3'" in capsys.readouterr().err
 
 
-# In a mount namespace of its own a small disk can be mounted, filled, and is gone with the process.
+# In a mount namespace of its own, a process can mount and fill a small disk, which is gone when the process ends.
 ON_A_SMALL_DISK = """
 set -e
 mount -t tmpfs -o size={size}k none {disk}
@@ -357,7 +357,7 @@ def test_disk_full_at_the_first_files(tiny, tmp_path):
     code, err, left = on_a_small_disk(tmp_path, 8, "jaxdistill.train", argv)
     assert code == 2, err
     assert_said(err, "No space left on device", f"{tmp_path}/disk/run")
-    assert "./run/config.json" not in left  # so that a later start begins anew
+    assert "./run/config.json" not in left  # so that the next start is a new run
 
 
 @pytest.mark.slow
@@ -391,7 +391,7 @@ def test_figures_of_a_full_disk(tmp_path, monkeypatch):
     from jaxdistill.run import writers
 
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr(Path, "exists", lambda path: False)  # not to read what is endless
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # /dev/full can be read without end
     write, close = writers.jsonl(tmp_path / "metrics.jsonl", resume_at=0)
     with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No space left on device"):
         write(1, "train", {"loss": 1.0})

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a recipe or an override is one line that names it; what is right comes back as it was."""
+"""An error in a recipe or an override is one line that names it; a valid config survives being written and read."""
 
 import json
 import math
@@ -158,7 +158,7 @@ def test_missing_file_and_variant(recipe, tmp_path):
     assert "get_config() takes 0 positional arguments" in refused(f"{path}:smoke")
 
 
-# Every rule on one value: (values it refuses, a value it takes).
+# For every rule on one value: (values that break it, a value that keeps it).
 RULES: dict[str, tuple[list[Any], Any]] = {
     "seed": ([-1, 2**31], 2**31 - 1),
     "teacher.dtype": (["float16"], "bfloat16"),
@@ -262,7 +262,7 @@ def validate(config: Any) -> Config:
 
 
 def test_every_rule_has_a_case():
-    """Those of evaluate.metrics and export.to stand below: their messages name the item and not the whole value."""
+    """The cases of evaluate.metrics and export.to are below: their messages name the item and not the whole value."""
     validated = {
         key for key, field in KNOBS.items() if any(isinstance(x, pydantic.AfterValidator) for x in field.metadata)
     }
@@ -369,7 +369,7 @@ def test_valid_without_a_teacher_and_with_named_held_out_text():
     validate(config)
 
 
-# Two of every kind of value that JSON writes otherwise than the config holds it: tuples, tuples of tuples, objects.
+# Every kind of value that JSON writes in another form than the config has: tuples, tuples of tuples, dicts.
 RECORDED = {
     "student.layers": [0, 2],
     "student.init": "random",
@@ -407,7 +407,7 @@ def test_a_recorded_key_of_another_version_is_said():
         recipes.recorded(recorded, [])
 
 
-# Values unlike the default, where that does not tell how to write one.
+# Values unlike the default, for knobs whose default does not show what a value looks like.
 OTHER = {
     "student.layers": (0, 1),
     "student.overrides": {"hidden_size": 8},
@@ -433,7 +433,7 @@ def test_differences_list_what_would_change_the_parameters(key):
 
 
 def test_every_knob_is_explained_in_a_sentence():
-    """And every section: docs/settings.md is made of nothing else."""
+    """So is every section: docs/settings.md is made of nothing else."""
     explained = {key: field.description or "" for key, field in KNOBS.items()}
     explained |= {name: inner.__doc__ or "" for name, f in Config.model_fields.items() if (inner := section_of(f))}
     assert [key for key, text in explained.items() if not re.fullmatch(r".{5,}\.", text, re.DOTALL)] == []

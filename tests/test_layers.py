@@ -11,7 +11,7 @@ import pytest
 import jaxdistill
 
 PACKAGE = Path(jaxdistill.__file__).parent
-# A module imports from the rows below its own, or within its own part. A part is a room, or a file of the top level.
+# A module imports from the rows below its own, or from its own part. A part is a room, or a file of the top level.
 LAYERS = (
     ("cli",),
     ("train",),

@@ -26,7 +26,7 @@ PROMPT = "the cat [MASK] the dog."
 
 @pytest.fixture(scope="module")
 def run(tiny):
-    """One run as the recipe says, for all tests that only read it."""
+    """One run of the recipe, for all tests that only read its folder."""
     workdir = tiny.folder / "run"
     code, out, err = tiny_run.call(
         train.main, [*tiny_run.arguments(tiny, workdir, checkpoint__every=2, evaluate__prompts=(PROMPT,))]
@@ -84,7 +84,7 @@ def test_evaluate_gives_the_figures_of_the_run(run, tmp_path):
     last = tiny_run.records(run, "eval")[-1]
     figures = json.loads(path.read_text())
     assert figures == pytest.approx({name: last[name] for name in CLI_NAMES}, rel=2e-6)
-    # Six digits are printed, which of 1.00000x is not even one in 2e-6.
+    # The command prints six digits, which is less than the tolerance of 2e-6 for figures near 1.
     assert figures_of(out) == {name: float(f"{value:.6g}") for name, value in figures.items()}
     assert err == ""
 
@@ -221,7 +221,7 @@ def test_the_figures_of_a_sub_network_are_those_of_the_student_cut_out(tiny, tmp
 
 @pytest.mark.slow
 def test_a_layer_drop_teacher_is_trained_cut_and_distilled(tiny, tmp_path):
-    """The way of configs/bert_layerdrop_teacher.py: no teacher; layers dropped; the cut opens in torch; distilled."""
+    """The steps of configs/bert_layerdrop_teacher.py: train without a teacher, cut, open the cut in torch, distil."""
     from transformers import BertForMaskedLM
 
     scratch = {
@@ -248,7 +248,7 @@ def test_a_layer_drop_teacher_is_trained_cut_and_distilled(tiny, tmp_path):
 
 
 def test_a_student_of_another_vocabulary_is_refused(tiny, tmp_path):
-    """As large as the teacher's, and yet other tokens: sizes alone would let it pass."""
+    """The vocabulary has the teacher's size and other tokens, which a comparison of sizes would not notice."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.teacher)
@@ -304,20 +304,20 @@ def test_everything_at_once(tiny, tmp_path):
     assert all(record.keys() - TIMED_NAMES - {"step", "time", "kind"} == names for record in trained)
     saved = tiny_run.saved(workdir)
     projections = {name for name in saved if name.startswith("rest['projections']")}
-    assert len(projections) == 3  # of the map, whose last pair is that of the last hidden states too
+    assert len(projections) == 3  # one for each pair of the map; the last pair is also that of the last hidden states
     assert all(saved[name].shape == (8, 16) and saved[name].dtype == np.float32 for name in projections)
     assert {saved[name].dtype for name in saved if name.startswith("student")} == {np.dtype(np.float32)}
     assert [name for name in saved if "opt_state" in name and "embeddings" in name and saved[name].size > 1] == []
-    # The figures that the run wrote come out again, in its dtypes.
+    # `evaluate` gives the figures that the run wrote, in the dtypes of the run.
     code, out, err = tiny_run.call(cli.main, ["evaluate", f"--workdir={workdir}"])
     assert code == 0, err
     last = tiny_run.records(workdir, "eval")[-1]
     assert figures_of(out) == pytest.approx({name: last[name] for name in CLI_NAMES}, rel=1e-4)
-    # Events stand in TensorBoard's file, under the names of metrics.jsonl.
+    # TensorBoard's file has the events, under the names of metrics.jsonl.
     (events,) = (workdir / "tensorboard").glob("events.out.tfevents.*")
     text = events.read_bytes()
     assert all(f"train/{name}".encode() in text for name in names) and b"eval/perplexity" in text
-    # Run again, it is finished, and its export stands.
+    # Started again, the run is finished and leaves its export as it is.
     before = tiny_run.bits(workdir / "export-pytorch")
     assert "model.safetensors" in before
     tiny_run.train(tiny, workdir, **ALL_AT_ONCE)
@@ -353,7 +353,7 @@ def test_without_a_teacher(tiny, tmp_path):
 
 
 def test_compiled_programs_are_kept_for_the_next_run(tmp_path):
-    """As a user starts it: no cache is named, and the programs land under the home folder all the same."""
+    """As a user starts a run, without naming a cache: compiled programs are kept under the home folder."""
     code = "import jax; jax.jit(lambda x: x + 1)(1.0)"
     main = f"import sys; from jaxdistill import train; sys.exit(train.guarded(lambda: exec({code!r})))"
     env = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}

@@ -55,7 +55,7 @@ def make_tokenizer(texts: Sequence[str], *, vocab_size: int = 300, begins: bool 
 
 
 def pairs(count: int, *, seed: int = 0) -> list[tuple[str, str]]:
-    """Lines, and their first three words: something to learn."""
+    """Lines as articles, and their first three words as summaries."""
     return [(line, " ".join(line.split()[:3])) for line in tiny_run.lines(count, seed=seed)]
 
 
@@ -73,7 +73,7 @@ def write_model(folder: Path, tokenizer: Any, *, kind: str = "gpt2", seed: int =
 
 
 def make(folder: Path, *, count: int = 200, kind: str = "gpt2", begins: bool = False, **fields: Any) -> Tiny:
-    """Beside the teacher stands another model of its kind with two layers, in the folder `student`."""
+    """The folder `student`, beside the teacher, has another model of the same kind with two layers."""
     rows = pairs(count)
     text = write_pairs(folder / "pairs.csv", rows)
     tokenizer = make_tokenizer([*(f"{article} => {highlights}" for article, highlights in rows)], begins=begins)

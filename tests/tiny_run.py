@@ -66,7 +66,7 @@ class Tiny(NamedTuple):
 
 
 def lines(count: int, *, seed: int = 0) -> list[str]:
-    """Sentences of 4 to 20 words; the next word hangs on the one before, so there is something to learn."""
+    """Sentences of 4 to 20 words; each word depends on the word before, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     result = []
     for _ in range(count):
@@ -90,7 +90,7 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
 
 
 def write_model(folder: Path, tokenizer: Any, *, kind: str = "bert", seed: int = 0, **fields: Any) -> Path:
-    """A random model as a Hugging Face folder, away from the initialisation's zeros so that every tensor counts."""
+    """A random model as a Hugging Face folder, without the zeros of the initialisation, so that every tensor counts."""
     from safetensors.numpy import save_file
     from transformers import AutoConfig
 
@@ -157,12 +157,12 @@ def records(workdir: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def untimed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what two runs of the same numbers differ in."""
+    """A record without the figures that depend on the clock."""
     return {k: v for k, v in record.items() if k not in ("time", "tokens_per_s", "input_wait")}
 
 
 def bits(folder: Path) -> dict[str, bytes | None]:
-    """Every path under a folder and its bytes (None for folders): equal where nothing was touched."""
+    """Every path under a folder with its bytes (None for folders), to compare before and after."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -170,7 +170,7 @@ def bits(folder: Path) -> dict[str, bytes | None]:
 
 
 def saved(workdir: Path, step: int | None = None) -> dict[str, Any]:
-    """All arrays and notes of a checkpoint as NumPy, read with orbax alone: {"student/...": array, ...}."""
+    """All arrays of a checkpoint as NumPy, and its notes, read with orbax alone: {"student/...": array, ...}."""
     import orbax.checkpoint as ocp
 
     folders = {int(path.name): path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
@@ -194,7 +194,7 @@ class Stopped(Exception):
 
 
 def stop_after(monkeypatch: Any, updates: int) -> None:
-    """Lets the train step raise after so many updates, as where a machine is taken away."""
+    """Makes the train step raise Stopped after so many updates, like a machine that is taken away."""
     from jaxdistill.run import training
 
     make, left = training.make_train_step, updates

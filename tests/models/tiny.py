@@ -40,7 +40,7 @@ _ROTARY: dict[str, Any] = {
     "rms_norm_eps": 1e-3,
 }
 
-# Tiny programs run once: compiling them unoptimised takes half the time.
+# Tiny programs run once, so they are compiled without optimisation, which takes half the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def model(kind: str, **overrides: Any) -> Model:
 
 @functools.cache
 def params(kind: str, **overrides: Any) -> dict[str, Any]:
-    """Random in every entry, biases and layer norms too, which the initialisers leave at 0 and 1."""
+    """Parameters that are random in every entry, also where the initialisers give 0 or 1 (biases, layer norms)."""
     rng = np.random.default_rng(0)
     drawn = init_params(model(kind, **overrides), jax.random.key(0))
     return jax.tree.map(lambda x: np.asarray(x + 0.2 * rng.normal(size=x.shape), np.float32), drawn)
@@ -139,7 +139,7 @@ def depth(kind: str, layers: int) -> dict[str, Any]:
 
 
 def batch(kind: str, rows: int = 2, length: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """(input_ids, attention_mask) [rows, length], the last rows padded: causal ones on the left, as to generate."""
+    """(input_ids, attention_mask) [rows, length]; the last rows are padded, for causal models on the left."""
     rng = np.random.default_rng(1)
     ids = rng.integers(5, 101, (rows, length)).astype(np.int32)
     mask = np.arange(length)[None, :] < np.linspace(length, 3, rows).astype(int)[:, None]

@@ -1,4 +1,4 @@
-"""Causal models from text to export: losses against torch, whole runs, resumed ones, and what is refused."""
+"""Causal models from text to export: losses against torch, whole and resumed runs, and settings that are refused."""
 
 import csv
 import functools
@@ -35,7 +35,7 @@ from jaxdistill.step import sharding
 from jaxdistill.step.forward import Distillation, loss_fn
 
 SLOW = pytest.mark.slow
-# For comparisons: nothing is drawn but what is looked at.
+# For comparisons with torch: no dropout.
 STILL: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 IGNORED = -100
 
@@ -65,7 +65,7 @@ POLICY = {
     "loss__alpha_repetition": 0.1,
     "loss__alpha_diversity": 0.1,
     "loss__alpha_entropy": 0.02,
-    # So that the hinges are on.
+    # Targets so high that both hinges are active.
     "policy__diversity_target": 1.5,
     "policy__entropy_target": 6.0,
 }
@@ -110,8 +110,8 @@ def in_torch(folder: Path) -> Any:
 def labels_of(tiny: tiny_run.Tiny, batch: dict[str, np.ndarray], *, prompt_loss: bool = False) -> np.ndarray:
     """torch's labels of a batch's rows, from the CSV: a row's own ids, IGNORED for its prompt and padding.
 
-    Tokenised as whole texts; which tokens are the completion is told by their characters. Of what is longer than a row
-    the article's end is left out.
+    Whole texts are tokenised, and the characters of a token tell whether it belongs to the completion. An article that
+    is too long for a row loses its end.
     """
     from transformers import AutoTokenizer
 
@@ -206,7 +206,7 @@ def distilled(tiny) -> Parts:
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_distilling_is_the_divergence_at_the_labelled_tokens(tiny, distilled, name):
-    """Where the next token is one of the completion: of torch's logits, by the definitions in NumPy."""
+    """The loss is that of the definitions in NumPy, of torch's logits, where the completion's tokens are predicted."""
     batch = distilled.batches[1]
     (loss, means), gradient = gradient_of(distilled, batch, divergence=name)
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -227,7 +227,7 @@ def test_distilling_is_the_divergence_at_the_labelled_tokens(tiny, distilled, na
 
 @SLOW
 def test_packed_text_is_documents_one_by_one(tiny):
-    """The loss of rows with several documents is torch's, of each document fed by itself."""
+    """The loss of rows with several documents is torch's loss of the documents one by one."""
     import torch
 
     values = {"data__batching": "packed", "data__prompt_column": "", "data__column": "article"}
@@ -265,7 +265,7 @@ def updated(parts: Parts, batch: dict[str, Any], *, devices: int, accumulation: 
 
 
 def wider(batch: dict[str, np.ndarray], by: int) -> dict[str, np.ndarray]:
-    """More columns, with anything in them that no mask shows."""
+    """The batch with more columns, all outside the masks, whose content must not count."""
     more = {}
     for name, x in batch.items():
         fill = {"b": False, "i": 7, "f": 3.0}[x.dtype.kind]
@@ -283,7 +283,7 @@ def test_pieces_devices_and_padding_change_no_update(tiny, kind):
     if kind == "policy":
         rollouts = rollouts_of(parts.config, parts.models, parts.objective, mesh=sharding.make_mesh(data=-1, fsdp=1))
         assert rollouts is not None
-        # Drawn by another student than the one that learns: ratios that are not 1.
+        # The sample is drawn by another student than the one that learns, so that ratios are not 1.
         before = jax.tree.map(lambda x: 0.7 * x, parts.models.student_params)
         batch = {n: np.asarray(x) for n, x in rollouts(0, batch, before, parts.models.teacher_params).items()}
         assert len(batch["input_ids"]) == 32 and np.abs(batch["advantages"]).max() > 0.1
@@ -325,7 +325,7 @@ def test_fine_tuning_without_a_teacher(tiny, tmp_path):
     assert mean_of(trained[-5:], "loss") < trained[0]["loss"] - 1
     assert evaluated[-1]["perplexity"] == pytest.approx(math.exp(evaluated[-1]["clm_loss"]))
     assert evaluated[-1]["clm_loss"] < evaluated[0]["clm_loss"] - 1
-    # The first figures that are logged are torch's, of the first batch.
+    # The first figures in the log are torch's figures of the first batch.
     batch = parts_of(tiny, **fine_tuning(tiny), **LEARNING).batches[0]
     model = in_torch(tiny.folder / "student")
     loss = model(**torch_inputs(batch), labels=torch.tensor(labels_of(tiny, batch))).loss
@@ -336,7 +336,7 @@ def test_fine_tuning_without_a_teacher(tiny, tmp_path):
 
 @SLOW
 def test_distilling(tiny, tmp_path):
-    """With a temperature and a weight that move, and a prompt that both models go on with at the end."""
+    """With a temperature and a weight that move, and a prompt that both models continue at the end."""
     workdir = tmp_path / "run"
     end, prompt = '{"temperature":1.0,"alpha_clm":0.1}', "the cat sees =>"
     values = {**distilling(tiny), **LEARNING, "loss__alpha_clm": 0.0, "loss__end": end}
@@ -372,7 +372,7 @@ def test_half_of_the_updates_on_the_students_own_text(tiny, tmp_path):
 
 @SLOW
 def test_all_updates_on_the_teachers_text(tiny, tmp_path):
-    """Sequence-level distillation: no logits of the teacher's, its words alone."""
+    """Sequence-level distillation: the student sees the teacher's words, and none of its logits."""
     tiny_run.train(tiny, tmp_path / "run", **distilling(tiny), **LEARNING, sample__teacher=1.0, loss__alpha_ce=0.0)
     trained, evaluated = tiny_run.records(tmp_path / "run", "train"), tiny_run.records(tmp_path / "run", "eval")
     assert trained[1].keys() == LOGGED | {"clm"}
@@ -394,11 +394,11 @@ def test_policy_gradient_with_all_penalties(tiny, tmp_path):
         assert 0 <= record["sample/repetition_rate"] < 1 and 1 <= record["sample/length"] <= 8
     assert evaluated[-1]["kl"] < evaluated[0]["kl"] * 0.8
     assert mean_of(trained[-6:], "sample/reward") > mean_of(trained[:6], "sample/reward")
-    # Two updates share a sample: the figures of the time of sampling are those of both.
+    # Two updates share a sample, so both have the figures of the time of sampling.
     for name in ("sample/reward", "sample/length", "sample/effective_sample_size", "sample/repetition_rate"):
         pairs = [(a[name], b[name]) for a, b in zip(trained[::2], trained[1::2], strict=True)]
         assert all(a == pytest.approx(b, rel=1e-5) for a, b in pairs) and len({a for a, _ in pairs}) > 2, name
-    # The first are those of what the first update samples.
+    # The first figures are those of the first update's sample.
     parts = parts_of(tiny, **values)
     rollouts = rollouts_of(parts.config, parts.models, parts.objective, mesh=sharding.make_mesh(data=-1, fsdp=1))
     assert rollouts is not None
@@ -409,7 +409,7 @@ def test_policy_gradient_with_all_penalties(tiny, tmp_path):
     assert {name: trained[0][name] for name in SAMPLES} == pytest.approx(
         {
             "sample/effective_sample_size": w.sum() ** 2 / (len(w) * (w**2).sum()),
-            # Nothing is learnt yet: the ratio is the weight.
+            # Before the first update the ratio is the weight.
             "sample/clip_fraction": (np.abs(w - 1) > 0.2).mean(),
             "sample/repetition_rate": np.mean(
                 [id in row[:i] for row in map(np.ndarray.tolist, map(np.compress, mask, batch["labels"]))
@@ -435,14 +435,14 @@ def test_what_the_student_wrote_is_as_likely_when_it_is_learnt_from(tmp_path):
 @SLOW
 @pytest.mark.parametrize("semantics", ["paper", "lmops"])
 def test_policy_gradient_beside_the_text(tiny, tmp_path, semantics):
-    """With the terms of the text on as well, in micro-batches."""
+    """Together with the losses on the text, in micro-batches."""
     tiny_run.train(
         tiny, tmp_path / "run", **distilling(tiny), **LEARNING, loss__alpha_policy=1.0, train__accumulation=2,
         policy__semantics=semantics,
     )  # fmt: skip
     trained, evaluated = tiny_run.records(tmp_path / "run", "train"), tiny_run.records(tmp_path / "run", "eval")
     assert trained[1].keys() == LOGGED | {"ce", "clm", "policy"} | SAMPLES
-    # The text outweighs a random teacher.
+    # The losses on the text outweigh those of a random teacher.
     assert mean_of(trained[-5:], "clm") < mean_of(trained[:5], "clm") - 0.5
     assert evaluated[-1]["clm_loss"] < evaluated[0]["clm_loss"] - 0.5
 
@@ -454,7 +454,7 @@ def test_packed_text(tiny, tmp_path):
     trained, evaluated = tiny_run.records(tmp_path / "run", "train"), tiny_run.records(tmp_path / "run", "eval")
     assert mean_of(trained[-5:], "loss") < trained[0]["loss"] - 2
     assert evaluated[-1]["clm_loss"] < evaluated[0]["clm_loss"] - 1
-    # Logged without labels for the first token of a document: the first loss is that of the rows.
+    # The first tokens of documents have no labels in the run either: the first loss in the log is that of the rows.
     parts = parts_of(tiny, **distilling(tiny), **LEARNING, **values)
     (loss, _), _ = gradient_of(parts, parts.batches[0])
     assert trained[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
@@ -462,11 +462,11 @@ def test_packed_text(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def dropping(tmp_path_factory):
-    """As `tiny`, with dropout, as the default has it."""
+    """As `tiny`, with the default dropout."""
     return tiny_causal.make(tmp_path_factory.mktemp("dropping"))
 
 
-# What is run twice, the updates until it is stopped, and the checkpoint it goes on from.
+# name -> (settings, number of updates before the run is stopped, checkpoint that it resumes from).
 RESUMED: dict[str, tuple[dict[str, Any], int, int]] = {
     "policy": ({**POLICY, "train__steps": 7, "checkpoint__every": 3, "train__accumulation": 2}, 5, 3),
     "policy, reused": ({**POLICY, "train__steps": 8, "checkpoint__every": 2, "policy__reuse": 2}, 5, 4),
@@ -488,7 +488,7 @@ def test_stopped_and_run_again(dropping, tmp_path, monkeypatch, capsys, kind):
     tiny_run.train(dropping, torn, **values)
     assert f"resumed {torn} at step {checkpoint} of {values['train__steps']}" in capsys.readouterr().out
     tiny_run.assert_same_run(torn, whole)
-    if kind == "on-policy":  # what was written before the stop and after it is of every kind
+    if kind == "on-policy":  # updates after the checkpoint learn from every kind of text
         sample = SampleConfig(student=0.5, teacher=0.25)
         assert {on_policy.writer_of(step, seed=0, sample=sample) for step in range(4, 12)} == {
             "student", "teacher", "text",
@@ -497,7 +497,7 @@ def test_stopped_and_run_again(dropping, tmp_path, monkeypatch, capsys, kind):
 
 @pytest.fixture(scope="module")
 def varied(tiny):
-    """A short run of a student with larger matrices, which does not say one word for ever."""
+    """A short run of a student with larger matrices, which does not repeat one word for ever."""
     from safetensors.numpy import load_file, save_file
 
     folder = shutil.copytree(tiny.folder / "student", tiny.folder / "larger")
@@ -536,7 +536,7 @@ PROMPTS = ["the cat sees =>", "a big old red house. =>", "never =>", " ".join(ti
 
 @SLOW
 def test_what_is_exported_is_the_student_and_writes_as_it(varied, exported, tmp_path):
-    """torch opens the folder: the run's logits, and the same greedy text token for token."""
+    """torch opens the folder, and has the run's logits and the same greedy text token for token."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -568,7 +568,7 @@ def test_what_is_exported_is_the_student_and_writes_as_it(varied, exported, tmp_
 
 @SLOW
 def test_evaluating_with_predictions(varied, exported, tmp_path):
-    """On other pairs: every figure of rouge is that of rouge-score on the file, every completion torch's."""
+    """On other pairs: rouge's figures are those of rouge-score on the predictions, which are torch's completions."""
     from rouge_score import rouge_scorer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -596,7 +596,7 @@ def test_evaluating_with_predictions(varied, exported, tmp_path):
     for record, (article, highlights) in zip(predictions, rows, strict=True):
         assert record.keys() == {"prompt", "completion", "reference"}
         assert record["reference"] == highlights
-        # Of what is longer than a row, the article's end is left out.
+        # An article that is too long for a row loses its end.
         article_part = record["prompt"].removesuffix(" =>")
         assert record["prompt"] != article_part and article_part and article.startswith(article_part)
     assert any(record["prompt"] == f"{article} =>" for record, (article, _) in zip(predictions, rows, strict=True))
@@ -684,7 +684,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_refused(tiny, masked, tmp_path, what):
-    """One line that names the key, and nothing is begun."""
+    """One line names the key, and no run folder is made."""
     of, said, values = REFUSED[what]
     paths = {"MASKED": masked.teacher, "STUDENT": tiny.folder / "student", "PAIRS": tiny.text}
     values = {key: paths.get(value, value) if isinstance(value, str) else value for key, value in values.items()}

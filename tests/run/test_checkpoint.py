@@ -1,4 +1,4 @@
-"""A checkpoint comes back bit for bit, or is known to be damaged and the one before it comes back."""
+"""A checkpoint is restored bit for bit, or found to be damaged, and then the checkpoint before is restored."""
 
 import functools
 import gc
@@ -22,7 +22,7 @@ Tree = dict[str, Any]
 
 @functools.cache
 def items(seed: int) -> Tree:
-    """As the loop files a state: student; step, projections and optax state; of all dtypes that occur."""
+    """The items that the loop saves: student; step, projections and optax state. They have all dtypes that occur."""
     rng = np.random.default_rng(seed)
     student = {
         "dense": {"kernel": jnp.asarray(rng.normal(size=(4, 6)), jnp.float32), "bias": jnp.zeros(6)},
@@ -100,7 +100,7 @@ def test_what_stays(tmp_path):
     metrics = {step: None if value is None else {"perplexity": value} for step, value in figures.items()}
     write(tmp_path, figures, metrics, keep=2, best="perplexity", keep_steps=(3,))
     assert steps_in(tmp_path) == [2, 3, 6, 7]  # the best; the one to keep; the last two
-    # The best is known to a run that is resumed, too.
+    # A resumed run also knows the best checkpoint.
     write(tmp_path, [8, 9], {8: {"perplexity": 2.5}, 9: None}, keep=1, best="perplexity")
     assert steps_in(tmp_path) == [2, 9]
     write(tmp_path, [10, 11], {10: {"perplexity": 1.5}, 11: None}, keep=1, best="perplexity")
@@ -114,7 +114,7 @@ def test_no_metric_of_that_name_keeps_the_last(tmp_path):
     assert 2 in steps_in(tmp_path)
 
 
-# What stands in a checkpoint; a new orbax that writes other files fails `test_every_file_is_damaged_in_turn`.
+# The files of a checkpoint; if a new orbax writes other files, `test_every_file_is_damaged_in_turn` fails.
 FILES = (
     "_CHECKPOINT_METADATA",
     "commit_success.txt",
@@ -172,7 +172,7 @@ def test_every_file_is_damaged_in_turn(two):
 
 
 # Reads that tensorstore has under way when orbax gives up end later, in threads of its own, on a closed event loop.
-@pytest.mark.slow  # many; the tests below are of the same kind
+@pytest.mark.slow  # many cases; the tests below damage one file each
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["deleted", "empty", "half", "first", "middle", "last"])
 @pytest.mark.parametrize("pattern", FILES)
@@ -184,14 +184,14 @@ def test_damage_is_seen(two, tmp_path, pattern, how, caplog):
             damage(path, how)
     found, said = read(workdir)
     gc.collect()
-    assert caplog.messages == []  # what is said is all that is printed
+    assert caplog.messages == []  # nothing is logged beside the messages to `tell`
     if is_step(found, 2):
         assert said == []
         return
     assert is_step(found, 1)
     assert len(said) == 1 and "\n" not in said[0]
     assert said[0].startswith("checkpoint 2 is damaged (") and said[0].endswith("falling back to the one before")
-    # The run goes on and comes to that step again.
+    # The run continues, and saves that step again.
     write(workdir, [2], {2: {"perplexity": 1.0}}, keep=5, best="perplexity")
     found, said = read(workdir)
     assert is_step(found, 2) and said == []
@@ -213,7 +213,7 @@ def test_all_damaged(two, tmp_path):
     shutil.copytree(two, workdir)
     for step in (1, 2):
         damage(workdir / "checkpoints" / str(step) / "notes" / "metadata", "half")
-    # Again and again, and nothing is moved: a run must not start from nothing where its checkpoints stand.
+    # Every start fails and moves nothing: a run must not start anew where there are checkpoints.
     for _ in range(2):
         with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
             read(workdir)
@@ -240,7 +240,7 @@ def test_half_written_folders_of_a_killed_run_go(two, tmp_path):
     torn = workdir / "checkpoints" / "3.orbax-checkpoint-tmp-1"
     shutil.copytree(workdir / "checkpoints" / "2", torn)
     assert is_step(read(workdir, read_only=True)[0], 2) and torn.exists()
-    write(workdir, [3], keep=5)  # orbax clears in the background, and has before the next save
+    write(workdir, [3], keep=5)  # orbax deletes the folder in the background, before the next save ends
     assert not torn.exists() and is_step(read(workdir)[0], 3)
 
 
@@ -255,7 +255,7 @@ DTYPES = (np.float32, jnp.bfloat16, np.int32, np.uint8)
     bit=st.integers(0, 31),
 )
 def test_any_flipped_bit_changes_the_fingerprint(dtype, seed, where, bit):
-    # Of one shape, so that one compilation a dtype serves all examples.
+    # All arrays have one shape, so that all examples of a dtype share a compiled program.
     size = 7 * 11 * np.dtype(dtype).itemsize
     raw = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
     flipped = raw.copy()
@@ -299,7 +299,7 @@ def test_restore_puts_arrays_where_the_templates_say(tmp_path):
 
 
 def test_an_asynchronous_save_holds_what_was_there_when_it_began(tmp_path):
-    """The step donates its state: what it overwrites must not be what is still being written."""
+    """The step overwrites the state that is donated to it while the checkpoint of that state is being written."""
     state = {"student": {"a": jnp.zeros((512, 1024))}, "rest": {"b": jnp.arange(1024.0)}}
     bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     expected = {}

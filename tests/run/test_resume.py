@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or torn at any moment ends, run again, in the same bits as one that was left alone."""
+"""A run that is stopped or killed at any moment and started again ends in the bits of an uninterrupted run."""
 
 import os
 import random
@@ -42,10 +42,10 @@ def uninterrupted(tiny):
 
 
 def test_the_uninterrupted_run_is_varied(tiny, uninterrupted):
-    """What the tests below need to mean anything: several epochs, several widths, parameters that move."""
+    """The tests below would prove little without several epochs, several widths and parameters that move."""
     first, last = tiny_run.saved(uninterrupted, 28), tiny_run.saved(uninterrupted)
     same = {name for name in first if name.startswith("student") and first[name].tobytes() == last[name].tobytes()}
-    # A key's bias has a gradient of 0 but for rounding, as softmax does not see it.
+    # The bias of keys has a gradient of 0 up to rounding, as softmax is invariant to it.
     assert all("['key']['bias']" in name for name in same)
     assert {record["layers"] for record in tiny_run.records(uninterrupted, "train")} == {0, 1, 2}
     steps = [record["step"] for record in tiny_run.records(uninterrupted, "train")]
@@ -61,7 +61,7 @@ def test_stopped_and_run_again(tiny, uninterrupted, tmp_path, monkeypatch, updat
     with monkeypatch.context() as patch, pytest.raises(tiny_run.Stopped):
         tiny_run.stop_after(patch, updates)
         train.main(tiny_run.arguments(tiny, workdir, **VARIED))
-    assert len(tiny_run.records(workdir, "train")) >= updates - 1  # something was done, and is done again
+    assert len(tiny_run.records(workdir, "train")) >= updates - 1  # the steps after the checkpoint are computed again
     tiny_run.train(tiny, workdir, **VARIED)
     tiny_run.assert_same_run(workdir, uninterrupted)
 
@@ -88,7 +88,7 @@ def test_a_finished_run_is_only_reported(tiny, uninterrupted, tmp_path, capsys):
 
 
 def test_what_may_change_on_resume(tiny, uninterrupted, tmp_path, monkeypatch):
-    """Evaluation, logs and checkpoints do not enter the parameters."""
+    """Parameters do not depend on the settings of evaluation, logs and checkpoints."""
     from jaxdistill import train
 
     workdir = tmp_path / "run"
@@ -140,7 +140,7 @@ def start(tiny: tiny_run.Tiny, workdir: Path, *, devices: int = 8, **values) -> 
 
 
 def wait_for(process: subprocess.Popen, happened, *, seconds: float = 120) -> bool:
-    """True when it has happened, False where the process ended before it could."""
+    """Waits until `happened()`; returns False if the process ends before."""
     end = time.monotonic() + seconds
     while not happened():
         if process.poll() is not None:
@@ -156,7 +156,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
-    """SIGKILL to a real process: while it writes a checkpoint, between the records of two steps, while it starts."""
+    """A process is killed (SIGKILL) while it starts, while it writes a checkpoint, and between two steps' records."""
     workdir = tmp_path / "run"
     rng = random.Random(0)
     checkpoints = workdir / "checkpoints"

@@ -36,7 +36,7 @@ def test_schedule_in_closed_form(schedule: str, warmup: float) -> None:
             done = min((step - rise) / max(STEPS - rise, 1), 1)
             tail = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
             wanted = PEAK * tail[schedule]
-        # optax counts in float32.
+        # optax computes in float32.
         assert float(rate(step)) == pytest.approx(wanted, rel=1e-5, abs=1e-6 * PEAK), step
 
 
@@ -57,7 +57,7 @@ def paths(tree: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_weight_decay_touches_matrices_alone(model_type: str) -> None:
-    """By shape: biases and layer norms are the vectors. The reference's names miss DistilBERT's layer norms."""
+    """Biases and layer norms are the vectors. The names in the reference scripts miss DistilBERT's layer norms."""
     params = {
         "student": shapes_of(model_type),
         "projections": {"1>2": {"kernel": jax.ShapeDtypeStruct((3, 4), jnp.float32)}},
@@ -119,7 +119,7 @@ def test_every_optimizer_goes_downhill(name: str) -> None:
 
 @pytest.mark.parametrize("size", [0.1, 100.0])
 def test_clipping_by_the_global_norm(size: float) -> None:
-    """Plain gradient descent shows what is left of the gradient."""
+    """The update of plain gradient descent is the clipped gradient."""
     grads = jax.tree.map(lambda x: size * x, PARAMS)
     norm = size * 2.0 * math.sqrt(12)
     updates = update(make("sgd", betas=(0.0, 0.0), clip=5.0), grads)[0]
@@ -132,9 +132,9 @@ def test_frozen_parameters_have_no_update_no_state_and_no_part_in_clipping() -> 
     updates, state = update(make("sgd", betas=(0.5, 0.0), clip=5.0, freeze=("^a/",)), grads)
     np.testing.assert_array_equal(updates["a"]["kernel"], 0)
     np.testing.assert_array_equal(updates["a"]["bias"], 0)
-    # 5 is the norm of what moves, not of everything.
+    # 5 is the norm over the trained parameters, not over all.
     np.testing.assert_allclose(np.linalg.norm(updates["LayerNorm"]["scale"]), 0.1 * 5.0, rtol=1e-5)
-    assert [x.shape for x in jax.tree.leaves(state) if x.ndim] == [(3,)]  # momentum of the one that moves
+    assert [x.shape for x in jax.tree.leaves(state) if x.ndim] == [(3,)]  # momentum of the trained parameter
 
 
 def test_the_optimizer_of_the_reference_has_two_moments_a_parameter() -> None:

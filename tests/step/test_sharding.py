@@ -1,4 +1,4 @@
-"""Where arrays lie: which axis is split, and what a mesh may be."""
+"""How arrays are placed on devices: which axis is split, and which meshes are possible."""
 
 import jax
 import jax.numpy as jnp
