@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.linen.module import InterceptorContext
 from jaxtyping import Array, Bool, Float, Int
 
 Heads = Float[Array, "batch length heads size"]
@@ -59,7 +60,7 @@ def dot_product_attention(
       implementation: as in jax.nn.dot_product_attention; cudnn takes 16-bit numbers on a GPU only.
     """
 
-    def attend(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    def attend(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext) -> Any:
         module: Any = context.module
         if context.method_name != "__call__" or type(module).__name__ not in CLASSES:
             return next_call(*args, **kwargs)

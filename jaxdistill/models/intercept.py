@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.module import InterceptorContext
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
@@ -21,7 +22,7 @@ from jaxdistill.models.families import Family
 from jaxdistill.models.head import Head
 from jaxdistill.models.model import Model, attention_dropout, embedding_of, leaf, shortened, with_tied_head
 
-Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], Any]
+Interceptor = Callable[[Callable[..., Any], tuple, dict[str, Any], InterceptorContext], Any]
 Layer = Callable[[Float[Array, "batch length width"]], list[Array]]  # the outputs of a layer, hidden states among them
 
 
@@ -151,7 +152,7 @@ def gather_tokens(
     return jax.vmap(lambda tokens, index: tokens[index])(grouped, positions)
 
 
-def _is_call(context: Any, path: str) -> bool:
+def _is_call(context: InterceptorContext, path: str) -> bool:
     return context.method_name == "__call__" and "/".join(context.module.path) == path
 
 
@@ -165,7 +166,9 @@ def _causal_within_segments(segment_ids: Int[Array, "batch length"]) -> Intercep
     length = segment_ids.shape[1]
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
 
-    def separate(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    def separate(
+        next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext
+    ) -> Any:
         module = context.module
         if context.method_name != "__call__" or not hasattr(module, "causal_mask"):
             return next_call(*args, **kwargs)
@@ -181,7 +184,7 @@ def _causal_within_segments(segment_ids: Int[Array, "batch length"]) -> Intercep
 
 
 def _record_input(projection: str, inputs: list[Array]) -> Interceptor:
-    def record(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    def record(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext) -> Any:
         # Where the embeddings are tied, BERT and similar classes run decoder.apply(...), a root module of that name.
         root = not context.module.path and context.module.name == projection.split("/")[-1]
         if _is_call(context, projection) or (root and context.method_name == "__call__"):
@@ -194,7 +197,7 @@ def _record_input(projection: str, inputs: list[Array]) -> Interceptor:
 def gather_before(head: str, positions: Int[Array, "groups k"]) -> Interceptor:
     """Gives the head only the tokens at `positions` (see `gather_tokens`)."""
 
-    def gather(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    def gather(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext) -> Any:
         if _is_call(context, head):
             args = (gather_tokens(args[0], positions), *args[1:])
         return next_call(*args, **kwargs)
@@ -209,7 +212,9 @@ def around_layers(family: Family, around: Callable[[Layer, Array], list[Array]])
     """
     path = re.compile(re.escape(family.layers).replace(r"\{\}", r"\d+"))
 
-    def intercept(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    def intercept(
+        next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext
+    ) -> Any:
         if context.method_name != "__call__" or not path.fullmatch("/".join(context.module.path)):
             return next_call(*args, **kwargs)
         # The hidden states come first in every family; DistilBERT's class names all its arguments.
@@ -230,7 +235,9 @@ def _fixed_head_activation(head: str, activation: str) -> Interceptor:
     """Follows torch in the head of ELECTRA, which is always GELU; the Flax class uses config.hidden_act."""
     from transformers.modeling_flax_utils import ACT2FN
 
-    def transform(next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+    def transform(
+        next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext
+    ) -> Any:
         if not _is_call(context, head):
             return next_call(*args, **kwargs)
         module = context.module

@@ -28,7 +28,7 @@ def student_config(
       overrides: values of further fields, for a randomly initialised student of other sizes.
 
     Raises:
-      UserError: this family cannot be made from the teacher's, or an override is no field or of another type.
+      UserError: this family cannot be made from the teacher's, or an override names no field, or has another type.
     """
     kind = teacher_config.model_type
     if family == kind:
@@ -91,7 +91,7 @@ def cut_student(
     reference_init: bool = False,
     key: Key[Array, ""] | None = None,
 ) -> dict[str, Any]:
-    """The student's parameters (NumPy): layer i is layer layers[i] of the teacher, bit for bit, as is all but layers.
+    """The student's parameters, in NumPy: layer i is teacher layer layers[i], and the rest is copied too, bit for bit.
 
     Args:
       reference_init: DistilBERT as the extraction scripts of the reference make it: token types are dropped, where

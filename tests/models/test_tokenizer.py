@@ -1,0 +1,87 @@
+"""Tokenizers of folders: what is read, and one clear line for what cannot be or does not fit."""
+
+import json
+
+import pytest
+import tiny
+from refusal import refused
+
+from jaxdistill.errors import UserError
+from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer, load_tokenizer
+
+
+def tokenizer_file(folder, *special):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    vocabulary = {word: i for i, word in enumerate([*special, "the", "session"])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=special[0] if special else "the"))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_a_bare_tokenizer_json(tmp_path):
+    tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.is_fast and (tokenizer.mask_token_id, tokenizer.pad_token_id, len(tokenizer)) == (
+        4,
+        1,
+        7,
+    )
+    check_tokenizer(tokenizer, tiny.config("bert", vocab_size=7))
+    refused(
+        lambda: check_tokenizer(tokenizer, tiny.config("bert", vocab_size=6)),
+        "largest id is 6",
+        "has 6 entries",
+    )
+
+
+def test_no_tokenizer(tmp_path):
+    refused(lambda: load_tokenizer(tmp_path), "has no tokenizer")
+    tokenizer_file(tmp_path)
+    refused(lambda: load_tokenizer(tmp_path), "none of the tokens")
+    whole = (tmp_path / "tokenizer.json").read_text()
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
+        refused(lambda: load_tokenizer(tmp_path), "no tokenizer that can be read")
+        (tmp_path / name).write_text(json.dumps({"model_type": "bert", "tokenizer_class": "BertTokenizer"}))
+    (tmp_path / "tokenizer.json").unlink()
+    refused(lambda: load_tokenizer(tmp_path), "no tokenizer that can be read")
+
+
+def test_a_tokenizer_saved_by_transformers_5(tmp_path):
+    tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    settings = {"tokenizer_class": "TokenizersBackend", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(tmp_path).mask_token_id == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ids"),
+    [
+        ("bert-base-uncased", "hello world", [101, 7592, 2088, 102]),
+        ("roberta-base", "hello world", [0, 42891, 232, 2]),
+    ],
+)
+def test_real_tokenizers(shared, name, text, ids):
+    tokenizer = load_tokenizer(shared / "tokenizers" / name)
+    assert tokenizer(text)["input_ids"] == ids
+    assert tokenizer.mask_token_id is not None and tokenizer.pad_token_id is not None
+
+
+def test_vocabularies_must_agree():
+    bert = tiny.config("bert")
+    check_same_vocabulary(bert, tiny.config("distilbert"))
+    with pytest.raises(UserError, match="the teacher's has 101 entries, the student's 99"):
+        check_same_vocabulary(bert, tiny.config("bert", vocab_size=99))
+
+    class Words:
+        def __init__(self, *words):
+            self.words = words
+
+        def get_vocab(self):
+            return {word: i for i, word in enumerate(self.words)}
+
+    check_same_vocabulary(bert, bert, [Words("a", "b"), Words("a", "b")])
+    with pytest.raises(UserError, match=r"teacher's tokenizer has 2 entries, the student's 2, and 4 \(token, id\)"):
+        check_same_vocabulary(bert, bert, [Words("a", "b"), Words("b", "a")])

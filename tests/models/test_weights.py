@@ -1,0 +1,83 @@
+"""Weights of a folder: what is read, and one clear line for what is missing, damaged or of another model."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from flax.traverse_util import flatten_dict
+from refusal import refused
+from safetensors.numpy import save_file
+
+from jaxdistill.models import torch_names, weights
+from jaxdistill.models.model import count_params, param_shapes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = tiny.model("bert")
+    model.config.save_pretrained(tmp_path)
+    save_file(torch_names.to_torch(tiny.params("bert")), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def change(folder, change_tensors):
+    tensors = dict(torch_names.to_torch(tiny.params("bert")))
+    change_tensors(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_read_back(folder):
+    params = weights.load_params(folder, tiny.model("bert"))
+    jax.tree.map(np.testing.assert_array_equal, params, tiny.params("bert"))
+    shapes = param_shapes(tiny.model("bert"))
+    assert count_params(shapes) == count_params(params) == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_missing_tensors(folder, caplog):
+    model = tiny.model("bert")
+    change(folder, lambda t: [t.pop(name) for name in list(t) if name.startswith("cls.")])
+    refused(lambda: weights.load_params(folder, model), "lacks 5 of the 42 tensors", "cls.predictions.bias", ", ...")
+    with caplog.at_level(logging.WARNING):
+        params = weights.load_params(folder, model, missing="init", key=jax.random.key(0))
+    assert "drawn at random: cls.predictions.bias" in caplog.text and len(caplog.records) == 1
+    flat, source = flatten_dict(params, sep="/"), flatten_dict(tiny.params("bert"), sep="/")
+    assert flat.keys() == source.keys()
+    for path, array in flat.items():
+        assert np.array_equal(array, source[path]) != path.startswith("cls/")
+
+
+def test_damaged_weights(folder):
+    model, file = tiny.model("bert"), folder / "model.safetensors"
+    whole = file.read_bytes()
+    for size in (0, 4, 200, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        refused(lambda: weights.load_params(folder, model), "model.safetensors is truncated or damaged")
+
+    name = "bert.encoder.layer.1.output.dense.weight"
+    change(folder, lambda t: t.update({name: t[name][:, :-1].copy()}))
+    refused(lambda: weights.load_params(folder, model), name, "(16, 23)", "(16, 24)")
+    change(folder, lambda t: t.update({name: np.full_like(t[name], np.nan)}))
+    refused(lambda: weights.load_params(folder, model), name, "NaN or infinite")
+    change(folder, lambda t: t.update({name.replace(".1.", ".2."): t[name]}))
+    refused(
+        lambda: weights.load_params(folder, model),
+        "layer.2",
+        "configuration (2 layers)",
+        "do not belong together",
+    )
+    file.unlink()
+    refused(lambda: weights.load_params(folder, model), "holds no weights")
+
+
+def test_damaged_index_of_shards(folder):
+    model, index = tiny.model("bert"), folder / "model.safetensors.index.json"
+    (folder / "model.safetensors").unlink()
+    for text in ("{", "[]", "{}"):
+        index.write_text(text)
+        refused(lambda: weights.load_params(folder, model), "is no index of shards")
+    for shard in ("model-1.safetensors", "../model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"bert.x": shard}}))
+        refused(lambda: weights.load_params(folder, model), "which is not in the folder")
