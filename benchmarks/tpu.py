@@ -24,18 +24,20 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdistill import recipe
-from jaxdistill.cost import hlo, plan
+from jaxdistill.cost import hlo
+from jaxdistill.cost.chips import Work, chip_of, seconds
+from jaxdistill.cost.program import Memory, Target, compile_step, count_flops, devices_of
 from jaxdistill.run.models import pair_of_shapes
 from jaxdistill.step import sharding
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
-# Cycles a second, of the unit that multiplies matrices: the peak of plan.CHIPS over its products a cycle.
+# Cycles a second, of the unit that multiplies matrices: the peak of chips.CHIPS over its products a cycle.
 CLOCK = {"TPU v5 lite": 1.5e9}
 
 
 class Figures(NamedTuple):
-    memory: plan.Memory
-    work: plan.Work
+    memory: Memory
+    work: Work
     collectives: dict[str, int]
     cycles: dict[str, int]  # expected, by source
 
@@ -54,17 +56,17 @@ def figures(topology: str, settings: dict[str, Any]) -> Figures:
             **settings,
         }
         config = recipe.read(str(RECIPE), [f"--config.{key}={value}" for key, value in settings.items()])
-        models = pair_of_shapes(config)
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, devices=plan.devices_of(topology))
-    rows, accumulation = config.train.batch_size, config.train.accumulation
-    compiled, memory = plan.compile_step(config, models, mesh, rows=rows, accumulation=accumulation)
+        pair = pair_of_shapes(config)
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices_of(topology))
+    target = Target(config, pair, mesh)
+    compiled, memory = compile_step(target, rows=config.train.batch_size, accumulation=config.train.accumulation)
     if compiled is None:
         raise SystemExit(f"{topology}, {settings}: needs {memory.peak / 1e9:.1f} GB a device")
     text = compiled.as_text()
     cycles: Counter[str] = Counter()
     for source, expected in expectations(text):
         cycles[source] += expected
-    work = plan.Work(plan.count_flops(config, models, mesh), hlo.bytes_moved(text))
+    work = Work(count_flops(target), hlo.bytes_moved(text))
     return Figures(memory, work, hlo.collectives(text), dict(cycles))
 
 
@@ -103,14 +105,14 @@ def main() -> None:
         column.justify = "right"
     console = Console(width=140)
     for topology, way in itertools.product(args.topology, args.ways):
-        devices = plan.devices_of(topology)
-        chip, clock = plan.chip_of(devices[0]), CLOCK.get(devices[0].device_kind)
+        devices = devices_of(topology)
+        chip, clock = chip_of(devices[0]), CLOCK.get(devices[0].device_kind)
         if chip is None or clock is None:
             raise SystemExit(f"--topology {topology}: only {', '.join(CLOCK)} is known here")
         accumulation, _, remat = way.partition(":")
         settings = {"train.batch_size": args.rows * len(devices), "train.accumulation": accumulation}
         found = figures(topology, settings | {"student.remat": remat})
-        arithmetic, memory = plan.seconds(found.work, chip)
+        arithmetic, memory = seconds(found.work, chip)
         table.add_row(
             topology,
             accumulation,

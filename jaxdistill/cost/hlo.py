@@ -1,4 +1,7 @@
-"""The text of a compiled program: which of its lines run, how often, and what they move: to memory, between devices."""
+"""What the text of a compiled program says: which instructions run, how often, and how many bytes they move.
+
+Bytes move between a device and its memory, and between devices.
+"""
 
 import math
 import re
@@ -9,16 +12,22 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4,
          "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
 
-# A TPU's layouts say what lies on the chip itself: f32[768,512]{1,0:T(8,128)S(1)}. Elsewhere all is in memory.
+# A TPU's layouts say which arrays are on the chip itself: f32[768,512]{1,0:T(8,128)S(1)}. On other devices all arrays
+# are in memory.
 IN_MEMORY = r"(?!\{[^}]*S\(1\))"
-SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-start", "slice-start", "after-all",
-          "while", "call", "conditional", "async-start", "async-done")  # fmt: skip
-PREFETCHED = ("copy-done", "slice-done")
-PICKED = ("slice", "dynamic-slice", "gather")
-WRITTEN_INTO = "dynamic-update-slice"
+# Instructions that move nothing themselves. The bodies of loops and calls are counted, and so is the end of a copy.
+MOVE_NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-start", "slice-start",
+                "after-all", "while", "call", "conditional", "async-start", "async-done")  # fmt: skip
+PREFETCHES = ("copy-done", "slice-done")
+SLICES = ("slice", "dynamic-slice", "gather")
+UPDATE_IN_PLACE = "dynamic-update-slice"
+
+_CALLED = r"(?:to_apply|calls|branch_computations|true_computation|false_computation)=(\{.*?\}|[^\s,]+)"
 
 
 class Instruction(NamedTuple):
+    """One line of a program: %name = shape kind(%operand, ...)."""
+
     name: str
     shape: str
     kind: str
@@ -34,30 +43,30 @@ def _parse(line: str) -> Instruction | None:
     return Instruction(name, shape, kind, tuple(re.findall(r"%([\w.-]+)", operands)), line)
 
 
-def _bodies(text: str) -> tuple[str, dict[str, list[str]]]:
-    """(name of the entry, lines by computation)."""
-    bodies: dict[str, list[str]] = {}
-    entry, body = "", None
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """(name of the entry computation, the lines of every computation by its name)."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", None
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line):
-            body = bodies[head[2]] = []
+            lines = computations[head[2]] = []
             entry = head[2] if head[1] else entry
         elif line.startswith("}"):
-            body = None
-        elif body is not None:
-            body.append(line)
-    return entry, bodies
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    return entry, computations
 
 
 def lines_run(text: str) -> Iterator[tuple[int, str]]:
-    """(times, line) of every instruction but those inside fusions: loops times their passes, every branch once."""
-    entry, bodies = _bodies(text)
+    """(times, line) of every instruction outside fusions. A loop's body runs once a pass, and every branch once."""
+    entry, computations = _computations(text)
 
     def walk(name: str, times: int) -> Iterator[tuple[int, str]]:
-        for line in bodies[name]:
+        for line in computations[name]:
             yield times, line
             if loop := re.search(r" while\(.* condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-                yield from walk(loop[2], times * _passes(line, bodies[loop[1]]))
+                yield from walk(loop[2], times * _passes(line, computations[loop[1]]))
             elif re.search(r" (call|conditional|async-start)\(", line):
                 for called in re.findall(r"%?([\w.-]+)", " ".join(re.findall(_CALLED, line))):
                     yield from walk(called, times)
@@ -65,11 +74,8 @@ def lines_run(text: str) -> Iterator[tuple[int, str]]:
     return walk(entry, 1)
 
 
-_CALLED = r"(?:to_apply|calls|branch_computations|true_computation|false_computation)=(\{.*?\}|[^\s,]+)"
-
-
-def _passes(loop: str, condition: list[str]) -> int:
-    """Of a scan: as the compiler found it, or the one constant that its counter is compared with."""
+def _passes(loop: str, condition: Sequence[str]) -> int:
+    """The passes of a scan: as the compiler noted them, or the one constant that the counter is compared with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
         return int(known[1])
     constants = re.findall(r" s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
@@ -77,62 +83,65 @@ def _passes(loop: str, condition: list[str]) -> int:
 
 
 def sizes(shape: str, *, layout: str = "") -> list[int]:
-    """Bytes of the arrays in an HLO shape, f32[8,16]{1,0} or a tuple of them; `layout` matches theirs."""
+    """Bytes of the arrays in an HLO shape, f32[8,16]{1,0} or a tuple of such; only of those that match `layout`."""
     arrays = re.findall(rf"(\w+)\[([\d,]*)\]{layout}", shape)
     return [BYTES.get(kind, 4) * math.prod(map(int, filter(None, axes.split(",")))) for kind, axes in arrays]
 
 
 def bytes_moved(text: str) -> int:
-    """Read from memory and written to it by one device, by what the program's instructions take and give.
+    """Bytes that one device reads from memory and writes to it: operands and results of the instructions that run.
 
-    XLA's own "bytes accessed" has on-chip memory in it, and the body of a loop once. As there, of an array that is
-    only sliced, the slices count.
+    XLA's own "bytes accessed" counts on-chip memory too, and the body of a loop once. As there, where an array is only
+    sliced, the slices count and not the array.
     """
-    _, bodies = _bodies(text)
-    fused = {name: [x for x in map(_parse, body) if x] for name, body in bodies.items()}
-    shapes = {x.name: x.shape for body in fused.values() for x in body}
-    held: dict[str, int] = {}  # bytes in memory, by name
+    _, computations = _computations(text)
+    parsed = {name: [x for x in map(_parse, lines) if x] for name, lines in computations.items()}
+    shapes = {x.name: x.shape for instructions in parsed.values() for x in instructions}
+    in_memory: dict[str, int] = {}  # bytes in memory of every result so far, by name
     total = 0
     for times, line in lines_run(text):
-        if (one := _parse(line)) is None:
+        if (instruction := _parse(line)) is None:
             continue
-        held[one.name] = sum(sizes(one.shape, layout=IN_MEMORY))
-        if one.kind in SILENT:
-            continue
-        if one.kind in PREFETCHED:  # one of its sides is on the chip
-            moved = sum(sizes(one.shape))
-        else:
-            called = re.search(r" fusion\(.* calls=%?([\w.-]+)", line)
-            inside = fused[called[1]] if called else [one]
-            # Written into an array that is there, the new part counts.
-            last = inside[-1]
-            part = sizes(shapes[last.operands[1]]) if last.kind == WRITTEN_INTO else sizes(one.shape)
-            moved = _taken(one, inside, held) + min(held[one.name], sum(part))
-        total += times * moved
+        in_memory[instruction.name] = sum(sizes(instruction.shape, layout=IN_MEMORY))
+        if instruction.kind in PREFETCHES:  # one end of the copy is on the chip
+            total += times * sum(sizes(instruction.shape))
+        elif instruction.kind not in MOVE_NOTHING:
+            fusion = re.search(r" fusion\(.* calls=%?([\w.-]+)", line)
+            inside = parsed[fusion[1]] if fusion else [instruction]
+            written = min(in_memory[instruction.name], _bytes_written(instruction, inside[-1], shapes))
+            total += times * (_bytes_read(instruction, inside, in_memory) + written)
     return total
 
 
-def _taken(one: Instruction, inside: Sequence[Instruction], held: Mapping[str, int]) -> int:
-    """Bytes that an instruction reads; `inside` are those of its fusion, or itself."""
+def _bytes_written(instruction: Instruction, last: Instruction, shapes: Mapping[str, str]) -> int:
+    """Bytes of the result, or of the new part of an array that is updated in place.
+
+    `last` is the last instruction of a fusion, or the instruction itself.
+    """
+    return sum(sizes(shapes[last.operands[1]] if last.kind == UPDATE_IN_PLACE else instruction.shape))
+
+
+def _bytes_read(instruction: Instruction, inside: Sequence[Instruction], in_memory: Mapping[str, int]) -> int:
+    """Bytes that an instruction reads; `inside` are the instructions of its fusion, or the instruction itself."""
+    parameters = {int(found[1]): x.name for x in inside if (found := re.search(r" parameter\((\d+)\)", x.line))}
     total = 0
-    named = {int(found[1]): x.name for x in inside if (found := re.search(r" parameter\((\d+)\)", x.line))}
-    for i, operand in enumerate(one.operands):
-        name = named.get(i, operand)
+    for i, operand in enumerate(instruction.operands):
+        name, whole = parameters.get(i, operand), in_memory.get(operand, 0)
         users = [x for x in inside if name in x.operands]
-        picked = [sum(sizes(x.shape)) for x in users if x.kind in PICKED and x.operands[0] == name]
-        into = [x for x in users if x.kind == WRITTEN_INTO and x.operands[0] == name]  # in place: not read
-        whole = not users or len(picked) + len(into) < len(users)
-        total += held.get(operand, 0) if whole else min(held.get(operand, 0), sum(picked))
+        slices = [sum(sizes(x.shape)) for x in users if x.kind in SLICES and x.operands[0] == name]
+        updates = [x for x in users if x.kind == UPDATE_IN_PLACE and x.operands[0] == name]  # these do not read
+        is_read_whole = not users or len(slices) + len(updates) < len(users)
+        total += whole if is_read_whole else min(whole, sum(slices))
     return total
 
 
 def collectives(text: str) -> dict[str, int]:
-    """Bytes that come out of each kind of collective on one device."""
-    found: dict[str, int] = {}
+    """Bytes of the results of each kind of collective on one device."""
+    total: dict[str, int] = {}
     for times, line in lines_run(text):
-        # "name = f32[8,16]{1,0} all-reduce(...)", "... all-gather-start(...)"; a -done is the same one again.
+        # "name = f32[8,16]{1,0} all-reduce(...)", "... all-gather-start(...)". A -done is not counted again.
         if match := re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
-            # A -start carries its operand beside its result.
-            out = sizes(match[1])
-            found[match[2]] = found.get(match[2], 0) + times * (max(out) if match[3] else sum(out))
-    return found
+            # The shape of a -start holds its operand beside its result.
+            results = sizes(match[1])
+            total[match[2]] = total.get(match[2], 0) + times * (max(results) if match[3] else sum(results))
+    return total

@@ -12,9 +12,9 @@ import tiny_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill import cli
-from jaxdistill.cost import hlo, plan
+from jaxdistill.cost import chips, estimate, hlo, program
 
-CHIP = plan.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
+CHIP = chips.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
 
 
 def run(tiny, *overrides: str) -> str:
@@ -55,6 +55,7 @@ def test_a_plan_writes_nothing(recipe):
     assert tiny_run.bits(recipe.folder) == before
 
 
+@pytest.mark.slow
 def test_micro_batches_change_the_memory_and_not_the_work(recipe):
     """XLA counts the body of a loop once: naively, half the work would be gone."""
     flags = ["--config.data.max_length=32", "--config.train.batch_size=256"]
@@ -65,8 +66,9 @@ def test_micro_batches_change_the_memory_and_not_the_work(recipe):
     assert temporaries[1] < 0.5 * temporaries[0]
 
 
+@pytest.mark.slow
 def test_a_known_chip_has_a_range_and_a_largest_batch(recipe, monkeypatch):
-    monkeypatch.setitem(plan.CHIPS, "cpu", CHIP)
+    monkeypatch.setitem(chips.CHIPS, "cpu", CHIP)
     out = run(recipe, "--config.train.batch_size=64")
     low, high = number(r"expected: ([\d,]+)", out), number(r"to ([\d,]+) tokens/s", out)
     assert 0 < low < high
@@ -74,14 +76,15 @@ def test_a_known_chip_has_a_range_and_a_largest_batch(recipe, monkeypatch):
     assert number(r"about ([\d,]+) rows", out) > 64
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_and_what_would(recipe, monkeypatch):
     flags = ["--config.train.batch_size=256"]
     peaks = {n: peak_of(run(recipe, *flags, f"--config.train.accumulation={n}")) for n in (1, 2, 4)}
     assert peaks[4] < peaks[2] < peaks[1]
-    monkeypatch.setitem(plan.CHIPS, "cpu", CHIP._replace(memory=(peaks[4] + peaks[2]) / 2))
+    monkeypatch.setitem(chips.CHIPS, "cpu", CHIP._replace(memory=(peaks[4] + peaks[2]) / 2))
     out = run(recipe, *flags)
     assert "does not fit" in out and "config.train.accumulation=4 would" in out and "expected" not in out
-    monkeypatch.setitem(plan.CHIPS, "cpu", CHIP._replace(memory=1000))
+    monkeypatch.setitem(chips.CHIPS, "cpu", CHIP._replace(memory=1000))
     out = run(recipe, *flags)
     assert "no number of micro-batches would" in out and "config.mesh.fsdp=2" in out
 
@@ -101,9 +104,10 @@ def test_what_is_refused(recipe, tmp_path):
         assert code == 2 and said in err and err.count("\n") == 1, err
 
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+@pytest.mark.slow
 def test_a_causal_recipe_of_packed_rows():
     packed = "data.source=text", "data.prompt_column=", "data.batching=packed", "mask.group=1"
     argv = ["plan", f"--config={CONFIGS / 'gpt2_kd.py'}:smoke", *(f"--config.{x}" for x in packed)]
@@ -120,7 +124,7 @@ def test_what_models_write_is_not_planned():
 def test_memory_and_work_of_a_matrix_product():
     m, k, n = 64, 128, 32
     compiled = jax.jit(lambda a, b: a @ b).lower(jnp.zeros((m, k)), jnp.zeros((k, n))).compile()
-    memory = plan.memory_of(compiled)
+    memory = program.memory_of(compiled)
     assert memory.arguments == 4 * (m * k + k * n)
     assert memory.peak == memory.arguments + 4 * m * n + memory.temporaries
     assert compiled.cost_analysis()["flops"] == pytest.approx(2 * m * k * n, rel=0.01)
@@ -129,8 +133,8 @@ def test_memory_and_work_of_a_matrix_product():
 
 def test_a_donated_argument_is_not_counted_twice():
     x = jnp.zeros((1000,))
-    kept = plan.memory_of(jax.jit(lambda x: x + 1).lower(x).compile())
-    donated = plan.memory_of(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
+    kept = program.memory_of(jax.jit(lambda x: x + 1).lower(x).compile())
+    donated = program.memory_of(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
     assert kept.peak - donated.peak == 4000
 
 
@@ -219,15 +223,15 @@ def test_collectives_that_start_early_are_counted_once():
 
 def test_what_a_tpu_compiler_says_is_read():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm. Exceeded by 9.75G."
-    assert plan.needed_bytes(RuntimeError(said)) == int(25.5 * 2**30)
-    assert plan.needed_bytes(RuntimeError("something else")) is None
+    assert program.needed_bytes(RuntimeError(said)) == int(25.5 * 2**30)
+    assert program.needed_bytes(RuntimeError("something else")) is None
 
 
 def test_ranges_and_the_line_through_two_sizes():
-    work = plan.Work(flops=4e9, bytes_moved=1e9)
-    assert plan.seconds(work, CHIP) == (4.0, 1.0)
-    low, high = plan.tokens_per_second(100, work, CHIP)
-    assert (low, high) == (pytest.approx(100 * plan.REACHED / 5), 25.0)
-    at, also = (64, plan.Memory(0, 0, 1000)), (32, plan.Memory(0, 0, 600))
-    assert plan.largest(64, step=8, at=at, also=also, limit=1500) == 104  # 200 + 12.5 a row
-    assert plan.largest(64, step=8, at=at, also=also, limit=100) == 0
+    work = chips.Work(flops=4e9, bytes_moved=1e9)
+    assert chips.seconds(work, CHIP) == (4.0, 1.0)
+    low, high = chips.tokens_per_second(100, work, CHIP)
+    assert (low, high) == (pytest.approx(100 * chips.REACHED / 5), 25.0)
+    sizes = (32, program.Memory(0, 0, 600)), (64, program.Memory(0, 0, 1000))
+    assert estimate.largest(*sizes, step=8, limit=1500) == 104  # 200 + 12.5 a row
+    assert estimate.largest(*sizes, step=8, limit=100) == 0

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from jaxdistill.cost import plan
+from jaxdistill.cost import chips
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'jaxdistill[tpu]'"),
 ]
 ROWS = 256  # a device
-V5E = plan.CHIPS["TPU v5 lite"]
+V5E = chips.CHIPS["TPU v5 lite"]
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> dict[str, Any]:
-    return runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tpu.py"))
+    return runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "tpu.py"))
 
 
 @pytest.fixture(scope="module")
