@@ -1,4 +1,4 @@
-"""`jaxdistill train | prepare | init-student | evaluate | export | plan | generate`."""
+"""The entry point `jaxdistill train | prepare | init-student | evaluate | export | plan | generate`."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from types import ModuleType
 from jaxdistill import __version__, train
 from jaxdistill.commands import evaluate, export, generate, init_student, plan, prepare
 
-# A command is a file with HELP, TAKES_CONFIG (whether --config.KEY=VALUE may follow), add_flags and main.
+# A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), add_flags and main.
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
     "init-student": init_student,
@@ -20,14 +20,16 @@ COMMANDS: dict[str, ModuleType] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that `argv` (default: the program's arguments) names, and returns its exit code."""
+    """Runs the command that is named in `argv` (default: the program's arguments), and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
         return train.main(argv[1:])
-    parser = argparse.ArgumentParser(prog="jaxdistill", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="jaxdistill", description="Distils large transformer language models into small ones."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     parsers = parser.add_subparsers(dest="command", required=True)
-    parsers.add_parser("train", help="distil, or resume, one run", add_help=False)
+    parsers.add_parser("train", help="distil a student, or resume a run", add_help=False)
     for name, command in COMMANDS.items():
         command.add_flags(parsers.add_parser(name, help=command.HELP, allow_abbrev=not command.TAKES_CONFIG))
     flags, overrides = parser.parse_known_args(argv)

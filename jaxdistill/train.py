@@ -1,4 +1,7 @@
-"""`python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/bert [--config.key=value ...]`."""
+"""The entry point of training.
+
+python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/bert [--config.key=value ...]
+"""
 
 import argparse
 import os
@@ -10,14 +13,14 @@ from jaxdistill.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the flags and the config file, then runs; exit code 2 and one line where the user can mend it."""
+    """Reads the flags and the recipe, then trains; returns the exit code as `guarded` does."""
     parser = argparse.ArgumentParser(
-        prog="jaxdistill train", description="Distils, or resumes, one run.", allow_abbrev=False
+        prog="jaxdistill train", description="Distils a student, or resumes a run.", allow_abbrev=False
     )
     parser.add_argument(
         "--config", required=True, help="recipe, such as configs/bert_mlm.py or configs/bert_mlm.py:smoke"
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; resumed where it holds one")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; a run that it holds is resumed")
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
     flags, overrides = parser.parse_known_args(argv)
 
@@ -31,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """Runs and returns an exit code: 0, 2 after one line for what the user can mend, 130 after Ctrl-C."""
-    # Without it, gRPC and XLA write to the terminal before the first line of ours.
+    """Runs, and returns the exit code: 0; 2 after an error that the user can fix, in one line; 130 after Ctrl-C."""
+    # Without this, gRPC and XLA write to the terminal before our first line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # A program that took a second or more to compile is kept for the next run; read where jax is first imported.
+    # Programs that took a second or more to compile are kept for the next run. jax reads this when it is imported.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jaxdistill/compiled").expanduser()))
     try:
         run()
@@ -46,7 +49,7 @@ def guarded(run: Callable[[], None]) -> int:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python's own flush at exit must not complain about it.
+        # The reader of our output has gone; the flush at Python's exit must not raise the same error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

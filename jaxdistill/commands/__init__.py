@@ -1,1 +1,1 @@
-"""One file a command: its flags, and what runs once they are read. Imports of weight wait until a command runs."""
+"""One file a command: its flags, and what it runs. Heavy imports are inside `main`, so that the help text is quick."""

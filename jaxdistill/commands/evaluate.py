@@ -1,4 +1,4 @@
-"""`jaxdistill evaluate`: measures a checkpoint of a run on held-out text."""
+"""`jaxdistill evaluate`: measures the student of a run on held-out text."""
 
 import argparse
 import json
@@ -6,17 +6,23 @@ from pathlib import Path
 
 from jaxdistill import files
 
-HELP = "measure a run's student on held-out text"
+HELP = "measure the student of a run on held-out text"
 TAKES_CONFIG = True
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run")
-    parser.add_argument("--step", type=int, help="checkpoint; default the last")
-    parser.add_argument("--metrics", help="of perplexity,agreement,pseudo_perplexity,rouge; default the run's")
-    parser.add_argument("--predictions", type=Path, help="with rouge: prompts, completions and references, as JSON")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--allow-pickle", action="store_true", help="for the teacher")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the last checkpoint")
+    parser.add_argument(
+        "--metrics", help="some of perplexity,agreement,pseudo_perplexity,rouge; default: as in the run"
+    )
+    parser.add_argument(
+        "--predictions", type=Path, help="with rouge: write prompts, completions and references to this JSON file"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read the teacher's pytorch_model.bin, with torch's weights_only"
+    )
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:

@@ -10,24 +10,34 @@ TAKES_CONFIG = False
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder or hub name")
-    parser.add_argument("--revision", default="", help="branch, tag or commit of the hub name")
-    parser.add_argument("--input", type=Path, help='a prompt a line, or .jsonl with "prompt"; default standard input')
-    parser.add_argument("--out", type=Path, help="write prompt, completion, tokens, stop here as JSON lines")
-    parser.add_argument("--max-new-tokens", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the fewest with this probability")
+    parser.add_argument("--model", required=True, help="folder, or name on the Hugging Face hub")
+    parser.add_argument("--revision", default="", help="branch, tag or commit on the hub")
+    parser.add_argument(
+        "--input", type=Path, help='one prompt a line, or .jsonl with a field "prompt"; default: standard input'
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write prompt, completion, tokens and stop to this file, as JSON lines"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default: always the likeliest token")
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0, the default: among all"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw among the fewest tokens that have this probability together"
+    )
     parser.add_argument(
         "--stop-repeats",
         type=int,
         nargs=2,
         metavar=("N", "TIMES"),
         default=(0, 0),
-        help="end a text where its last N new tokens have stood in it TIMES times",
+        help="end a text when its last N new tokens have occurred TIMES times among its new tokens",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=8, help="prompts at a time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws; default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="prompts that are continued at a time; default: %(default)s"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
 
 
@@ -46,7 +56,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     check_decoding(decoding)
     if flags.out is not None and flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a folder; name a file")
-    written = continue_prompts(
+    continuations = continue_prompts(
         flags.model,
         read_prompts(flags.input),
         decoding,
@@ -56,8 +66,8 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         seed=flags.seed,
     )
     if flags.out is None:
-        for one in written:
-            print(one.prompt + one.completion, flush=True)
+        for continuation in continuations:
+            print(continuation.prompt + continuation.completion, flush=True)
         return
-    write_records(written, flags.out)
-    print(f"{len(written)} completions, {sum(one.tokens for one in written):,} tokens, are in {flags.out}")
+    write_records(continuations, flags.out)
+    print(f"{len(continuations)} completions, {sum(x.tokens for x in continuations):,} tokens, are in {flags.out}")

@@ -1,27 +1,31 @@
-"""`jaxdistill init-student`: cuts a student out of a teacher, or searches for the layers to keep, without training."""
+"""`jaxdistill init-student`: cuts a student out of a teacher without training, with a search for its layers."""
 
 import argparse
 from pathlib import Path
 
-HELP = "cut a student out of a teacher"
+HELP = "cut a student out of a teacher, without training"
 TAKES_CONFIG = False
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--teacher", required=True, help="folder or hub name")
-    parser.add_argument("--revision", default="", help="branch, tag or commit of the hub name")
+    parser.add_argument("--teacher", required=True, help="folder, or name on the Hugging Face hub")
+    parser.add_argument("--revision", default="", help="branch, tag or commit on the hub")
     parser.add_argument(
         "--layers",
         required=True,
-        help="0,2,4 | a count, spread evenly | every_other | first:N | last:N | search:N, which needs --text; "
-        "without :N half of the layers",
+        help="layers to keep: 0,2,4 | a count, spread evenly | every_other | first:N | last:N | search:N, which needs "
+        "--text; without :N, half of the layers",
     )
-    parser.add_argument("--text", default="", help="file whose lines score the candidate layers of a search")
-    parser.add_argument("--family", default="", help="distilbert: a DistilBERT out of a BERT; default the teacher's")
-    parser.add_argument("--reference-init", action="store_true", help="DistilBERT as the reference scripts made it")
+    parser.add_argument("--text", default="", help="text file on which a search scores its candidates; one text a line")
+    parser.add_argument(
+        "--family", default="", help="distilbert cuts a DistilBERT out of a BERT; default: the teacher's"
+    )
+    parser.add_argument(
+        "--reference-init", action="store_true", help="initialise a DistilBERT as its reference scripts do"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the transform that --reference-init draws")
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; it must not exist")
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:

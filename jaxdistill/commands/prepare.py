@@ -1,13 +1,13 @@
-"""`jaxdistill prepare`: tokenises a recipe's text ahead of time and prints the folder for `data.prepared`."""
+"""`jaxdistill prepare`: tokenises the text of a recipe ahead of time, and prints the folder for `data.prepared`."""
 
 import argparse
 
-HELP = "tokenise a recipe's text ahead of time"
+HELP = "tokenise the text of a recipe ahead of time"
 TAKES_CONFIG = True
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="recipe; --config.KEY=VALUE as for train")
+    parser.add_argument("--config", required=True, help="recipe; --config.KEY=VALUE works as for train")
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Prompts of a file continued by a model of a folder."""
+"""Prompts of a file, continued by a model of a folder."""
 
 import dataclasses
 import json
@@ -17,13 +17,13 @@ from jaxdistill.sampling.decoding import Decoding, check_decoding
 from jaxdistill.sampling.generate import make_generator
 
 
-class Written(NamedTuple):
+class Continuation(NamedTuple):
     """A prompt and its continuation."""
 
     prompt: str
     completion: str
-    tokens: int  # new ones
-    stop: str  # why it ended, see generate.Completion
+    tokens: int  # new tokens
+    stop: str  # why the continuation ended, see generate.Completion
 
 
 def continue_prompts(
@@ -35,15 +35,15 @@ def continue_prompts(
     allow_pickle: bool,
     batch_size: int,
     seed: int,
-) -> list[Written]:
-    """Continues each prompt with a causal model.
+) -> list[Continuation]:
+    """Continues each prompt with a causal model, `batch_size` prompts at a time.
 
     Args:
       name: folder or hub name.
-      decoding: its end_ids are replaced by those of the model.
+      decoding: its end_ids are replaced by the end tokens of the model.
 
     Raises:
-      UserError: what does not fit.
+      UserError: the model cannot be read or generates no text; a value of `decoding`, or a prompt, does not fit.
     """
     check_decoding(decoding)
     folder = hub.resolve(name, revision=revision, allow_pickle=allow_pickle)
@@ -57,26 +57,37 @@ def continue_prompts(
     ids = tokenizer(prompts)["input_ids"]
     completions = generate(params, ids, jax.random.key(seed))
     return [
-        Written(prompt, _completion(tokenizer, before, tokens), len(tokens), stop)
+        Continuation(prompt, _completion(tokenizer, before, tokens), len(tokens), stop)
         for prompt, before, (tokens, stop) in zip(prompts, ids, completions, strict=True)
     ]
 
 
 def _completion(tokenizer: Any, before: list[int], tokens: tuple[int, ...]) -> str:
-    # The end of the whole text: the new tokens alone would lose the space before their first word.
+    # The end of the whole text: decoded alone, the new tokens would lose the space before their first word.
     whole, start = tokenizer.batch_decode([[*before, *tokens], before], skip_special_tokens=True)
     return whole[len(start) :]
 
 
-def write_records(written: list[Written], out: Path) -> None:
-    """Writes one JSON object a line, whole or not at all."""
+def write_records(records: list[Continuation], out: Path) -> None:
+    """Writes one JSON object a line: the whole file or nothing."""
     with writing(out):
-        write_text(out, "".join(json.dumps(one._asdict()) + "\n" for one in written))
+        write_text(out, "".join(json.dumps(record._asdict()) + "\n" for record in records))
 
 
 def read_prompts(path: Path | None) -> list[str]:
-    """The lines of a text file or of standard input (None), or the field "prompt" of those of a .jsonl file."""
+    """The lines of a text file or of standard input (None), or the field "prompt" of each line of a .jsonl file.
+
+    Raises:
+      UserError: the file cannot be read, holds no prompt, or a line is no JSON object with a "prompt".
+    """
     name = "standard input" if path is None else str(path)
+    lines = _read_lines(path, name)
+    if path is None or path.suffix != ".jsonl":
+        return lines
+    return [_prompt_of(line, f"{name}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _read_lines(path: Path | None, name: str) -> list[str]:
     try:
         data = sys.stdin.buffer.read() if path is None else path.read_bytes()
         lines = data.decode().split("\n")
@@ -87,14 +98,14 @@ def read_prompts(path: Path | None) -> list[str]:
     lines = [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
     if not lines:
         raise UserError(f"{name} holds no prompt: give one a line")
-    if path is None or path.suffix != ".jsonl":
-        return lines
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            prompts.append(json.loads(line)["prompt"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{name}, line {number} is no JSON object with a "prompt"') from error
-        if not isinstance(prompts[-1], str):
-            raise UserError(f"{name}, line {number}: the prompt is {prompts[-1]!r}, not a text")
-    return prompts
+    return lines
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{where} is no JSON object with a "prompt"') from error
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: the prompt is {prompt!r}, not a text")
+    return prompt
