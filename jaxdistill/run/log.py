@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from jaxdistill.config import Config
 from jaxdistill.data.text import Text
@@ -19,6 +19,7 @@ from jaxdistill.models.model import count_params
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import writers
 from jaxdistill.step.sharding import Meshes
+from jaxdistill.step.state import Metrics
 
 Tell = Callable[[str], None]
 
@@ -29,7 +30,7 @@ class Log:
     def __init__(self, write: writers.Write, schedule: optax.Schedule, *, last_good: Callable[[], str]):
         """last_good: names the last good checkpoint, for the error message of a loss that is not finite."""
         self.write, self.schedule, self.last_good = write, schedule, last_good
-        self.pending: tuple[int, Any, int, float] | None = None
+        self.pending: tuple[int, Metrics, int, float] | None = None
         self.tokens, self.waited = 0, 0.0  # since the last put
         self.since = time.perf_counter()  # the last read
 
@@ -45,7 +46,7 @@ class Log:
         self.tokens += int(batch["attention_mask"].sum()) * jax.process_count()
         return batch
 
-    def put(self, at: int, metrics: Any) -> None:
+    def put(self, at: int, metrics: Metrics) -> None:
         """Keeps the metrics of step `at`, which may still be running."""
         self.pending = (at, metrics, self.tokens, self.waited)
         self.tokens, self.waited = 0, 0.0
@@ -109,9 +110,8 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
         teacher = f"teacher {pair.teacher.config.model_type} {_millions(pair.teacher_params)} -> "
     student = f"student {pair.student.config.model_type} {_millions(pair.student_params)}"
     layers = f" (layers {','.join(map(str, pair.layers))})" if pair.layers else ""
-    shape: Any = dict(meshes.student.shape)
-    if meshes.apart:
-        shape = {"student": shape, "teacher": dict(meshes.teacher.shape)}
+    shapes = {role: dict(mesh.shape) for role, mesh in meshes._asdict().items()}
+    shape = shapes if meshes.apart else shapes["student"]
     return (
         f"{teacher}{student}{layers} | {jax.device_count()} {jax.devices()[0].platform} device(s), "
         f"mesh {json.dumps(shape)} "
@@ -120,5 +120,5 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
     )
 
 
-def _millions(params: Any) -> str:
+def _millions(params: PyTree) -> str:
     return f"{count_params(params) / 1e6:.1f}M"

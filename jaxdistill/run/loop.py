@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import PyTree
+from orbax.checkpoint import CheckpointManager
 
 from jaxdistill import config as configs
 from jaxdistill.config import Config
@@ -20,7 +21,7 @@ from jaxdistill.run.export import export_run
 from jaxdistill.run.log import Log, describe, open_writers
 from jaxdistill.run.prompts import show_prompts
 from jaxdistill.step import sharding
-from jaxdistill.step.train_step import TrainState
+from jaxdistill.step.state import TrainState
 
 PROBE_ROWS = 4  # held-out rows on which an exported folder is compared with the checkpoint
 
@@ -109,7 +110,9 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
     return figures
 
 
-def _restored(manager: Any, workdir: Path, state: TrainState, parts: Parts) -> tuple[TrainState, dict[str, float]]:
+def _restored(
+    manager: CheckpointManager, workdir: Path, state: TrainState, parts: Parts
+) -> tuple[TrainState, dict[str, float]]:
     """(state, figures of its last evaluation) of the last whole checkpoint, or as given; moves parts.batches there.
 
     Raises:
@@ -152,7 +155,7 @@ def _from_items(items: dict[str, PyTree]) -> TrainState:
     return TrainState(rest["step"], params, rest["opt_state"])
 
 
-def _last_good(manager: Any) -> str:
+def _last_good(manager: CheckpointManager) -> str:
     manager.wait_until_finished()
     step = manager.latest_step()
     return "there is no checkpoint" if step is None else f"the last good checkpoint is that of step {step}"

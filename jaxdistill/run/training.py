@@ -20,7 +20,8 @@ from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 from jaxdistill.step.forward import Distillation
 from jaxdistill.step.sharding import Meshes
-from jaxdistill.step.train_step import Placement, TrainState, TrainStep, UpdateSettings, make_train_step
+from jaxdistill.step.state import Placement, TrainState, TrainStep
+from jaxdistill.step.train_step import UpdateSettings, make_train_step
 
 
 class Training(NamedTuple):

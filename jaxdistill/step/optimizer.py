@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import optax
 import pydantic
+from jaxtyping import PyTree
 
 from jaxdistill.errors import UserError
 from jaxdistill.knobs import OneOf, Rule, Section, knob
@@ -81,12 +82,12 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def matching(tree: Any, patterns: Sequence[str]) -> Any:
+def matching(tree: PyTree, patterns: Sequence[str]) -> PyTree:
     """True at every leaf whose path contains one of the regular expressions."""
     return jax.tree_util.tree_map_with_path(lambda path, _: any(re.search(p, path_name(path)) for p in patterns), tree)
 
 
-def check_patterns(params: Any, patterns: Sequence[str], *, key: str) -> None:
+def check_patterns(params: PyTree, patterns: Sequence[str], *, key: str) -> None:
     """Checks that every pattern matches a parameter, as one that matches nothing is a typing error.
 
     Raises:
@@ -101,7 +102,7 @@ def check_patterns(params: Any, patterns: Sequence[str], *, key: str) -> None:
 
 
 def make_optimizer(
-    params: Any, settings: OptimConfig, *, steps: int, freeze: Sequence[str]
+    params: PyTree, settings: OptimConfig, *, steps: int, freeze: Sequence[str]
 ) -> optax.GradientTransformation:
     """Clips by global norm, then updates; frozen parameters take part in neither and have no optimizer state."""
     decayed = lambda tree: jax.tree.map(lambda x: not x, matching(tree, settings.no_decay))  # noqa: E731

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from jaxdistill.errors import UserError
 from jaxdistill.step.settings import MeshConfig
@@ -84,7 +85,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rule(tree: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
+def by_rule(tree: PyTree, mesh: Mesh, *, smallest: int = 2**14) -> PyTree:
     """A sharding for every leaf: its longest axis that fsdp divides is split, small leaves are replicated.
 
     Args:

@@ -4,12 +4,12 @@ Or as two programs, where the teacher has devices of its own; see two_meshes.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxdistill.losses import policy, terms
 from jaxdistill.losses.objective import Ramp, at_step
@@ -23,26 +23,10 @@ from jaxdistill.step import optimizer as optimizers
 from jaxdistill.step import sharding
 from jaxdistill.step.batch import Batch, micro_batches
 from jaxdistill.step.forward import Distillation, StudentPass, TeacherOutputs, loss_fn, student_loss
-from jaxdistill.step.sharding import Meshes
+from jaxdistill.step.state import Metrics, Placement, TrainState, TrainStep, Update
 from jaxdistill.step.two_meshes import on_two_meshes
 
 LAYER_DROP = 2**31 - 1  # folded into a step's key for its layers; micro-batches fold in 0, 1, 2, ... for dropout
-
-
-class TrainState(NamedTuple):
-    """The arrays of a run that training changes."""
-
-    step: Int[Array, ""]
-    params: PyTree  # {"student": ..., "projections": ...}
-    opt_state: PyTree
-
-
-class Placement(NamedTuple):
-    """The devices of a step's arguments."""
-
-    meshes: Meshes
-    state: Any  # TrainState of shardings
-    teacher: PyTree  # shardings
 
 
 class UpdateSettings(NamedTuple):
@@ -54,11 +38,6 @@ class UpdateSettings(NamedTuple):
     drop_rates: layer_drop.DropRates | None = None  # LayerDrop; None = off
     remat: str = ""  # a policy of models.remat, for the student's backward pass; "" = nothing is computed again
     ramp: Ramp | None = None  # moves temperature and weights over the run
-
-
-Metrics = dict[str, Float[Array, ""]]
-# (state, teacher_params, batch, key) -> (state, metrics)
-TrainStep = Callable[[TrainState, PyTree, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -97,13 +76,6 @@ def make_train_step(
     )
 
 
-# (state, teacher_params, batch, key, outputs of a teacher that ran elsewhere) -> (state, metrics)
-Update = Callable[
-    [TrainState, PyTree, Batch, Key[Array, ""], TeacherOutputs | None],
-    tuple[TrainState, Metrics],
-]
-
-
 def _make_update(
     distillation: Distillation,
     optimizer: optax.GradientTransformation,
@@ -126,7 +98,7 @@ def _make_update(
         if settings.drop_rates is not None:
             kept = layer_drop.draw_kept(jax.random.fold_in(key, LAYER_DROP), settings.drop_rates(state.step))
 
-        def gradient(index: Array, micro: Batch, outputs: Outputs | None) -> tuple[tuple[Array, Metrics], Any]:
+        def gradient(index: Array, micro: Batch, outputs: Outputs | None) -> tuple[tuple[Array, Metrics], PyTree]:
             how = StudentPass(
                 jax.random.fold_in(key, index) if settings.dropout else None,
                 interceptors=_interceptors(now, settings, kept),
@@ -165,13 +137,13 @@ def _make_update(
 
 
 def _over_micro_batches(
-    gradient: Callable[[Array, Batch, Outputs | None], Any],
+    gradient: Callable[[Array, Batch, Outputs | None], PyTree],
     batch: Batch,
     outputs: Outputs | None,
     *,
     accumulation: int,
     group: int,
-) -> Any:
+) -> PyTree:
     """The sum of gradient(index, micro-batch, the teacher's outputs for it) over the micro-batches."""
     if accumulation == 1:
         return gradient(jnp.int32(0), batch, outputs)
@@ -179,7 +151,7 @@ def _over_micro_batches(
     first = jax.tree.map(lambda x: x[0], pieces)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jnp.int32(0), *first))
 
-    def add(total: Any, piece: Any) -> tuple[Any, None]:
+    def add(total: PyTree, piece: tuple) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, gradient(*piece)), None
 
     return jax.lax.scan(add, zeros, (jnp.arange(accumulation), *pieces))[0]

@@ -1,9 +1,9 @@
 """The train step as two programs: the teacher's on its own devices, the student's on the others."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from jaxdistill.losses.terms import needs_teacher_head, uses_fused_head
@@ -13,18 +13,15 @@ from jaxdistill.models.intercept import Outputs
 from jaxdistill.step import sharding
 from jaxdistill.step.batch import Batch, micro_batches
 from jaxdistill.step.forward import Distillation, TeacherOutputs, teacher_outputs
+from jaxdistill.step.state import Metrics, Placement, TrainState, TrainStep, Update
 
 UNDER_WAY = 2  # updates: two keep both sides busy; more would only pile up outputs of a fast teacher
 
 
-def on_two_meshes(update: Callable[..., Any], distillation: Distillation, placement: Any, *, accumulation: int) -> Any:
+def on_two_meshes(update: Update, distillation: Distillation, placement: Placement, *, accumulation: int) -> TrainStep:
     """A train step whose programs are only dispatched, so that the teacher runs ahead by a batch.
 
     The teacher's outputs go from device to device.
-
-    Args:
-      update: train_step.Update.
-      placement: train_step.Placement.
     """
     here, there = placement.meshes
     everywhere = sharding.replicated(here)
@@ -41,8 +38,8 @@ def on_two_meshes(update: Callable[..., Any], distillation: Distillation, placem
         return jax.lax.map(one, micro_batches(batch, accumulation=accumulation, group=distillation.group))
 
     def run_student(
-        state: Any, outputs: Outputs, head: Head | None, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Any, dict[str, Array]]:
+        state: TrainState, outputs: Outputs, head: Head | None, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         outputs = jax.lax.with_sharding_constraint(outputs, sharding.by_batch(here, axis=axis))
         return update(state, None, batch, key, TeacherOutputs(outputs, head))
 
@@ -60,7 +57,9 @@ def on_two_meshes(update: Callable[..., Any], distillation: Distillation, placem
     names = ["input_ids", "attention_mask", "segment_ids"] + ["label_mask"] * (objective.tokens == "masked")
     under_way: list[Array] = []  # losses of the last updates
 
-    def step(state: Any, teacher_params: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[Any, dict[str, Array]]:
+    def step(
+        state: TrainState, teacher_params: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         head = teacher_head(teacher_params)
         if len(under_way) == UNDER_WAY:
             jax.block_until_ready(under_way.pop(0))
@@ -74,7 +73,7 @@ def on_two_meshes(update: Callable[..., Any], distillation: Distillation, placem
 
 
 def _teacher_head_on(
-    here: Any, there: Any, distillation: Distillation, teacher_shardings: PyTree
+    here: Mesh, there: Mesh, distillation: Distillation, teacher_shardings: PyTree
 ) -> Callable[[PyTree], Head | None]:
     """The teacher's head on the student's devices, copied once for the same parameters; None where no loss uses it."""
     teacher = distillation.teacher

@@ -22,7 +22,8 @@ from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 from jaxdistill.step.forward import Distillation, loss_fn
 from jaxdistill.step.sharding import Meshes
-from jaxdistill.step.train_step import Placement, TrainState, UpdateSettings, make_train_step
+from jaxdistill.step.state import Placement, TrainState
+from jaxdistill.step.train_step import UpdateSettings, make_train_step
 
 VOCAB, ROWS, GROUP, STEPS = 97, 8, 2, 10
 WEIGHTS = {

@@ -23,7 +23,8 @@ from jaxdistill.step import sharding
 from jaxdistill.step.forward import Distillation, teacher_outputs
 from jaxdistill.step.settings import MeshConfig
 from jaxdistill.step.sharding import Meshes
-from jaxdistill.step.train_step import Placement, TrainState, UpdateSettings, make_train_step
+from jaxdistill.step.state import Placement, TrainState
+from jaxdistill.step.train_step import UpdateSettings, make_train_step
 
 CAUSAL = {"ce": 5.0, "clm": 2.0, "cos": 1.0, "hidden_mse": 1.0, "attention": 1.0}
 
