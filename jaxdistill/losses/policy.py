@@ -198,12 +198,13 @@ def diversity_penalty(
 ) -> Float[Array, "batch length"]:
     """relu(target - mean_j (1 - cos(e_t, e_j))) over the row's other sampled positions j, with e_t = q_t @ embedding.
 
-    A hinge: there is a gradient below `target` and none above. A cosine distance is between 0 and 2. 0 in rows with fewer than two sampled positions. `embedding` gets no gradient: moving
-    the words apart would change the measure and not the text.
+    A hinge: there is a gradient below `target` and none above. A cosine distance is between 0 and 2. 0 in rows with
+    fewer than two sampled positions. `embedding` gets no gradient: moving the words apart would change the measure and
+    not the text.
     """
     q = jnp.exp(losses.log_softmax(_sampled(logits, mask), 1.0))
     expected = q @ jax.lax.stop_gradient(embedding).astype(jnp.float32)
-    # eps as in losses.cosine_distance: a vector of 0 has no direction, and a finite gradient.
+    # eps as in layers.cosine_distance: a vector of 0 has no direction, and a finite gradient.
     unit = expected * jax.lax.rsqrt(jnp.sum(jnp.square(expected), axis=-1, keepdims=True) + 1e-12)
     unit = jnp.where(mask[..., None], unit, 0.0)
     # sum_j cos(e_t, e_j) is the product with the sum of the others: no [length length] array.
