@@ -81,6 +81,21 @@ def _reverse_kl_slope(student: Logits, teacher: Logits, temperature: Scalar, bet
     return temperature * _through_softmax(jnp.exp(log_q), log_q - log_p)
 
 
+def symmetric_kl(
+    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: Scalar
+) -> Float[Array, "*tokens"]:
+    """T^2 (KL(p || q) + KL(q || p)), the divergence of Jeffreys (1946).
+
+    The student pays for missing the teacher's words and for words that the teacher finds unlikely.
+    """
+    return forward_kl(student, teacher, temperature=temperature) + reverse_kl(student, teacher, temperature=temperature)
+
+
+def _symmetric_kl_slope(student: Logits, teacher: Logits, temperature: Scalar, beta: float) -> Logits:
+    forward = _forward_kl_slope(student, teacher, temperature, beta)
+    return forward + _reverse_kl_slope(student, teacher, temperature, beta)
+
+
 def jsd(
     student: Float[Array, "*tokens vocab"],
     teacher: Float[Array, "*tokens vocab"],
@@ -220,6 +235,7 @@ DIVERGENCES: dict[str, LogitLoss] = {
     for loss in (
         _divergence(forward_kl, _forward_kl_slope),
         _divergence(reverse_kl, _reverse_kl_slope),
+        _divergence(symmetric_kl, _symmetric_kl_slope),
         _divergence(jsd, _jsd_slope, parameter="beta"),
         _divergence(skewed_kl, _skewed_kl_slope, parameter="alpha"),
         _divergence(skewed_reverse_kl, _skewed_reverse_kl_slope, parameter="alpha"),

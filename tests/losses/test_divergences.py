@@ -69,6 +69,10 @@ def np_cross_entropy(s: np.ndarray, t: np.ndarray) -> np.ndarray:
 LOSSES: dict[str, tuple[Callable, Callable]] = {
     "forward_kl": (jax.jit(lambda s, t: losses.forward_kl(s, t, temperature=2.0)), np_forward_kl),
     "reverse_kl": (jax.jit(lambda s, t: losses.reverse_kl(s, t, temperature=2.0)), np_reverse_kl),
+    "symmetric_kl": (
+        jax.jit(lambda s, t: losses.symmetric_kl(s, t, temperature=2.0)),
+        lambda s, t: np_forward_kl(s, t) + np_reverse_kl(s, t),
+    ),
     "jsd_half": (jax.jit(lambda s, t: losses.jsd(s, t, temperature=2.0, beta=0.5)), lambda s, t: np_jsd(s, t, 0.5)),
     "jsd_tenth": (jax.jit(lambda s, t: losses.jsd(s, t, temperature=2.0, beta=0.1)), lambda s, t: np_jsd(s, t, 0.1)),
     "skewed_kl": (jax.jit(lambda s, t: losses.skewed_kl(s, t, temperature=2.0, alpha=0.1)), np_skewed_kl),

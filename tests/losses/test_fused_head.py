@@ -32,6 +32,7 @@ ROWS, LENGTH, VOCAB, WIDTHS, TEMPERATURE = 3, 7, 19, (6, 9), 2.0
 CASES = {
     "forward_kl": 0.0,
     "reverse_kl": 0.0,
+    "symmetric_kl": 0.0,
     "jsd": 0.3,
     "skewed_kl": 0.1,
     "skewed_reverse_kl": 0.1,
@@ -89,6 +90,7 @@ def torch_losses(s: Any, t: Any, labels: Any, *, beta: float) -> dict[str, torch
     result = {
         "forward_kl": squared * kl(p, q),
         "reverse_kl": squared * kl(q, p),
+        "symmetric_kl": squared * (kl(p, q) + kl(q, p)),
         "skewed_kl": squared * kl(p, mixed(beta)),
         "skewed_reverse_kl": squared * kl(q, mixed(1 - beta)),
         "total_variation": TEMPERATURE / 2 * (p - q).abs().sum(-1),
@@ -271,7 +273,7 @@ def test_words_ruled_out_by_minus_infinity(name: str, both: bool) -> None:
         assert float(total) == pytest.approx(wanted, rel=1e-5)
         assert_near(gradient.features, wanted_gradient.features)
         assert not np.any(np.asarray(gradient.bias)[4]) and not np.any(np.asarray(gradient.kernel)[:, 4])
-    elif name != "reverse_kl":  # which is infinite by the formula
+    elif name not in ("reverse_kl", "symmetric_kl"):  # which are infinite by the formula
         assert float(total) == pytest.approx(by_torch(x, (name,), beta=CASES[name])[0], rel=1e-5)
     else:
         assert float(gradient.bias[4]) > 0  # it is pushed down
