@@ -45,4 +45,4 @@ def test_row_matches_the_class(kind):
     untied = flatten_dict(tiny.params(kind, tie_word_embeddings=False), sep="/")
     assert set(untied) - set(paths) == {f"{family.projection}/kernel"}
     assert untied[f"{family.projection}/kernel"].shape[1] == model.vocab_size
-    assert hasattr(transformers, type(model.flax).__name__.removeprefix("Flax"))
+    assert hasattr(transformers, model.torch_class)

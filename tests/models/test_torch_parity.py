@@ -26,7 +26,7 @@ CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 
 
 def torch_class(model):
-    return getattr(transformers, type(model.flax).__name__.removeprefix("Flax"))
+    return getattr(transformers, model.torch_class)
 
 
 def torch_inputs(kind, ids, mask):
