@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +92,9 @@ def truncate(logits: Float[Array, "batch vocab"], *, top_k: int, top_p: float) -
     return logits
 
 
-def repeated(tokens: Int[Array, "batch new"], count: Any, *, ngram: int, times: int) -> Bool[Array, "batch"]:
+def repeated(
+    tokens: Int[Array, "batch new"], count: int | Int[Array, ""], *, ngram: int, times: int
+) -> Bool[Array, "batch"]:
     """Whether the last `ngram` of the first `count` tokens occur at least `times` times among these; ngram 0: never."""
     rows, new = tokens.shape
     if not 0 < ngram <= new:

@@ -7,7 +7,7 @@ of its own, and its token i is drawn with fold_in(key, i).
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -250,7 +250,12 @@ def _nothing(live: Bool[Array, "batch"], decoding: Decoding) -> Decoded:
 
 
 def _append(
-    decoded: Decoded, logits: Float[Array, "batch vocab"], count: Any, *, keys: Key[Array, "batch"], decoding: Decoding
+    decoded: Decoded,
+    logits: Float[Array, "batch vocab"],
+    count: int | Int[Array, ""],
+    *,
+    keys: Key[Array, "batch"],
+    decoding: Decoding,
 ) -> Decoded:
     """Chooses token `count` of every row that has not ended, and decides whether the row ends with it."""
     running = decoded.stops == _RUNNING
