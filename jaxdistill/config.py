@@ -15,7 +15,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.export.settings import ExportConfig
 from jaxdistill.knobs import Section, is_resumable, knob
-from jaxdistill.losses.functions import DIVERGENCES
+from jaxdistill.losses.divergences import DIVERGENCES
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
 from jaxdistill.losses.terms import TERMS
