@@ -141,7 +141,7 @@ def prepared(config: Config, tokenizer: Any) -> Text:
     """As `jaxdistill prepare`, into a new folder; no rows are held out."""
     config = changed(config, cache_dir=tempfile.mkdtemp(dir=config.data.cache_dir))
     source = texts.open_text(config.data)
-    text = texts.prepare_text(config.data, source, tokenizer, causal=False, tell=lambda line: None)
+    text = texts.prepare_text(config.data, source, tokenizer, causal=False, report=lambda line: None)
     return text._replace(train=open_store(text.path))
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxdistill.losses.divergences import cross_entropy
 from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig
 
+from jaxdistill.losses.divergences import cross_entropy
 from jaxdistill.models import intercept, layer_drop
 from jaxdistill.models.model import build_model, init_params
 

@@ -81,7 +81,7 @@ def jaxdistill(job: Job, *, half: bool) -> Steps:
     if half:
         side = {"dtype": "bfloat16", **({"attention": "cudnn"} if job.device == "cuda" else {})}
         config = config.changed(teacher=side, student=side)
-    models = load_pair(config, allow_pickle=False, tell=print)
+    models = load_pair(config, allow_pickle=False, report=print)
     yield {}
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     objective = make_objective(config.loss, config.policy, models)
@@ -291,7 +291,7 @@ def make_folders(args: argparse.Namespace, folder: Path) -> None:
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     write = functools.partial(export, tokenizer=tokenizer, to="pytorch", card="", probe=probe)
     write(model=teacher, params=init_params(teacher, jax.random.key(0)), out=folder / "teacher")
-    pair = load_pair(make_config(args, folder, "all"), allow_pickle=False, tell=print)
+    pair = load_pair(make_config(args, folder, "all"), allow_pickle=False, report=print)
     write(model=pair.student, params=pair.student_params, out=folder / "student")
 
 

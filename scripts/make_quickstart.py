@@ -117,7 +117,7 @@ def make_causal(corpus: Path, work: Path, overrides: list[str]) -> None:
     }
     given = [f"--config.{key}={value}" for key, value in values.items()]
     loop.run(recipes.read(str(QUICKSTART.parent / "gpt2_finetune.py"), [*given, *overrides]), work / "causal")
-    export_run(work / "causal", QUICKSTART / "causal", to="pytorch", tell=print)
+    export_run(work / "causal", QUICKSTART / "causal", to="pytorch", report=print)
     halve(QUICKSTART / "causal" / "model.safetensors")
 
 
@@ -150,7 +150,7 @@ def main() -> None:
     for i, workdir in enumerate(rounds):
         begin = [f"--config.student.name={rounds[i - 1]}"] if i else []
         loop.run(recipes.read(recipe, [*common, *begin, f"--config.seed={i}"]), workdir)
-    export_run(rounds[-1], QUICKSTART / "teacher", to="pytorch", tell=print)
+    export_run(rounds[-1], QUICKSTART / "teacher", to="pytorch", report=print)
     halve(QUICKSTART / "teacher" / "model.safetensors")
     write_pairs(corpus, QUICKSTART / "pairs.csv")
     make_causal(corpus, flags.workdir, overrides)

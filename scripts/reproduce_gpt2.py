@@ -115,7 +115,7 @@ def make_start(flags: argparse.Namespace, teacher: Path, *, seed: int) -> Path:
     base = flags.workdir / f"seed{seed}"
     cut = base / "cut"
     if not cut.exists():
-        init_student(Cut(str(teacher), "every_other", seed=seed), cut, allow_pickle=False, tell=print)
+        init_student(Cut(str(teacher), "every_other", seed=seed), cut, allow_pickle=False, report=print)
     settings = on_pairs(flags, seed=100 + seed, steps=flags.steps) | {"student.name": cut}
     return run("gpt2_finetune.py", base / "start", settings) / "export-pytorch"
 
@@ -139,7 +139,7 @@ def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -
             metrics=["perplexity", "rouge", *(["agreement"] if teacher else [])],
             overrides=overrides,
             allow_pickle=False,
-            tell=print,
+            report=print,
             predictions=workdir / "predictions.json",
         )
         found |= json.loads((workdir / "done.json").read_text())

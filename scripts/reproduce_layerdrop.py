@@ -97,7 +97,7 @@ def student(
         folder = teachers[start] / "cut"
         if not folder.exists():
             cut = Cut(str(teachers[start] / "export-pytorch"), KEPT, family="distilbert", seed=seed)
-            init_student(cut, folder, allow_pickle=False, tell=print)
+            init_student(cut, folder, allow_pickle=False, report=print)
         settings |= {"student.name": folder}
     return run("bert_mlm.py", folders(flags.workdir, seed)[arm], settings)
 
@@ -133,7 +133,7 @@ def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> 
         found = {}
         for split in ("valid", "test"):
             overrides = [f"--config.data.eval_path={text[split]}", f"--config.evaluate.batches={flags.batches}"]
-            figures = evaluate(workdir, step=None, metrics=None, overrides=overrides, allow_pickle=False, tell=print)
+            figures = evaluate(workdir, step=None, metrics=None, overrides=overrides, allow_pickle=False, report=print)
             found |= {f"{split}/{name}": value for name, value in figures.items()}
         losses = [record["loss"] for record in records(workdir, "train")]
         last = losses[-max(len(losses) // 10, 1) :]

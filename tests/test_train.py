@@ -129,7 +129,7 @@ def test_export_opens_in_torch(run, tmp_path):
     code, said, err = tiny_run.call(cli.main, ["export", "--to-pytorch", f"--workdir={run}", f"--out={out}"])
     assert code == 0 and f"exported step 4 of {run} to {out} (pytorch)" in said, err
     theirs = AutoModelForMaskedLM.from_pretrained(out).eval()
-    ours = folders.load_student(run, tell=print)
+    ours = folders.load_student(run, report=print)
     inputs = AutoTokenizer.from_pretrained(out)(tiny_run.lines(8, seed=3), return_tensors="np", padding=True)
     ids, mask = inputs["input_ids"], inputs["attention_mask"].astype(bool)
     outputs = apply(ours.model, ours.params, input_ids=jnp.asarray(ids, jnp.int32), attention_mask=jnp.asarray(mask))

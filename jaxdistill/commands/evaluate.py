@@ -34,7 +34,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         metrics=flags.metrics.split(",") if flags.metrics else None,
         overrides=overrides,
         allow_pickle=flags.allow_pickle,
-        tell=print,
+        report=print,
         predictions=flags.predictions,
     )
     if flags.json:

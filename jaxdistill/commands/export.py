@@ -19,4 +19,4 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     from jaxdistill.run.export import export_run
 
-    export_run(flags.workdir, flags.out, to=flags.to, tell=print, step=flags.step)
+    export_run(flags.workdir, flags.out, to=flags.to, report=print, step=flags.step)

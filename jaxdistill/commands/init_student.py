@@ -40,4 +40,4 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         reference_init=flags.reference_init,
         seed=flags.seed,
     )
-    init_student(cut, flags.out, allow_pickle=flags.allow_pickle, tell=print)
+    init_student(cut, flags.out, allow_pickle=flags.allow_pickle, report=print)

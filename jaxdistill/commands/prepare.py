@@ -14,4 +14,4 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     from jaxdistill import recipe
     from jaxdistill.run.prepare import prepare
 
-    print(prepare(recipe.read(flags.config, overrides), tell=print))
+    print(prepare(recipe.read(flags.config, overrides), report=print))

@@ -65,21 +65,21 @@ def open_source(data: DataConfig, *, path: str, split: str) -> Source:
 
 
 def prepare_text(
-    data: DataConfig, source: Source | None, tokenizer: Any, *, causal: bool, tell: Callable[[str], None]
+    data: DataConfig, source: Source | None, tokenizer: Any, *, causal: bool, report: Callable[[str], None]
 ) -> Text:
     """Tokenises what is not yet cached, and opens the result.
 
     Args:
       source: of `open_text`.
       tokenizer: a fast tokenizer of transformers.
-      tell: called with lines for the log.
+      report: called with lines for the log.
 
     Raises:
       UserError: no usable text, or prepared text that does not fit the tokenizer or data.max_length.
     """
 
     def prepared(source: Source) -> Path:
-        return prepare(data, source, tokenizer, causal=causal, report=tell)
+        return prepare(data, source, tokenizer, causal=causal, report=report)
 
     path = Path(data.prepared) if source is None else prepared(source)
     store = open_store(path)

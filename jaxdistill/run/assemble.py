@@ -62,13 +62,13 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     check_devices(config, meshes)
     writers.check_installed(config.log)
     source = texts.open_text(config.data)
-    pair = load_pair(config, allow_pickle=allow_pickle, tell=print)
+    pair = load_pair(config, allow_pickle=allow_pickle, report=print)
     check_prompts(config.evaluate, pair)
     objective = make_objective(config.loss, config.policy, pair)
     pruned_layers(config.evaluate, pair.student)  # raises for layers that do not exist
     optim.check_patterns(pair.student_params, config.train.freeze, key="config.train.freeze")
 
-    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, tell=print)
+    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, report=print)
     held_out = held_out_of(config, text)
     context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
     evaluate = make_evaluator(config.evaluate, context)

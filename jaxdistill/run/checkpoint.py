@@ -166,7 +166,7 @@ def restore(
     manager: ocp.CheckpointManager,
     templates: dict[str, PyTree],
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     step: int | None = None,
     read_only: bool = False,
 ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
@@ -192,7 +192,7 @@ def restore(
                 _set_aside(manager, steps[:tried])
             return candidate, *found
         more = "; falling back to the one before" if steps[tried + 1 :] else ""
-        tell(f"checkpoint {candidate} is damaged ({found}){more}")
+        report(f"checkpoint {candidate} is damaged ({found}){more}")
     if steps:
         raise UserError(f"no checkpoint in {manager.directory} can be read; take a copy of it, or another --workdir")
     return None

@@ -27,7 +27,7 @@ from jaxdistill.step import sharding
 SEARCH_BATCHES = 8  # of 32 rows: about 5,000 masked tokens at 128 tokens a row
 SHOWN = 10  # candidates in the table, besides those that have a name
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Cut(NamedTuple):
@@ -43,7 +43,7 @@ class Cut(NamedTuple):
     seed: int = 0  # of the transform that reference_init draws
 
 
-def init_student(cut: Cut, out: Path, *, allow_pickle: bool, tell: Tell) -> None:
+def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> None:
     """Cuts a student out of a teacher and writes it as a PyTorch folder.
 
     Raises:
@@ -63,7 +63,7 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, tell: Tell) -> None
         # "search" and "search:N" count as a plain count does.
         count = cut.layers.partition(":")[2] or str(max(teacher.num_layers // 2, 1))
         count = len(resolve_layers(f"spread:{count}", of=teacher.num_layers))
-        layers = _search(teacher, teacher_params, tokenizer, text=cut.text, count=count, tell=tell)
+        layers = _search(teacher, teacher_params, tokenizer, text=cut.text, count=count, report=report)
     else:
         layers = resolve_layers(cut.layers, of=teacher.num_layers)
     family = cut.family or teacher.config.model_type
@@ -77,7 +77,7 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, tell: Tell) -> None
         key=jax.random.key(cut.seed),
     )
     _write(cut, made, params, tokenizer, layers, out)
-    tell(
+    report(
         f"layers {','.join(map(str, layers))} of {cut.teacher} are in {out}: {made.config.model_type}, "
         f"{count_params(params):,} of {count_params(param_shapes(teacher)):,} parameters"
     )
@@ -94,7 +94,7 @@ def _write(cut: Cut, made: Model, params: PyTree, tokenizer: Any, layers: tuple[
     export(model=made, params=params, tokenizer=tokenizer, out=out, to="pytorch", card=model_card(card), probe=probe)
 
 
-def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: int, tell: Tell) -> tuple[int, ...]:
+def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: int, report: Report) -> tuple[int, ...]:
     """The best `count` layers on the first rows of a text; prints the table they were chosen from."""
     default = Config()
     config = default.changed(
@@ -103,16 +103,16 @@ def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: i
         evaluate={"batches": SEARCH_BATCHES},
     )
     source = texts.open_text(config.data)
-    prepared = texts.prepare_text(config.data, source, tokenizer, causal=model.family.causal, tell=tell)
+    prepared = texts.prepare_text(config.data, source, tokenizer, causal=model.family.causal, report=report)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
     pair = Pair(model, params, None, {}, tokenizer, None)
     context = make_context(config.evaluate, config.mask, pair, prepared, held_out_of(config, prepared), mesh=mesh)
     whole, scores = search.search_layers(context, jax.device_put(params, sharding.replicated(mesh)), count=count)
     names = search.usual_choices(count, of=model.num_layers)
-    tell(f"{'kl':>8} {'loss':>8}  layers ({len(scores)} candidates on {text})")
-    tell(f"{0:8.4f} {whole.loss:8.4f}  all {model.num_layers}")
+    report(f"{'kl':>8} {'loss':>8}  layers ({len(scores)} candidates on {text})")
+    report(f"{0:8.4f} {whole.loss:8.4f}  all {model.num_layers}")
     for place, one in enumerate(scores):
         if place < SHOWN or one.layers in names:
-            tell(f"{one.kl:8.4f} {one.loss:8.4f}  {','.join(map(str, one.layers))} {names.get(one.layers, '')}")
+            report(f"{one.kl:8.4f} {one.loss:8.4f}  {','.join(map(str, one.layers))} {names.get(one.layers, '')}")
     return scores[0].layers

@@ -8,7 +8,7 @@ from jaxdistill.export.export import export
 from jaxdistill.run import folder as folders
 
 
-def export_run(workdir: Path, out: Path, *, to: str, tell: Callable[[str], None], step: int | None = None) -> None:
+def export_run(workdir: Path, out: Path, *, to: str, report: Callable[[str], None], step: int | None = None) -> None:
     """Writes a run's student as a Hugging Face folder and proves that it reads back the same.
 
     Args:
@@ -18,7 +18,7 @@ def export_run(workdir: Path, out: Path, *, to: str, tell: Callable[[str], None]
     Raises:
       UserError: there is no such checkpoint, or the folder cannot be written or reads back differently.
     """
-    student = folders.load_student(workdir, step=step, tell=tell)
+    student = folders.load_student(workdir, step=step, report=report)
     card = Card(
         name=out.name,
         base_model=student.config["teacher"]["name"],
@@ -36,4 +36,4 @@ def export_run(workdir: Path, out: Path, *, to: str, tell: Callable[[str], None]
         card=model_card(card),
         probe=student.probe,
     )
-    tell(f"exported step {student.step} of {workdir} to {out} ({to}); its logits are the checkpoint's")
+    report(f"exported step {student.step} of {workdir} to {out} ({to}); its logits are the checkpoint's")

@@ -67,7 +67,7 @@ def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe:
         write_text(workdir / "config.json", config)
 
 
-def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str], None]) -> Student:
+def load_student(workdir: Path, *, step: int | None = None, report: Callable[[str], None]) -> Student:
     """The student of a run's last whole checkpoint, or of the checkpoint after `step` updates.
 
     Raises:
@@ -84,7 +84,7 @@ def load_student(workdir: Path, *, step: int | None = None, tell: Callable[[str]
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
-        found = checkpoint.restore(manager, {"student": shapes}, tell=tell, step=step, read_only=True)
+        found = checkpoint.restore(manager, {"student": shapes}, report=report, step=step, read_only=True)
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     at, items, notes = found

@@ -21,7 +21,7 @@ from jaxdistill.run import writers
 from jaxdistill.step.sharding import Meshes
 from jaxdistill.step.state import Metrics
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Log:
@@ -81,7 +81,7 @@ class Log:
 
 def open_writers(
     config: Config, workdir: Path, *, start: int, total: int, closing: ExitStack
-) -> tuple[writers.Write, Tell]:
+) -> tuple[writers.Write, Report]:
     """(writes figures wherever the config asks for, prints a line); both do nothing in processes after the first.
 
     Args:
@@ -96,11 +96,11 @@ def open_writers(
         opened.append(writers.tensorboard(workdir / "tensorboard"))
     if config.log.wandb:
         opened.append(writers.wandb(workdir, project=config.log.wandb, config=config.model_dump()))
-    show, stop, tell = writers.progress(total=total, start=start)
+    show, stop, report = writers.progress(total=total, start=start)
     opened.append((show, stop))
     for _, close in opened:
         closing.callback(close)
-    return writers.both(*[write for write, _ in opened]), tell
+    return writers.both(*[write for write, _ in opened]), report
 
 
 def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: int, per_epoch: int) -> str:

@@ -37,7 +37,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     for to in config.export.to:
         out = workdir / f"export-{to}"
         if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
-            export_run(workdir, out, to=to, tell=print)
+            export_run(workdir, out, to=to, report=print)
     return figures
 
 
@@ -67,8 +67,8 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
     state, figures = _restored(manager, workdir, state, parts)
     start = int(state.step)
 
-    write, tell = open_writers(config, workdir, start=start, total=steps, closing=closing)
-    tell(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
+    write, report = open_writers(config, workdir, start=start, total=steps, closing=closing)
+    report(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
     log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
     key = jax.random.key(config.seed)
     eval_every, save_every = config.evaluate.every or per_epoch, config.checkpoint.every or per_epoch
@@ -85,7 +85,7 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
         state, metrics = training.step(state, teacher_params, batch, key)
         if at == start + 1:
             jax.block_until_ready(metrics)
-            tell(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
+            report(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
             memory.give_back()
             log.restart()
         log.read()  # the figures of an earlier step, while this one runs
@@ -106,7 +106,7 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
     checkpoint.finish(manager)
     if not figures:  # resumed after the last step
         figures = dict(parts.evaluate(state.params["student"], teacher_params))
-    show_prompts(config.evaluate, parts.pair, jax.device_get(state.params["student"]), tell=tell)
+    show_prompts(config.evaluate, parts.pair, jax.device_get(state.params["student"]), report=report)
     return figures
 
 
@@ -118,7 +118,7 @@ def _restored(
     Raises:
       UserError: the checkpoint is of other text; no checkpoint can be read.
     """
-    found = checkpoint.restore(manager, _items(state), tell=print)
+    found = checkpoint.restore(manager, _items(state), report=print)
     if found is None:
         return state, {}
     at, items, notes = found

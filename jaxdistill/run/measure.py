@@ -29,7 +29,7 @@ def evaluate(
     metrics: Sequence[str] | None,
     overrides: Sequence[str],
     allow_pickle: bool,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     predictions: Path | None = None,
 ) -> dict[str, float]:
     """Measures a checkpoint on the run's held-out text, or on the text that `--config.data...` names instead.
@@ -55,7 +55,7 @@ def evaluate(
         raise UserError("--metrics holds agreement, and this run has no teacher to agree with")
     if predictions is not None and "rouge" not in config.evaluate.metrics:
         raise UserError("--predictions keeps the completions of rouge; add rouge to --metrics")
-    student = folders.load_student(workdir, step=step, tell=tell)
+    student = folders.load_student(workdir, step=step, report=report)
     check_model(config, student.model, "student")
     source = texts.open_text(config.data)
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
@@ -63,7 +63,7 @@ def evaluate(
     teacher_params = stored(teacher_params, config.teacher.dtype)
     model = build_model_for(student.model.config, config.student)
     pair = Pair(model, student.params, teacher, teacher_params, student.tokenizer, None)
-    text = texts.prepare_text(config.data, source, student.tokenizer, causal=model.family.causal, tell=tell)
+    text = texts.prepare_text(config.data, source, student.tokenizer, causal=model.family.causal, report=report)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
 

@@ -31,7 +31,7 @@ class Student(NamedTuple):
     folder: Path | None  # the folder that it is read from
 
 
-def load_pair(config: Config, *, allow_pickle: bool, tell: Callable[[str], None]) -> Pair:
+def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], None]) -> Pair:
     """Loads the teacher, makes the student, and checks that both, and the tokenizer, go together.
 
     Raises:
@@ -41,7 +41,7 @@ def load_pair(config: Config, *, allow_pickle: bool, tell: Callable[[str], None]
     made = _student_model(config.student, teacher, allow_pickle=allow_pickle)
     check_model(config, made.model, "student")
     _check_same_kind(teacher, made.model)
-    params = _student_params(config, made, teacher, teacher_params, allow_pickle=allow_pickle, tell=tell)
+    params = _student_params(config, made, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
     tokenizer = _tokenizer(config, made)
     check_tokenizer(tokenizer, made.model.config)
     if tokenizer.mask_token_id is None and not made.model.family.causal:
@@ -169,7 +169,7 @@ def _student_params(
     teacher_params: PyTree,
     *,
     allow_pickle: bool,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> PyTree:
     key = jax.random.key(config.seed)
     if made.layers is not None:
@@ -186,7 +186,7 @@ def _student_params(
         return init_params(made.model, key)
     if _is_run(config.student.name):
         # To the host, as they lie on one device and the run's state may lie on others.
-        return jax.device_get(folders.load_student(Path(config.student.name), tell=tell).params)
+        return jax.device_get(folders.load_student(Path(config.student.name), report=report).params)
     return weights.load_params(made.folder, made.model, allow_pickle=allow_pickle, missing="init", key=key)
 
 

@@ -10,7 +10,7 @@ from jaxdistill.models.tokenizer import load_tokenizer
 from jaxdistill.run.models import pair_of_shapes
 
 
-def prepare(config: Config, *, tell: Callable[[str], None]) -> Path:
+def prepare(config: Config, *, report: Callable[[str], None]) -> Path:
     """Tokenises a run's text, held-out text too, and returns the folder for `data.prepared`.
 
     Raises:
@@ -20,4 +20,4 @@ def prepare(config: Config, *, tell: Callable[[str], None]) -> Path:
     named = next(side for side in (config.tokenizer, config.teacher, config.student) if side.name)
     tokenizer = load_tokenizer(hub.resolve(named.name, revision=named.revision))
     causal = pair_of_shapes(config).student.family.causal
-    return texts.prepare_text(config.data, source, tokenizer, causal=causal, tell=tell).path
+    return texts.prepare_text(config.data, source, tokenizer, causal=causal, report=report).path

@@ -30,7 +30,9 @@ def check_prompts(settings: EvaluateConfig, pair: Pair) -> None:
                 )
 
 
-def show_prompts(settings: EvaluateConfig, pair: Pair, student_params: PyTree, *, tell: Callable[[str], None]) -> None:
+def show_prompts(
+    settings: EvaluateConfig, pair: Pair, student_params: PyTree, *, report: Callable[[str], None]
+) -> None:
     """Prints, for each prompt, how teacher and student fill its mask or continue it."""
     if not settings.prompts:
         return
@@ -39,9 +41,9 @@ def show_prompts(settings: EvaluateConfig, pair: Pair, student_params: PyTree, *
         sides.insert(0, ("teacher", pair.teacher, pair.teacher_params))
     answers = {role: _answers(settings, pair.tokenizer, model, params) for role, model, params in sides}
     for i, prompt in enumerate(settings.prompts):
-        tell(prompt)
+        report(prompt)
         for role, lines in answers.items():
-            tell(f"  {role}: {lines[i]}")
+            report(f"  {role}: {lines[i]}")
 
 
 def _answers(settings: EvaluateConfig, tokenizer: Any, model: Model, params: PyTree) -> Sequence[str]:

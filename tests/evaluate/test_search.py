@@ -26,9 +26,9 @@ from jaxdistill.step import sharding
 def measured(tiny):
     """The tiny teacher of four layers, and a context that measures it on held-out lines."""
     config = recipe.read(str(tiny.recipe), ["--config.student.layers=4", "--config.evaluate.batches=1"])
-    pair = load_pair(config, allow_pickle=False, tell=print)
+    pair = load_pair(config, allow_pickle=False, report=print)
     source = texts.open_text(config.data)
-    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=False, tell=print)
+    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=False, report=print)
     held_out = held_out_of(config, text)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=mesh)

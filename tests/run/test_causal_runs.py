@@ -82,8 +82,8 @@ class Parts(NamedTuple):
 def parts_of(tiny: tiny_run.Tiny, **values: Any) -> Parts:
     c = recipe.read(str(tiny.recipe), tiny_run.overrides(**values))
     quiet = lambda line: None  # noqa: E731
-    models = load_pair(c, allow_pickle=False, tell=quiet)
-    text = prepare_text(c.data, open_text(c.data), models.tokenizer, causal=True, tell=quiet)
+    models = load_pair(c, allow_pickle=False, report=quiet)
+    text = prepare_text(c.data, open_text(c.data), models.tokenizer, causal=True, report=quiet)
     batches = iter(train_batches_of(c, text, steps=4))
     return Parts(c, models, text, make_objective(c.loss, c.policy, models), [next(batches) for _ in range(2)])
 
@@ -541,7 +541,7 @@ def test_what_is_exported_is_the_student_and_writes_as_it(varied, exported, tmp_
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported).eval(), AutoTokenizer.from_pretrained(exported)
-    found = workdirs.load_student(varied, tell=lambda line: None)
+    found = workdirs.load_student(varied, report=lambda line: None)
     ids = np.random.default_rng(0).integers(0, len(tokenizer), (3, 20)).astype(np.int32)
     ours = intercept.apply(
         found.model, found.params, input_ids=jnp.asarray(ids), attention_mask=jnp.ones(ids.shape, bool)

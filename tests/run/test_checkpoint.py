@@ -59,7 +59,7 @@ def write(workdir, steps, metrics=None, **options) -> None:
 def read(workdir, **options) -> tuple[Any, list[str]]:
     said: list[str] = []
     with checkpoint.open_manager(workdir, read_only=options.get("read_only", False), keep=5) as manager:
-        return checkpoint.restore(manager, items(0), tell=said.append, **options), said
+        return checkpoint.restore(manager, items(0), report=said.append, **options), said
 
 
 def steps_in(workdir) -> list[int]:
@@ -79,7 +79,7 @@ def test_round_trip(tmp_path):
     assert type(found[1]["rest"]["opt_state"][1][0]) is optax.ScaleByAdamState
     # The student alone, as evaluate and export read it.
     with checkpoint.open_manager(tmp_path, read_only=True) as manager:
-        found = checkpoint.restore(manager, {"student": items(0)["student"]}, tell=said.append)
+        found = checkpoint.restore(manager, {"student": items(0)["student"]}, report=said.append)
     assert found is not None and found[0] == 3 and said == []
     assert same(found[1], {"student": items(3)["student"]})
 
@@ -184,7 +184,7 @@ def test_damage_is_seen(two, tmp_path, pattern, how, caplog):
             damage(path, how)
     found, said = read(workdir)
     gc.collect()
-    assert caplog.messages == []  # nothing is logged beside the messages to `tell`
+    assert caplog.messages == []  # nothing is logged beside the messages to `report`
     if is_step(found, 2):
         assert said == []
         return
@@ -290,7 +290,7 @@ def test_restore_puts_arrays_where_the_templates_say(tmp_path):
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("data", "fsdp"))
     placed = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec())), items(0))
     with checkpoint.open_manager(tmp_path) as manager:
-        found = checkpoint.restore(manager, placed, tell=print)
+        found = checkpoint.restore(manager, placed, report=print)
     assert found is not None
     arrays = found[1]
     assert same(arrays, items(1))
@@ -312,5 +312,5 @@ def test_an_asynchronous_save_holds_what_was_there_when_it_began(tmp_path):
                 state = bump(state)
         checkpoint.finish(manager)
         for step, wanted in expected.items():
-            found = checkpoint.restore(manager, state, tell=print, step=step)
+            found = checkpoint.restore(manager, state, report=print, step=step)
             assert found is not None and same(jax.tree.map(np.asarray, found[1]), wanted), step
