@@ -109,8 +109,8 @@ def _layer_map(pairs: Sequence[Sequence[int]] | None, models: Pair) -> tuple[tup
     sizes = models.student.num_layers, models.teacher.num_layers
     if pairs is None:
         # The layers that were cut out, or evenly spread ones that end with the last (TinyBERT's uniform map).
-        taught = models.layers or [(i + 1) * sizes[1] // sizes[0] - 1 for i in range(sizes[0])]
-        pairs = list(enumerate(taught))
+        copied = models.layers or [(i + 1) * sizes[1] // sizes[0] - 1 for i in range(sizes[0])]
+        pairs = list(enumerate(copied))
     result = []
     for pair in pairs:
         fits = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(i, int) for i in pair)

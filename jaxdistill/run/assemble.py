@@ -72,7 +72,7 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     held_out = held_out_of(config, text)
     context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
     evaluate = make_evaluator(config.evaluate, context)
-    if meshes.apart:
+    if meshes.separate:
         evaluate = _with_teacher_copied(evaluate, config, sharding.by_rule(pair.teacher_params, meshes.student))
     per_epoch = steps_per_epoch(
         text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches

@@ -67,31 +67,41 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
     else:
         layers = resolve_layers(cut.layers, of=teacher.num_layers)
     family = cut.family or teacher.config.model_type
-    made = build_model(student_config(teacher.config, family=family, layers=layers))
+    student_model = build_model(student_config(teacher.config, family=family, layers=layers))
     params = cut_student(
         teacher_params,
         teacher=teacher,
-        student=made,
+        student=student_model,
         layers=layers,
         reference_init=cut.reference_init,
         key=jax.random.key(cut.seed),
     )
-    _write(cut, made, params, tokenizer, layers, out)
+    _write(cut, student_model, params, tokenizer, layers, out)
     report(
-        f"layers {','.join(map(str, layers))} of {cut.teacher} are in {out}: {made.config.model_type}, "
+        f"layers {','.join(map(str, layers))} of {cut.teacher} are in {out}: {student_model.config.model_type}, "
         f"{count_params(params):,} of {count_params(param_shapes(teacher)):,} parameters"
     )
 
 
-def _write(cut: Cut, made: Model, params: PyTree, tokenizer: Any, layers: tuple[int, ...], out: Path) -> None:
+def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layers: tuple[int, ...], out: Path) -> None:
     recipe = {
         "teacher": {"name": cut.teacher},
         "student": {"layers": list(layers), "reference_init": cut.reference_init},
     }
-    card = Card(name=out.name, base_model=cut.teacher, recipe=recipe, license="", results={}, causal=made.family.causal)
+    card = Card(
+        name=out.name, base_model=cut.teacher, recipe=recipe, license="", results={}, causal=student_model.family.causal
+    )
     probe = tokenizer(["The quick brown fox jumps over the lazy dog."], return_tensors="np")
     probe = {"input_ids": probe["input_ids"], "attention_mask": probe["attention_mask"].astype(bool)}
-    export(model=made, params=params, tokenizer=tokenizer, out=out, to="pytorch", card=model_card(card), probe=probe)
+    export(
+        model=student_model,
+        params=params,
+        tokenizer=tokenizer,
+        out=out,
+        to="pytorch",
+        card=model_card(card),
+        probe=probe,
+    )
 
 
 def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: int, report: Report) -> tuple[int, ...]:

@@ -111,7 +111,7 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
     student = f"student {pair.student.config.model_type} {_millions(pair.student_params)}"
     layers = f" (layers {','.join(map(str, pair.layers))})" if pair.layers else ""
     shapes = {role: dict(mesh.shape) for role, mesh in meshes._asdict().items()}
-    shape = shapes if meshes.apart else shapes["student"]
+    shape = shapes if meshes.separate else shapes["student"]
     return (
         f"{teacher}{student}{layers} | {jax.device_count()} {jax.devices()[0].platform} device(s), "
         f"mesh {json.dumps(shape)} "

@@ -17,7 +17,7 @@ from jaxdistill.models.model import build_model_for
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import held_out_of
-from jaxdistill.run.models import check_model, load_teacher, stored
+from jaxdistill.run.models import check_model, in_dtype, load_teacher
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
 
@@ -60,7 +60,7 @@ def evaluate(
     source = texts.open_text(config.data)
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
     # In the data types of the run, so that its own figures come out again.
-    teacher_params = stored(teacher_params, config.teacher.dtype)
+    teacher_params = in_dtype(teacher_params, config.teacher.dtype)
     model = build_model_for(student.model.config, config.student)
     pair = Pair(model, student.params, teacher, teacher_params, student.tokenizer, None)
     text = texts.prepare_text(config.data, source, student.tokenizer, causal=model.family.causal, report=report)

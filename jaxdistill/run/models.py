@@ -23,7 +23,7 @@ from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer, 
 from jaxdistill.run import folder as folders
 
 
-class Student(NamedTuple):
+class StudentChoice(NamedTuple):
     """A student before its parameters."""
 
     model: Model
@@ -38,18 +38,18 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
       UserError: what does not fit; before any text is read and anything is compiled.
     """
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
-    made = _student_model(config.student, teacher, allow_pickle=allow_pickle)
-    check_model(config, made.model, "student")
-    _check_same_kind(teacher, made.model)
-    params = _student_params(config, made, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
-    tokenizer = _tokenizer(config, made)
-    check_tokenizer(tokenizer, made.model.config)
-    if tokenizer.mask_token_id is None and not made.model.family.causal:
+    choice = _student_model(config.student, teacher, allow_pickle=allow_pickle)
+    check_model(config, choice.model, "student")
+    _check_same_kind(teacher, choice.model)
+    params = _student_params(config, choice, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
+    tokenizer = _tokenizer(config, choice)
+    check_tokenizer(tokenizer, choice.model.config)
+    if tokenizer.mask_token_id is None and not choice.model.family.causal:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
-        own = [load_tokenizer(made.folder)] if made.folder and _has_tokenizer(made.folder) else []
-        check_same_vocabulary(teacher.config, made.model.config, [tokenizer, *own])
-    return Pair(made.model, params, teacher, stored(teacher_params, config.teacher.dtype), tokenizer, made.layers)
+        own = [load_tokenizer(choice.folder)] if choice.folder and _has_tokenizer(choice.folder) else []
+        check_same_vocabulary(teacher.config, choice.model.config, [tokenizer, *own])
+    return Pair(choice.model, params, teacher, in_dtype(teacher_params, config.teacher.dtype), tokenizer, choice.layers)
 
 
 def pair_of_shapes(config: Config) -> Pair:
@@ -59,16 +59,16 @@ def pair_of_shapes(config: Config) -> Pair:
       UserError: as `load_pair`.
     """
     teacher = _teacher_model(config.teacher, allow_pickle=False)[0]
-    made = _student_model(config.student, teacher, allow_pickle=False)
-    check_model(config, made.model, "student")
+    choice = _student_model(config.student, teacher, allow_pickle=False)
+    check_model(config, choice.model, "student")
     if teacher is not None:
         check_model(config, teacher, "teacher")
-        _check_same_kind(teacher, made.model)
-        check_same_vocabulary(teacher.config, made.model.config)
+        _check_same_kind(teacher, choice.model)
+        check_same_vocabulary(teacher.config, choice.model.config)
     dtype = jnp.dtype(config.teacher.dtype)
     shapes = {} if teacher is None else param_shapes(teacher)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-    return Pair(made.model, param_shapes(made.model), teacher, shapes, None, made.layers)
+    return Pair(choice.model, param_shapes(choice.model), teacher, shapes, None, choice.layers)
 
 
 def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
@@ -80,7 +80,7 @@ def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, P
     return teacher, weights.load_params(folder, teacher, allow_pickle=allow_pickle)
 
 
-def stored(params: PyTree, dtype: str) -> PyTree:
+def in_dtype(params: PyTree, dtype: str) -> PyTree:
     """Parameters on the host in the data type they are kept in: a teacher is not trained, so bfloat16 will do."""
     return jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), params)
 
@@ -119,14 +119,14 @@ def _check_same_kind(teacher: Model | None, model: Model) -> None:
         raise UserError(f"teacher {kinds[0]} and student {kinds[1]}: both must be masked, or both causal")
 
 
-def _tokenizer(config: Config, made: Student) -> Any:
+def _tokenizer(config: Config, choice: StudentChoice) -> Any:
     if config.tokenizer.name:
         folder = hub.resolve(config.tokenizer.name, revision=config.tokenizer.revision)
     elif config.teacher.name:
         folder = hub.resolve(config.teacher.name, revision=config.teacher.revision)
     else:
-        assert made.folder is not None, "config.check lets no run without a name for a tokenizer pass"
-        folder = made.folder
+        assert choice.folder is not None, "config.check lets no run without a name for a tokenizer pass"
+        folder = choice.folder
     return load_tokenizer(folder)
 
 
@@ -141,30 +141,30 @@ def _teacher_model(settings: TeacherConfig, *, allow_pickle: bool) -> tuple[Mode
     return build_model_for(hub.load_config(folder), settings), folder
 
 
-def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pickle: bool) -> Student:
+def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pickle: bool) -> StudentChoice:
     """The student's start, in this order: another run, a Hugging Face folder, random numbers, the teacher."""
     s = settings
     if s.name:
         own = Path(s.name) / "student"
         folder = own if _is_run(s.name) else hub.resolve(s.name, revision=s.revision, allow_pickle=allow_pickle)
-        return Student(build_model_for(hub.load_config(folder), s), None, folder)
+        return StudentChoice(build_model_for(hub.load_config(folder), s), None, folder)
     overrides = dict(s.overrides or {})
     if s.init == "random":
         base = _config_from_scratch(overrides) if teacher is None else teacher.config
         family = overrides.pop("model_type", base.model_type)
-        made = student_config(base, family=family, layers=(), overrides=overrides)
-        return Student(build_model_for(made, s), None, None)
+        own = student_config(base, family=family, layers=(), overrides=overrides)
+        return StudentChoice(build_model_for(own, s), None, None)
     assert teacher is not None, "config.check lets no run without any start pass"
     spec = s.layers if s.layers is not None else max(teacher.num_layers // 2, 1)
     layers = resolve_layers(spec, of=teacher.num_layers)
     family = s.family or teacher.config.model_type
     cut = student_config(teacher.config, family=family, layers=layers, overrides=overrides)
-    return Student(build_model_for(cut, s), layers, None)
+    return StudentChoice(build_model_for(cut, s), layers, None)
 
 
 def _student_params(
     config: Config,
-    made: Student,
+    choice: StudentChoice,
     teacher: Model | None,
     teacher_params: PyTree,
     *,
@@ -172,22 +172,22 @@ def _student_params(
     report: Callable[[str], None],
 ) -> PyTree:
     key = jax.random.key(config.seed)
-    if made.layers is not None:
+    if choice.layers is not None:
         assert teacher is not None
         return cut_student(
             teacher_params,
             teacher=teacher,
-            student=made.model,
-            layers=made.layers,
+            student=choice.model,
+            layers=choice.layers,
             reference_init=config.student.reference_init,
             key=key,
         )
-    if made.folder is None:
-        return init_params(made.model, key)
+    if choice.folder is None:
+        return init_params(choice.model, key)
     if _is_run(config.student.name):
         # To the host, as they lie on one device and the run's state may lie on others.
         return jax.device_get(folders.load_student(Path(config.student.name), report=report).params)
-    return weights.load_params(made.folder, made.model, allow_pickle=allow_pickle, missing="init", key=key)
+    return weights.load_params(choice.folder, choice.model, allow_pickle=allow_pickle, missing="init", key=key)
 
 
 def _is_run(name: str) -> bool:

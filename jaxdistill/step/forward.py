@@ -61,10 +61,10 @@ def loss_fn(
         labels are the next tokens, and there may be segment_ids, of documents packed in a row.
       counts: tokens behind each mask, of the whole batch where this is a micro-batch.
     """
-    taught = None
+    from_teacher = None
     if distillation.teacher is not None:
-        taught = teacher_outputs(distillation, teacher_params, batch)
-    return student_loss(params, taught, batch, counts, distillation, how)
+        from_teacher = teacher_outputs(distillation, teacher_params, batch)
+    return student_loss(params, from_teacher, batch, counts, distillation, how)
 
 
 def teacher_outputs(distillation: Distillation, params: PyTree, batch: Batch) -> TeacherOutputs:
@@ -81,7 +81,7 @@ def teacher_outputs(distillation: Distillation, params: PyTree, batch: Batch) ->
 
 def student_loss(
     params: PyTree,
-    taught: TeacherOutputs | None,
+    from_teacher: TeacherOutputs | None,
     batch: Batch,
     counts: Mapping[str, Float[Array, ""]],
     distillation: Distillation,
@@ -100,8 +100,10 @@ def student_loss(
     heads = None
     if uses_fused_head(objective):
         head = how.head or intercept.head_of(student, params["student"])
-        heads = (head._replace(features=outputs.features), _teacher_head(taught))
-    signals = Signals(outputs, taught and taught.outputs, labels, masks, params["projections"], heads, sampled=batch)
+        heads = (head._replace(features=outputs.features), _teacher_head(from_teacher))
+    signals = Signals(
+        outputs, from_teacher and from_teacher.outputs, labels, masks, params["projections"], heads, sampled=batch
+    )
     if "diversity" in objective.weights:
         signals = signals._replace(embedding=embedding_of(student, params["student"]))
     loss, means = terms.weighted_sum(objective, signals, counts, mesh=how.mesh)
@@ -150,7 +152,7 @@ def _used_outputs(objective: Objective, outputs: Outputs) -> Outputs:
     )
 
 
-def _teacher_head(taught: TeacherOutputs | None) -> Head | None:
-    if taught is None or taught.head is None:
+def _teacher_head(from_teacher: TeacherOutputs | None) -> Head | None:
+    if from_teacher is None or from_teacher.head is None:
         return None
-    return taught.head._replace(features=taught.outputs.features)
+    return from_teacher.head._replace(features=from_teacher.outputs.features)

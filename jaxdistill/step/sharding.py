@@ -37,7 +37,7 @@ class Meshes(NamedTuple):
     teacher: Mesh
 
     @property
-    def apart(self) -> bool:
+    def separate(self) -> bool:
         """Whether teacher and student run on different devices, and so as two programs."""
         return self.teacher != self.student
 

@@ -59,7 +59,7 @@ def make_train_step(
         distillation = distillation._replace(student=without_attention_dropout(distillation.student))
     update = _make_update(distillation, optimizer, settings, placement)
     meshes = placement.meshes
-    if distillation.teacher is not None and meshes.apart:
+    if distillation.teacher is not None and meshes.separate:
         return on_two_meshes(update, distillation, placement, accumulation=settings.accumulation)
 
     def step(
@@ -85,9 +85,13 @@ def _make_update(
     mesh = placement.meshes.student
 
     def update(
-        state: TrainState, teacher_params: PyTree, batch: Batch, key: Key[Array, ""], taught: TeacherOutputs | None
+        state: TrainState,
+        teacher_params: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        from_teacher: TeacherOutputs | None,
     ) -> tuple[TrainState, Metrics]:
-        """taught: [accumulation ...] where there are several micro-batches; None runs the teacher here."""
+        """from_teacher: [accumulation ...] where there are several micro-batches; None runs the teacher here."""
         objective = distillation.objective
         if settings.ramp is not None:
             objective = at_step(objective, settings.ramp, state.step)
@@ -107,9 +111,9 @@ def _make_update(
 
             def loss_of(params: PyTree, head: Head | None) -> tuple[Array, Metrics]:
                 own = how._replace(head=head)
-                if taught is None:
+                if from_teacher is None:
                     return loss_fn(params, teacher_params, micro, counts, now, own)
-                return student_loss(params, taught._replace(outputs=outputs), micro, counts, now, own)
+                return student_loss(params, from_teacher._replace(outputs=outputs), micro, counts, now, own)
 
             value, (grads, of_head) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(state.params, head)
             return value, (grads, jax.lax.with_sharding_constraint(of_head, sharding.by_rule(of_head, mesh)))
@@ -117,7 +121,7 @@ def _make_update(
         # A tied kernel has two gradients, the embedding's and the head's. Added up after the micro-batches, each is
         # reduced over the devices once; where they meet in every micro-batch, the compiler reduces both there.
         head, to_params = jax.vjp(lambda params: _student_head(now, params), state.params)
-        outputs = None if taught is None else taught.outputs
+        outputs = None if from_teacher is None else from_teacher.outputs
         (loss, means), (grads, of_head) = _over_micro_batches(
             gradient, batch, outputs, accumulation=settings.accumulation, group=now.group
         )
