@@ -416,6 +416,7 @@ def test_checkpoints_of_every_epoch_and_limits(tiny, tmp_path):
     assert [record["step"] for record in tiny_run.records(workdir, "eval")] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["student", "rest"])
 def test_a_run_whose_files_are_gone(run, tmp_path, gone):
     workdir = tmp_path / "run"

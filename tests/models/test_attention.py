@@ -124,6 +124,7 @@ def test_heads_that_cudnn_does_not_take(size: int) -> None:
         build_model_for(tiny.config("bert", hidden_size=2 * size), settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["albert"])
 def test_other_classes_run_as_they_are(kind: str, calls: list[str]) -> None:
     ours, own = (run(kind, implementation, tiny.params(kind)).logits for implementation in ("xla", ""))

@@ -57,6 +57,7 @@ def test_value_and_gradient_are_those_of_the_plain_model(kind: str, policy: str)
     assert_same(graded(kind, policy)(*arguments), graded(kind, "")(*arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", remat.POLICIES)
 def test_with_layer_drop(policy: str) -> None:
     kept = np.array([True, False])

@@ -29,7 +29,7 @@ def test_selected_layers_are_the_teachers_bit_for_bit(kind):
     assert len(cut) == len(source) - sum(path.startswith(prefix.format(2) + "/") for path in source)
 
 
-@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("tie", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_distilbert_with_every_layer_is_its_bert_teacher(tie):
     """Token types folded, head copied: nothing of the teacher is lost, so the logits are the teacher's."""
     what = {"tie_word_embeddings": tie, "num_hidden_layers": 3, "layer_norm_eps": 1e-12}
@@ -44,6 +44,7 @@ def test_distilbert_with_every_layer_is_its_bert_teacher(tie):
     np.testing.assert_allclose(full.logits[mask], half.logits[mask], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gpt_neo_layers_keep_their_kind_of_attention():
     """Layers 0 and 2 of local, global, local, global are both local; the config file says so too."""
     depth = tiny.depth("gpt_neo", 4)

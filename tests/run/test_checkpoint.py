@@ -198,6 +198,7 @@ def test_damage_is_seen(two, tmp_path, pattern, how, caplog):
     assert steps_in(workdir) == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_same_step_may_be_damaged_again(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
@@ -208,6 +209,7 @@ def test_the_same_step_may_be_damaged_again(two, tmp_path):
         write(workdir, [2], keep=5)
 
 
+@pytest.mark.slow
 def test_all_damaged(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)

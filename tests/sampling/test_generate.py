@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TopKLogi
 
 from jaxdistill import cli
 from jaxdistill.errors import UserError
-from jaxdistill.export.export import export, model_card
+from jaxdistill.export.card import Card, model_card
+from jaxdistill.export.export import export
 from jaxdistill.models import hub, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply, position_ids
@@ -67,7 +68,7 @@ def written(out, kind, tokenizer, to="pytorch", **overrides):
         tokenizer=tokenizer,
         out=out,
         to=to,
-        card=model_card(name="tiny", base_model="", license="", recipe={}, results={}),
+        card=model_card(Card(name="tiny", base_model="", license="", recipe={}, results={})),
         probe={"input_ids": ids, "attention_mask": mask},
     )
     return out
@@ -101,8 +102,8 @@ def greedy(model, params, prompts, new, **fields):
 @pytest.mark.parametrize(
     ("kind", "tie"),
     [
-        *((kind, True) for kind in QUICK),
-        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in CAUSAL if kind not in QUICK),
+        ("gpt2", True),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in CAUSAL if kind != "gpt2"),
         *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in CAUSAL),
     ],
 )
@@ -135,6 +136,7 @@ def test_exported_folder_generates_in_torch_what_we_generate(kind, tie, tokenize
     assert [completion.stop for completion in completions] == ["end" if end in row else "length" for row in expected]
 
 
+@pytest.mark.slow
 def test_flax_class_opens_the_flax_folder(tokenizer, tmp_path):
     """Tied: FlaxLlama has no tying of its own, and must find a head in the file."""
     from transformers import FlaxAutoModelForCausalLM
@@ -329,6 +331,7 @@ def test_truncation_is_transformers(seed, top_k, top_p):
     np.testing.assert_array_equal(truncate(jnp.asarray(logits), top_k=top_k, top_p=top_p), expected.numpy())
 
 
+@pytest.mark.slow
 def test_sampled_sequences_follow_the_model():
     """All 25 sequences of 2 tokens over 5, by the chain rule on full forward passes."""
     draws, sizes = 6000, {"vocab_size": 5, "n_layer": 1}
