@@ -72,48 +72,38 @@ def importance_weights(
 
 
 def advantages(
-    rewards: Float[Array, "batch length"],
-    mask: Bool[Array, "batch length"],
-    *,
-    semantics: Semantics,
-    length_norm: bool = True,
-    gamma: float = 0.95,
-    scale: float = 0.5,
-    reward_clip: float = 100.0,
+    rewards: Float[Array, "batch length"], mask: Bool[Array, "batch length"], settings: PolicyConfig
 ) -> Float[Array, "batch length"]:
     """The advantage of the token at t: the rewards that follow, without a gradient; 0 outside the mask.
 
     paper: (1 / n) sum_{i>t} r_i over the n sampled tokens after t, 0 at the last; the plain sum without `length_norm`.
     r_t is not included: the single-step term contains r_t, exactly.
 
-    lmops: r' = clip(r / scale, -reward_clip, reward_clip); sum_{i>=t} gamma^(i-t) r'_i over the number of sampled
-    tokens from t on, t included; then whitened: less its mean, over sqrt(variance + 1e-8). So r_t counts twice where
+    lmops: r' = clip(r / reward_scale, -reward_clip, reward_clip); sum_{i>=t} gamma^(i-t) r'_i over the number of
+    sampled tokens from t on, t included; then whitened: less its mean, over sqrt(variance + 1e-8). So r_t counts twice where
     the single-step term is on. One deviation: LMOps takes mean and variance over all entries, the padding's zeros
     among them, so that they depend on how long the batch is padded; here only sampled tokens enter.
 
     Args:
       rewards: of a whole batch, because whitening is over all of them.
       mask: see the docstring of this module.
-      semantics: paper | lmops.
-      length_norm: used by paper alone.
-      gamma: discount, used by lmops alone, as are `scale` and `reward_clip`.
-      scale: divides a reward before the reward is clipped.
-      reward_clip: bound of the absolute value of a scaled reward.
+      settings: length_norm is used by paper alone; gamma, reward_scale and reward_clip by lmops alone.
     """
     left = jax.lax.cumsum(mask.astype(jnp.float32), axis=1, reverse=True)  # sampled tokens from t on
-    if semantics == "paper":
+    if settings.semantics == "paper":
         r = jnp.where(mask, rewards, 0.0)
         after = jax.lax.cumsum(r, axis=1, reverse=True)[:, 1:]
         value = jnp.pad(after, ((0, 0), (0, 1)))
-        if length_norm:
+        if settings.length_norm:
             value = value / jnp.maximum(left - 1, 1.0)
     else:
-        r = jnp.where(mask, jnp.clip(rewards / scale, -reward_clip, reward_clip), 0.0)
+        bound = settings.reward_clip
+        r = jnp.where(mask, jnp.clip(rewards / settings.reward_scale, -bound, bound), 0.0)
 
         def step(
             later: Float[Array, "batch"], now: Float[Array, "batch"]
         ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-            value = now + gamma * later
+            value = now + settings.gamma * later
             return value, value
 
         value = jax.lax.scan(step, jnp.zeros_like(r[:, 0]), r.T, reverse=True)[1].T / jnp.maximum(left, 1.0)
@@ -132,9 +122,7 @@ def policy_loss(
     advantages: Float[Array, "batch length"],
     old_log_q: Float[Array, "batch length"],
     weights: Float[Array, "batch length"],
-    clip: float,
-    single_step: bool = True,
-    semantics: Semantics,
+    settings: PolicyConfig,
 ) -> Float[Array, "batch length"]:
     """Long-term surrogate plus single-step KL, per token; 0 outside the mask.
 
@@ -150,25 +138,23 @@ def policy_loss(
 
     Args:
       student_logits: of the policy now; they alone have a gradient.
-      teacher_logits: see the module.
-      labels: what was sampled.
-      mask: see the module.
+      teacher_logits: of the same tokens.
+      labels: the sampled tokens.
+      mask: see the docstring of this module.
       advantages: A_t, of `advantages`.
       old_log_q: log q(y_t) when y_t was sampled.
       weights: w_t, of `importance_weights`, when y_t was sampled.
-      clip: 0 = no clipping.
-      single_step: False = the long-term surrogate alone.
-      semantics: paper | lmops; the one that `advantages` had.
+      settings: clip, single_step and semantics are used; the semantics must be those of `advantages`.
     """
     student, teacher, labels = _sampled(student_logits, mask), _sampled(teacher_logits, mask), _labels(labels, mask)
     a, old, w = (jax.lax.stop_gradient(jnp.where(mask, x, 0.0)) for x in (advantages, old_log_q, weights))
     rho = _ratio(token_log_probs(student, labels), old, w)
     value = -rho * a
-    if clip:
+    if clip := settings.clip:
         value = jnp.maximum(value, -jnp.clip(rho, 1 - clip, 1 + clip) * a)
-    if single_step:
+    if settings.single_step:
         kl = losses.reverse_kl(student, jax.lax.stop_gradient(teacher), temperature=1.0)
-        value = value + (w * kl if semantics == "paper" else kl)
+        value = value + (w * kl if settings.semantics == "paper" else kl)
     return value  # 0 outside the mask: there A is 0, and both distributions are uniform
 
 

@@ -16,9 +16,7 @@ def _policy(o: Objective, x: Signals) -> Float[Array, "batch length"]:
         advantages=x.sampled["advantages"],
         old_log_q=x.sampled["old_log_q"],
         weights=x.sampled["weights"],
-        clip=o.policy.clip,
-        single_step=o.policy.single_step,
-        semantics=o.policy.semantics,
+        settings=o.policy,
     )
 
 

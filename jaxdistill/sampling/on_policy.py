@@ -170,15 +170,7 @@ def make_scorer(
             **sampled,
             **logs,
             "weights": policies.importance_weights(log_p, log_q, alpha=settings.mixture),
-            "advantages": policies.advantages(
-                policies.rewards(log_p, log_q),
-                sampled["sampled_mask"],
-                semantics=settings.semantics,
-                length_norm=settings.length_norm,
-                gamma=settings.gamma,
-                scale=settings.reward_scale,
-                reward_clip=settings.reward_clip,
-            ),
+            "advantages": policies.advantages(policies.rewards(log_p, log_q), sampled["sampled_mask"], settings),
         }
 
     return score

@@ -105,8 +105,7 @@ def by_hand(tokens: str) -> dict[str, float]:
                 advantages=ROLLOUT["advantages"],
                 old_log_q=ROLLOUT["old_log_q"],
                 weights=ROLLOUT["weights"],
-                clip=0.2,
-                semantics="paper",
+                settings=policies.PolicyConfig(),
             )
         ),
         "repetition": sampled(policies.repetition_penalty(STUDENT.logits, jnp.asarray(LABELS), mask)),

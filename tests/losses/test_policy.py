@@ -33,6 +33,10 @@ ADVANTAGES, WEIGHTS = normal(2, ROWS, LENGTH, scale=2.0), np.abs(normal(3, ROWS,
 EMBEDDING = normal(4, VOCAB, WIDTH)
 
 
+def settings_of(semantics: Any, **changes: Any) -> policy.PolicyConfig:
+    return policy.PolicyConfig(semantics=semantics, **changes)
+
+
 def np_log_softmax(x: np.ndarray) -> np.ndarray:
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
@@ -143,7 +147,9 @@ def np_advantages(r: np.ndarray, mask: np.ndarray, *, semantics: str, length_nor
 def test_advantages(semantics: Any, length_norm: bool) -> None:
     r = normal(6, ROWS, LENGTH, scale=2.0)
     ours = jax.jit(
-        lambda r: policy.advantages(r, jnp.asarray(MASK), semantics=semantics, length_norm=length_norm, reward_clip=3.0)
+        lambda r: policy.advantages(
+            r, jnp.asarray(MASK), settings_of(semantics, length_norm=length_norm, reward_clip=3.0)
+        )
     )
     wanted = np_advantages(r, MASK, semantics=semantics, length_norm=length_norm)
     np.testing.assert_allclose(ours(f32(r)), wanted, rtol=1e-5, atol=1e-5)
@@ -155,16 +161,16 @@ def test_advantages(semantics: Any, length_norm: bool) -> None:
 
 def test_the_papers_advantage_by_hand() -> None:
     r, mask = jnp.array([[1.0, 2.0, 4.0, 100.0]]), jnp.array([[True, True, True, False]])
-    plain = policy.advantages(r, mask, semantics="paper", length_norm=False)
+    plain = policy.advantages(r, mask, settings_of("paper", length_norm=False))
     np.testing.assert_array_equal(plain, [[6, 4, 0, 0]])  # without the token's own reward; nothing after the last
-    np.testing.assert_array_equal(policy.advantages(r, mask, semantics="paper"), [[3, 4, 0, 0]])
+    np.testing.assert_array_equal(policy.advantages(r, mask, settings_of("paper")), [[3, 4, 0, 0]])
 
 
 def test_whitening_does_not_depend_on_padding() -> None:
     r, wide = normal(7, 2, 4), ((0, 0), (0, 9))
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
-    narrow = policy.advantages(f32(r), jnp.asarray(mask), semantics="lmops")
-    padded = policy.advantages(f32(np.pad(r, wide)), jnp.asarray(np.pad(mask, wide)), semantics="lmops")
+    narrow = policy.advantages(f32(r), jnp.asarray(mask), settings_of("lmops"))
+    padded = policy.advantages(f32(np.pad(r, wide)), jnp.asarray(np.pad(mask, wide)), settings_of("lmops"))
     np.testing.assert_allclose(padded[:, :4], narrow, rtol=1e-6)
     chosen = np.asarray(narrow, np.float64)[mask]
     assert chosen.mean() == pytest.approx(0, abs=1e-6) and chosen.std() == pytest.approx(1, abs=1e-5)
@@ -196,9 +202,7 @@ def loss_of(
         advantages=f32(advantages),
         old_log_q=f32(old_log_q),
         weights=f32(weights),
-        clip=clip,
-        semantics=semantics,
-        single_step=single_step,
+        settings=settings_of(semantics, clip=clip, single_step=single_step),
     )
 
 
@@ -259,7 +263,7 @@ def test_nothing_but_the_students_logits_has_a_gradient() -> None:
     def loss(teacher, a, old, w):
         return policy.policy_loss(
             f32(STUDENT), teacher, jnp.asarray(LABELS), jnp.asarray(MASK),
-            advantages=a, old_log_q=old, weights=w, clip=0.2, semantics="paper",
+            advantages=a, old_log_q=old, weights=w, settings=settings_of("paper"),
         ).sum()  # fmt: skip
 
     for gradient in jax.grad(loss, argnums=(0, 1, 2, 3))(*f32(TEACHER, ADVANTAGES, OLD_LOG_Q, WEIGHTS)):
@@ -395,8 +399,8 @@ def everything(student: jax.Array, teacher: jax.Array, labels: jax.Array, semant
     r = policy.rewards(log_p, log_q)
     loss = policy.policy_loss(
         student, teacher, labels, mask,
-        advantages=policy.advantages(r, mask, semantics=semantics),
-        old_log_q=jax.lax.stop_gradient(log_q), weights=weights, clip=0.2, semantics=semantics,
+        advantages=policy.advantages(r, mask, settings_of(semantics)),
+        old_log_q=jax.lax.stop_gradient(log_q), weights=weights, settings=settings_of(semantics),
     )  # fmt: skip
     penalties = (
         policy.repetition_penalty(student, labels, mask),
@@ -472,10 +476,17 @@ def estimate(table: jax.Array, texts: jax.Array, rows: jax.Array, mask: jax.Arra
     """`policy_loss` of each text, summed over its tokens: no clip, no length norm."""
     student, teacher = table[rows], f32(P_TABLE)[rows]
     log_p, log_q = (jax.lax.stop_gradient(policy.token_log_probs(x, texts)) for x in (teacher, student))
-    a = policy.advantages(policy.rewards(log_p, log_q), mask, semantics="paper", length_norm=False)
+    a = policy.advantages(policy.rewards(log_p, log_q), mask, settings_of("paper", length_norm=False))
     weights = policy.importance_weights(log_p, log_q, alpha=alpha)
     loss = policy.policy_loss(
-        student, teacher, texts, mask, advantages=a, old_log_q=log_q, weights=weights, clip=0.0, semantics="paper"
+        student,
+        teacher,
+        texts,
+        mask,
+        advantages=a,
+        old_log_q=log_q,
+        weights=weights,
+        settings=settings_of("paper", clip=0.0),
     )
     return loss.sum(1)
 
