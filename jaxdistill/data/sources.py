@@ -324,7 +324,12 @@ def _load_hf(location: Location, where: str) -> Any:
     try:
         with _quiet("huggingface_hub"):
             return datasets.load_dataset(
-                path, name=subset or None, revision=revision or None, split=split, streaming=streaming
+                path,
+                name=subset or None,
+                revision=revision or None,
+                split=split,
+                streaming=streaming,
+                trust_remote_code=False,
             )
     except Exception as error:  # whatever a loader raises is about the name that the user gave
         raise UserError(

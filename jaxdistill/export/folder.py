@@ -21,13 +21,18 @@ def write_folder(folder: Path, *, model: Model, params: Mapping[str, Any], token
       card: text of README.md.
     """
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
-    config = type(model.config).from_dict(model.config.to_dict())
+    config = type(model.config).from_dict(_without_code(model.config.to_dict()))
     config.architectures = [model.torch_class]
     config.dtype = "float32"
     (folder / "config.json").write_text(config.to_json_string(use_diff=True), encoding="utf-8")
     FORMATS[to](folder, model, params)
     _tokenizer_for(model, tokenizer).save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _without_code(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without the names of classes in Python files of the teacher's folder, which are not copied."""
+    return {name: value for name, value in fields.items() if name != "auto_map"}
 
 
 def _write_pytorch(folder: Path, model: Model, params: Mapping[str, Any]) -> None:
@@ -59,6 +64,7 @@ def _tokenizer_for(model: Model, tokenizer: Any) -> Any:
     A BERT tokenizer's token_type_ids would make torch's DistilBERT refuse the call.
     """
     tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.init_kwargs = _without_code(tokenizer.init_kwargs)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.max_length)
     tokenizer.init_kwargs["model_max_length"] = tokenizer.model_max_length
     if not model.family.token_types:

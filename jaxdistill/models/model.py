@@ -72,7 +72,7 @@ def build_model(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = ""
     family = FAMILIES[config.model_type]
     auto = FlaxAutoModelForCausalLM if family.causal else FlaxAutoModelForMaskedLM
     with quiet(), jax.numpy_rank_promotion("allow"):  # the library's classes broadcast biases implicitly
-        flax = auto.from_config(_flax_config(config, family), _do_init=False, dtype=dtype)
+        flax = auto.from_config(_flax_config(config, family), trust_remote_code=False, _do_init=False, dtype=dtype)
     return Model(flax=flax, config=config, family=family, attention=attention)
 
 

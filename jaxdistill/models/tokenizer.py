@@ -64,7 +64,7 @@ def _read(folder: Path, file: Path, settings: Path) -> Any:
     backend = fields.get("tokenizer_class") == "TokenizersBackend"
     reader = PreTrainedTokenizerFast if backend else AutoTokenizer
     with quiet():
-        return reader.from_pretrained(folder, local_files_only=True)
+        return reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _special_tokens(file: Path) -> dict[str, str]:

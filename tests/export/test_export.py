@@ -191,3 +191,14 @@ def test_model_card():
     private = {"teacher": {"name": "/home/me/bert"}, "data": {"path": "~/text.txt", "cache_dir": "/home/me/.cache"}}
     card = model_card(Card(name="s", base_model="/home/me/bert", license="", recipe=private, results={}))
     assert "/home" not in card and "~" not in card and "`bert`" in card and "text.txt" in card
+
+
+def test_an_export_asks_for_no_code_of_the_teachers_folder(arguments, tmp_path):
+    import copy
+
+    asks = {"AutoModelForMaskedLM": "own.Own", "AutoTokenizer": [None, "own.Own"]}
+    config, tokenizer = copy.deepcopy(arguments["model"].config), copy.deepcopy(arguments["tokenizer"])
+    config.auto_map, tokenizer.init_kwargs["auto_map"] = asks, asks
+    export(**{**arguments, "model": build_model(config), "tokenizer": tokenizer}, out=tmp_path / "out", to="pytorch")
+    assert [path.name for path in (tmp_path / "out").iterdir() if "auto_map" in path.read_text("latin-1")] == []
+    assert config.auto_map == tokenizer.init_kwargs["auto_map"] == asks
