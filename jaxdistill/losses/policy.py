@@ -80,9 +80,9 @@ def advantages(
     r_t is not included: the single-step term contains r_t, exactly.
 
     lmops: r' = clip(r / reward_scale, -reward_clip, reward_clip); sum_{i>=t} gamma^(i-t) r'_i over the number of
-    sampled tokens from t on, t included; then whitened: less its mean, over sqrt(variance + 1e-8). So r_t counts twice where
-    the single-step term is on. One deviation: LMOps takes mean and variance over all entries, the padding's zeros
-    among them, so that they depend on how long the batch is padded; here only sampled tokens enter.
+    sampled tokens from t on, t included; then whitened: less its mean, over sqrt(variance + 1e-8). So r_t counts twice
+    where the single-step term is on. One deviation: LMOps takes mean and variance over all entries, the padding's
+    zeros among them, so that they depend on how long the batch is padded; here only sampled tokens enter.
 
     Args:
       rewards: of a whole batch, because whitening is over all of them.

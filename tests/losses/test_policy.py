@@ -146,11 +146,8 @@ def np_advantages(r: np.ndarray, mask: np.ndarray, *, semantics: str, length_nor
 @pytest.mark.parametrize("semantics, length_norm", [("paper", True), ("paper", False), ("lmops", True)])
 def test_advantages(semantics: Any, length_norm: bool) -> None:
     r = normal(6, ROWS, LENGTH, scale=2.0)
-    ours = jax.jit(
-        lambda r: policy.advantages(
-            r, jnp.asarray(MASK), settings_of(semantics, length_norm=length_norm, reward_clip=3.0)
-        )
-    )
+    settings = settings_of(semantics, length_norm=length_norm, reward_clip=3.0)
+    ours = jax.jit(lambda r: policy.advantages(r, jnp.asarray(MASK), settings))
     wanted = np_advantages(r, MASK, semantics=semantics, length_norm=length_norm)
     np.testing.assert_allclose(ours(f32(r)), wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(ours(f32(r)))[~MASK], 0)
@@ -179,7 +176,7 @@ def test_whitening_does_not_depend_on_padding() -> None:
 @pytest.mark.parametrize("mask", [np.zeros((2, 3), bool), np.eye(2, 3, dtype=bool)[:1].repeat(2, 0)])
 @pytest.mark.parametrize("semantics", ["paper", "lmops"])
 def test_advantages_of_hardly_anything_are_zero(semantics: Any, mask: np.ndarray) -> None:
-    np.testing.assert_array_equal(policy.advantages(jnp.ones((2, 3)), jnp.asarray(mask), semantics=semantics), 0)
+    np.testing.assert_array_equal(policy.advantages(jnp.ones((2, 3)), jnp.asarray(mask), settings_of(semantics)), 0)
 
 
 def loss_of(
