@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array
 
-Batch = Mapping[str, Array]  # arrays [batch ...] by name, see data.pipeline and data.causal
+Batch = Mapping[str, Array]  # arrays [batch ...] by name, see data.masking and data.causal
 
 
 def micro_batches(batch: Batch, *, accumulation: int, group: int) -> Batch:
