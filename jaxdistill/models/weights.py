@@ -5,7 +5,7 @@ that is missing, has another shape or is not finite is named in the error.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.models import torch_names
 from jaxdistill.models.library_messages import first_line
 from jaxdistill.models.model import Model, init_params, param_shapes
-
-Tensors = dict[str, np.ndarray]  # by torch name; floats are float32
+from jaxdistill.models.weight_names import Tensors, check_absent, check_unexpected, with_wanted_names
 
 
 def load_params(
@@ -38,37 +37,31 @@ def load_params(
     pytorch_model.bin.
 
     Args:
-      missing: "init" draws the tensors that the file lacks with `key`, and logs their names; "error" raises.
+      missing: "init" draws a head that the file lacks with `key`, and logs the names; "error" raises. A tensor of the
+        body that the file lacks is an error in any case.
 
     Raises:
       UserError: there are no weights, or they cannot be read, or they do not fit the model.
     """
     shapes: dict[str, Any] = flatten_dict(param_shapes(model), sep="/")
     names = {path: torch_names.torch_name(path) for path in shapes}
-    source, tensors = _read(folder, allow_pickle=allow_pickle)
-    tensors = _with_current_names(tensors, model=model, names=set(names.values()))
-    absent = [path for path, name in names.items() if name not in tensors]
-    if absent and missing == "error":
-        raise UserError(_lacks(source, model, [names[path] for path in absent], total=len(names)))
-    _check_unexpected(source, tensors, model=model, names=set(names.values()))
-    loaded = {path: shape for path, shape in shapes.items() if path not in absent}
+    source, held = _read(folder, allow_pickle=allow_pickle)
+    wanted = set(names.values())
+    tensors = with_wanted_names(source, held, model=model, wanted=wanted)
+    absent = check_absent(
+        source, tensors, model=model, wanted=list(names.values()), held=list(held), drawn=missing == "init"
+    )
+    check_unexpected(source, tensors, model=model, wanted=wanted)
+    loaded = {path: shape for path, shape in shapes.items() if names[path] not in absent}
     for path, shape in loaded.items():
         _check_tensor(source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel"))
     params = flatten_dict(torch_names.from_torch(tensors, unflatten_dict(loaded, sep="/")), sep="/")
     if absent:
         assert key is not None, "missing='init' needs a key"
-        logging.warning("%s: drawn at random: %s", source, ", ".join(names[path] for path in absent))
+        logging.warning("%s has no such tensors, so these are drawn at random: %s", source, ", ".join(absent))
         drawn = flatten_dict(init_params(model, key), sep="/")
-        params |= {path: np.asarray(drawn[path], np.float32) for path in absent}
+        params |= {path: np.asarray(drawn[path], np.float32) for path in shapes if path not in loaded}
     return unflatten_dict({path: params[path] for path in shapes}, sep="/")
-
-
-def _lacks(source: Path, model: Model, absent: list[str], *, total: int) -> str:
-    return (
-        f"{source} lacks {len(absent)} of the {total} tensors of a "
-        f"{'causal' if model.family.causal else 'masked'} {model.config.model_type} "
-        f"model: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
-    )
 
 
 # Files
@@ -161,40 +154,6 @@ def _read_msgpack(file: Path) -> Tensors:
 def _upcast(array: np.ndarray) -> np.ndarray:
     # jnp's issubdtype knows bfloat16, NumPy's does not.
     return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
-
-
-# Names and checks
-
-
-def _with_current_names(tensors: Mapping[str, np.ndarray], *, model: Model, names: set[str]) -> Tensors:
-    """Renames tensors of older files: LayerNorm.gamma/beta, no base prefix, the head's bias under the decoder."""
-    base = model.family.base
-    bias = torch_names.torch_name(model.family.projection_bias)
-    decoder_bias = torch_names.torch_name(f"{model.family.projection}/bias")
-    result = {}
-    for name, array in tensors.items():
-        if name.endswith((".gamma", ".beta")):
-            name = name.removesuffix(".gamma") + ".weight" if name.endswith(".gamma") else name[: -len("beta")] + "bias"
-        if name not in names and f"{base}.{name}" in names:
-            name = f"{base}.{name}"
-        result[name] = array
-    if bias and bias not in result and decoder_bias in result:
-        result[bias] = result[decoder_bias]
-    return result
-
-
-def _check_unexpected(source: Path, tensors: Mapping[str, Any], *, model: Model, names: set[str]) -> None:
-    """Ignores heads of other tasks; any other tensor that the model has no place for means a wrong config.json."""
-    base = model.family.base + "."
-    layers = model.family.layers.removesuffix("{}").replace("/", ".")
-    for name in sorted(set(tensors) - names):
-        # A file without the base prefix (GPT-2's on the hub) still holds its layers under their name.
-        inside = name.startswith(base) or (base + name).startswith(layers)
-        if inside and not any(part in name for part in model.family.ignored):
-            raise UserError(
-                f"{source} holds {name}, for which the configuration ({model.num_layers} layers) has no place: "
-                "config.json and weights do not belong together"
-            )
 
 
 def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool) -> None:
