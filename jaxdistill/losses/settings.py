@@ -30,15 +30,15 @@ def _end(values: dict[str, float] | None) -> dict[str, float] | None:
 class _LossConfig(Section):
     """The objective: a weighted sum of losses, each a mean over tokens."""
 
-    temperature: float = knob(2.0, "Softmax temperature of the divergence `alpha_ce` weighs.", gt=0)
+    temperature: float = knob(2.0, "Softmax temperature of the divergence that is weighted by alpha_ce.", gt=0)
     tokens: Literal["all", "labels", "masked"] = knob(
         "all",
         "Tokens that alpha_ce and alpha_mse compare: `all`; `labels`, those that are predicted; `masked`, the same for "
-        "masked models, gathered before the head, which saves its work on all others.",
+        "masked models, gathered before the head, which saves the head's work on all other tokens.",
     )
     divergence: Annotated[str, OneOf(DIVERGENCES)] = knob(
         "forward_kl",
-        "Divergence between teacher and student that alpha_ce weighs.",
+        "Divergence between teacher and student that is weighted by alpha_ce.",
     )
     beta: float = knob(
         0.5,
