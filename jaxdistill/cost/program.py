@@ -18,7 +18,7 @@ from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.losses.objective import make_objective
 from jaxdistill.models.pair import Pair
-from jaxdistill.run.training import make_training
+from jaxdistill.run.training import check_patterns, make_training
 from jaxdistill.step.sharding import Meshes
 
 
@@ -50,6 +50,7 @@ def _lower(target: Target, *, rows: int, accumulation: int, head: str) -> Any:
     pair, meshes = target.pair, Meshes(target.mesh, target.mesh)
     steps = config.train.steps or 1000  # the length of the schedule, which does not change the cost
     objective = make_objective(config.loss, config.policy, pair)
+    check_patterns(config, pair, objective)
     training = make_training(config, pair, objective, meshes, steps=steps)
     state = jax.eval_shape(training.init, pair.student_params)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -27,9 +27,8 @@ from jaxdistill.run import folder as folders
 from jaxdistill.run import writers
 from jaxdistill.run.models import load_pair
 from jaxdistill.run.prompts import check_prompts
-from jaxdistill.run.training import Training, check_devices, make_training
+from jaxdistill.run.training import Training, check_devices, check_patterns, make_training
 from jaxdistill.sampling.on_policy import BatchLayout, Rollouts, make_rollouts
-from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 from jaxdistill.step.sharding import Meshes
 
@@ -66,7 +65,7 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     check_prompts(config.evaluate, pair)
     objective = make_objective(config.loss, config.policy, pair)
     pruned_layers(config.evaluate, pair.student)  # raises for layers that do not exist
-    optim.check_patterns(pair.student_params, config.train.freeze, key="config.train.freeze")
+    check_patterns(config, pair, objective)
 
     text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, report=print)
     held_out = held_out_of(config, text)

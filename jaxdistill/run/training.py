@@ -35,15 +35,7 @@ class Training(NamedTuple):
 
 def make_training(config: Config, pair: Pair, objective: Objective, meshes: Meshes, *, steps: int) -> Training:
     """Training for `steps` steps; computes nothing, so the parameters of `pair` may be shapes alone."""
-    projections = {}
-    if pair.teacher is not None:
-        projections = init_projections(
-            objective,
-            student_width=pair.student.width,
-            teacher_width=pair.teacher.width,
-            num_layers=(pair.student.num_layers, pair.teacher.num_layers),
-            key=jax.random.fold_in(jax.random.key(config.seed), 1),
-        )
+    projections = _projections(config, pair, objective)
     shapes = {"student": pair.student_params, "projections": projections}
     optimizer = optim.make_optimizer(shapes, config.optim, steps=steps, freeze=config.train.freeze)
 
@@ -76,6 +68,30 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
     step = make_train_step(distillation, optimizer, placement, settings)
     schedule = optim.make_schedule(config.optim, steps=steps)
     return Training(jax.jit(init, out_shardings=state_shardings), step, teacher_shardings, schedule)
+
+
+def _projections(config: Config, pair: Pair, objective: Objective) -> PyTree:
+    """The first values of the projections from the student's width to the teacher's, where a loss needs them."""
+    if pair.teacher is None:
+        return {}
+    return init_projections(
+        objective,
+        student_width=pair.student.width,
+        teacher_width=pair.teacher.width,
+        num_layers=(pair.student.num_layers, pair.teacher.num_layers),
+        key=jax.random.fold_in(jax.random.key(config.seed), 1),
+    )
+
+
+def check_patterns(config: Config, pair: Pair, objective: Objective) -> None:
+    """Checks the patterns of parameters in the config against the paths of the parameters that are trained.
+
+    Raises:
+      UserError: a pattern matches nothing, or nothing is left to train.
+    """
+    projections = jax.eval_shape(lambda: _projections(config, pair, objective))
+    params = {"student": pair.student_params, "projections": projections}
+    optim.check_patterns(params, config.optim, freeze=config.train.freeze)
 
 
 def check_devices(config: Config, meshes: Meshes) -> None:

@@ -13,15 +13,29 @@ from jaxtyping import PyTree
 from jaxdistill.errors import UserError
 from jaxdistill.knobs import OneOf, Rule, Section, knob
 
-# name -> (learning rate, settings, the leaves of a tree that have weight decay) -> optimizer
+
+def _then_decayed(
+    optimizer: optax.GradientTransformation, rate: optax.Schedule, settings: "OptimConfig", decayed: Callable
+) -> optax.GradientTransformation:
+    """The optimizer, and after it decoupled weight decay, as adamw and lion have it (Loshchilov & Hutter 2019).
+
+    optax's adafactor decays after the learning rate is applied, so by weight_decay alone; and decay that is added to
+    the gradient goes through sgd's momentum, which multiplies it by 1 / (1 - momentum).
+    """
+    if not settings.weight_decay:
+        return optimizer
+    return optax.chain(optimizer, optax.add_decayed_weights(lambda step: -settings.weight_decay * rate(step), decayed))
+
+
+# name -> (learning rate, settings, the leaves of a tree that have weight decay) -> optimizer. Each takes
+# learning rate x weight_decay x parameter from a parameter in a step, besides the optimizer's own update.
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, "OptimConfig", Callable], optax.GradientTransformation]] = {
     "adamw": lambda rate, s, decayed: optax.adamw(rate, *s.betas, s.eps, weight_decay=s.weight_decay, mask=decayed),
     "lion": lambda rate, s, decayed: optax.lion(rate, *s.betas, weight_decay=s.weight_decay, mask=decayed),
-    "adafactor": lambda rate, s, decayed: optax.adafactor(
-        rate, weight_decay_rate=s.weight_decay or None, weight_decay_mask=decayed
-    ),
-    "sgd": lambda rate, s, decayed: optax.chain(
-        optax.add_decayed_weights(s.weight_decay, decayed), optax.sgd(rate, s.betas[0])
+    "adafactor": lambda rate, s, decayed: _then_decayed(optax.adafactor(rate), rate, s, decayed),
+    # The first part does nothing. Checkpoints of sgd without weight decay have its place, from when it did the decay.
+    "sgd": lambda rate, s, decayed: _then_decayed(
+        optax.chain(optax.add_decayed_weights(0.0, decayed), optax.sgd(rate, s.betas[0])), rate, s, decayed
     ),
 }
 # name -> (peak, steps) -> the learning rate after the warm-up
@@ -62,11 +76,14 @@ class OptimConfig(Section):
     )
     eps: float = knob(1e-6, "Term added to the denominator of adamw.", gt=0)
     weight_decay: float = knob(
-        0.0, "Weight decay, multiplied by the learning rate, of all parameters but those of no_decay.", ge=0
+        0.0,
+        "Weight decay: a step takes learning rate x weight decay x parameter from all parameters but no_decay's.",
+        ge=0,
     )
     no_decay: Patterns = knob(
         ("bias$", "(?i)(norm|ln_[a-z0-9]+)/(scale|weight)$"),
-        "Regular expressions: parameters whose path contains a match have no weight decay.",
+        "Regular expressions: parameters whose path, such as student/bert/pooler/bias, contains a match have no weight "
+        "decay.",
     )
     clip: float = knob(5.0, "Largest global norm of the gradient; 0 = no clipping.", ge=0)
 
@@ -87,18 +104,31 @@ def matching(tree: PyTree, patterns: Sequence[str]) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: any(re.search(p, path_name(path)) for p in patterns), tree)
 
 
-def check_patterns(params: PyTree, patterns: Sequence[str], *, key: str) -> None:
-    """Checks that every pattern matches a parameter, as one that matches nothing is a typing error.
+def check_patterns(params: PyTree, settings: OptimConfig, *, freeze: Sequence[str]) -> None:
+    """Checks the patterns of no_decay and freeze: one that matches nothing is a typing error.
+
+    The default patterns of no_decay need not match, as there are models without biases.
+
+    Args:
+      params: the tree that `make_optimizer` gets: {"student": ..., "projections": ...}.
 
     Raises:
-      UserError: names the pattern and some of the paths that exist.
+      UserError: names the pattern and some of the paths that exist; or all of the student is frozen.
     """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
-            raise UserError(
-                f"{key} holds {pattern!r}, which no parameter's path contains; such paths are {paths[0]}, {paths[-1]}"
-            )
+    own = [pattern for pattern in settings.no_decay if pattern not in OptimConfig().no_decay]
+    for key, patterns in (("config.optim.no_decay", own), ("config.train.freeze", freeze)):
+        for pattern in patterns:
+            if not any(re.search(pattern, path) for path in paths):
+                raise UserError(
+                    f"{key} holds {pattern!r}, which no parameter's path contains; "
+                    f"such paths are {paths[-1]}, {paths[0]}"
+                )
+    if freeze and all(jax.tree.leaves(matching({"student": params["student"]}, freeze))):
+        raise UserError(
+            f"config.train.freeze={tuple(freeze)!r} matches every parameter of the student, so nothing would be "
+            "trained; remove a pattern"
+        )
 
 
 def make_optimizer(

@@ -15,7 +15,11 @@ class TrainConfig(Section):
     limit_batches: int = knob(0, "Largest number of updates in an epoch; 0 = the whole text.", ge=0)
     batch_size: int = knob(32, "Rows in an update, over all devices.", ge=1)
     accumulation: int = knob(1, "Micro-batches that an update is computed in, which saves memory.", ge=1)
-    freeze: Patterns = knob((), "Regular expressions: parameters whose path contains a match are not trained.")
+    freeze: Patterns = knob(
+        (),
+        "Regular expressions: parameters whose path, such as student/bert/embeddings/word_embeddings/embedding, "
+        "contains a match are not trained.",
+    )
 
     def check(self) -> None:
         if not (self.steps or self.epochs):

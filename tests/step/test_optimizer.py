@@ -102,13 +102,55 @@ def update(optimizer: optax.GradientTransformation, grads: Any) -> tuple[Any, An
     return updates, state
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
-def test_decay_is_learning_rate_times_decay_times_weight(name: str) -> None:
-    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
-    updates = paths(update(make(name, weight_decay=0.5), nothing)[0])
-    np.testing.assert_allclose(updates["a/kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
-    np.testing.assert_array_equal(updates["a/bias"], 0)
-    np.testing.assert_array_equal(updates["LayerNorm/scale"], 0)
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_decay_takes_learning_rate_times_decay_times_parameter_at_every_step(name: str) -> None:
+    """With gradients of 0 a parameter is the product of 1 - learning rate x decay over the steps, momentum or not."""
+    schedule = {"learning_rate": 0.1, "schedule": "linear", "warmup": 0.25}
+    optimizer = make(name, weight_decay=0.5, betas=(0.9, 0.98), **schedule)
+    rate: Any = optim.make_schedule(OptimConfig(**schedule), steps=STEPS)
+    nothing, left = jax.tree.map(jnp.zeros_like, PARAMS), 2.0
+    params: Any = PARAMS
+    state, step = optimizer.init(params), jax.jit(optimizer.update)
+    for at in range(STEPS):
+        updates, state = step(nothing, state, params)
+        params = optax.apply_updates(params, updates)
+        left *= 1 - float(rate(at)) * 0.5
+        np.testing.assert_allclose(params["a"]["kernel"], left, rtol=2e-6)
+    assert left < 1.0
+    np.testing.assert_array_equal(params["a"]["bias"], 2)
+    np.testing.assert_array_equal(params["LayerNorm"]["scale"], 2)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_decay_is_apart_from_the_gradient(name: str) -> None:
+    """Decay adds the same to an update, whatever the gradient is and however the optimizer scales it."""
+    grads = jax.tree.map(lambda x: 3 * x, PARAMS)
+    with_decay, without = (paths(update(make(name, weight_decay=decay), grads)[0]) for decay in (0.5, 0.0))
+    np.testing.assert_allclose(with_decay["a/kernel"] - without["a/kernel"], -0.1 * 0.5 * 2.0, rtol=1e-5)
+    np.testing.assert_array_equal(with_decay["a/bias"], without["a/bias"])
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_frozen_parameters_do_not_decay(name: str) -> None:
+    updates = paths(update(make(name, weight_decay=0.5, freeze=("kernel",)), PARAMS)[0])
+    np.testing.assert_array_equal(updates["a/kernel"], 0)
+
+
+def test_states_without_decay_are_those_of_earlier_checkpoints() -> None:
+    """A checkpoint is read by the structure of the state, so runs of version 0.1.0 need the structure of then."""
+    spared = lambda tree: jax.tree.map(lambda x: not x, optim.matching(tree, DEFAULTS.no_decay))  # noqa: E731
+    rate = optim.make_schedule(OptimConfig(), steps=STEPS)
+    earlier = {
+        "adamw": optax.adamw(rate, 0.9, 0.98, 1e-6, weight_decay=0.0, mask=spared),
+        "lion": optax.lion(rate, 0.9, 0.98, weight_decay=0.0, mask=spared),
+        "adafactor": optax.adafactor(rate, weight_decay_rate=None, weight_decay_mask=spared),
+        "sgd": optax.chain(optax.add_decayed_weights(0.0, spared), optax.sgd(rate, 0.9)),
+    }
+    assert earlier.keys() == optim.OPTIMIZERS.keys()
+    for name, optimizer in earlier.items():
+        before = optax.chain(optax.clip_by_global_norm(5.0), optimizer).init(PARAMS)
+        now = optim.make_optimizer(PARAMS, OptimConfig(name=name), steps=STEPS, freeze=()).init(PARAMS)
+        assert jax.tree.structure(now) == jax.tree.structure(before), name
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
@@ -142,8 +184,37 @@ def test_the_optimizer_of_the_reference_has_two_moments_a_parameter() -> None:
     assert sorted(x.shape for x in jax.tree.leaves(state) if x.ndim) == [(2, 3), (2, 3), (3,), (3,)]
 
 
-def test_a_pattern_that_matches_nothing_is_named() -> None:
-    optim.check_patterns(PARAMS, ("bias$", "LayerNorm"), key="config.train.freeze")
-    with pytest.raises(UserError, match=r"config\.train\.freeze.*'layernorm'.*a/kernel") as error:
-        optim.check_patterns(PARAMS, ("bias$", "layernorm"), key="config.train.freeze")
+TRAINED = {"student": PARAMS, "projections": {"1>2": {"kernel": jnp.zeros((3, 4))}}}
+
+
+def refused(freeze: tuple[str, ...] = (), **settings: Any) -> str:
+    with pytest.raises(UserError) as error:
+        optim.check_patterns(TRAINED, OptimConfig(**settings), freeze=freeze)
     assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("pattern", ["layernorm", "^a/", "^LayerNorm", "bias/$", "^kernel$"])
+def test_a_pattern_that_matches_nothing_is_named(pattern: str) -> None:
+    for key, message in (
+        ("config.train.freeze", refused(("bias$", pattern))),
+        ("config.optim.no_decay", refused(no_decay=("bias$", pattern))),
+    ):
+        assert message.startswith(f"{key} holds {pattern!r}") and "student/a/kernel" in message
+
+
+@pytest.mark.parametrize("pattern", ["bias$", "LayerNorm", "^student/a/", "^projections/", "student/a/kernel"])
+def test_patterns_match_the_paths_that_the_message_shows(pattern: str) -> None:
+    optim.check_patterns(TRAINED, OptimConfig(no_decay=(pattern,)), freeze=(pattern,))
+    marked = paths(optim.matching(TRAINED, (pattern,)))
+    assert any(marked.values()) and not all(marked.values())
+
+
+@pytest.mark.parametrize("patterns", [("",), (".",), ("^student/",), ("^student/a/", "LayerNorm")])
+def test_freezing_the_whole_student_is_refused(patterns: tuple[str, ...]) -> None:
+    assert "matches every parameter of the student" in refused(patterns)
+
+
+def test_the_default_patterns_need_not_match() -> None:
+    """Llama has no biases."""
+    optim.check_patterns({"student": shapes_of("llama"), "projections": {}}, DEFAULTS, freeze=())
