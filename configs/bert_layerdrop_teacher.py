@@ -18,12 +18,13 @@ helps a distilled student.
 
 from pathlib import Path
 
-from jaxdistill.config import Config, base
+from jaxdistill.config import Config, base, check_variant
 
 QUICKSTART = Path(__file__).resolve().parent / "quickstart"
 
 
 def get_config(variant: str = "") -> Config:
+    check_variant(variant, "smoke")
     config = base()
     config.student.init = "random"
     config.student.overrides = {

@@ -15,10 +15,11 @@ hours on eight V100.
 import runpy
 from pathlib import Path
 
-from jaxdistill.config import Config, base
+from jaxdistill.config import Config, base, check_variant
 
 
 def get_config(variant: str = "") -> Config:
+    check_variant(variant, "smoke")
     config = base()
     config.teacher.name = "bert-base-uncased"
     config.student.family = "distilbert"

@@ -13,10 +13,11 @@ of --config.evaluate.metrics.
 import runpy
 from pathlib import Path
 
-from jaxdistill.config import Config, base
+from jaxdistill.config import Config, base, check_variant
 
 
 def get_config(variant: str = "") -> Config:
+    check_variant(variant, "smoke")
     config = base()
     config.student.name = "gpt2"
     config.data.source = "csv"

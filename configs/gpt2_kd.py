@@ -13,10 +13,11 @@ learn from text that the student writes, by the JSD); sequence (the student lear
 import runpy
 from pathlib import Path
 
-from jaxdistill.config import DIVERGENCES, Config
+from jaxdistill.config import DIVERGENCES, Config, check_variant
 
 
 def get_config(variant: str = "forward_kl") -> Config:
+    check_variant(variant, *DIVERGENCES, "on_policy", "sequence", "smoke")
     # Recipes are files, not modules of a package: any of them can be copied and changed by itself.
     recipe = lambda name: runpy.run_path(str(Path(__file__).resolve().parent / name))  # noqa: E731
     config = recipe("gpt2_finetune.py")["get_config"]()
@@ -36,6 +37,4 @@ def get_config(variant: str = "forward_kl") -> Config:
         config.sample.teacher = 1.0
     elif variant == "smoke":
         recipe("quickstart.py")["smoke_causal"](config)
-    else:
-        raise ValueError(f"no variant {variant!r}; there are {', '.join(DIVERGENCES)}, on_policy, sequence, smoke")
     return config

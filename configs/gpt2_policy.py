@@ -14,10 +14,11 @@ runs the same path in seconds, on the causal model and the pairs of the quicksta
 import runpy
 from pathlib import Path
 
-from jaxdistill.config import Config
+from jaxdistill.config import Config, check_variant
 
 
 def get_config(variant: str = "") -> Config:
+    check_variant(variant, "penalties", "lmops", "smoke")
     # Recipes are files, not modules of a package: any of them can be copied and changed by itself.
     recipe = lambda name: runpy.run_path(str(Path(__file__).resolve().parent / name))  # noqa: E731
     config = recipe("gpt2_finetune.py")["get_config"]()
@@ -36,6 +37,4 @@ def get_config(variant: str = "") -> Config:
         config.policy.semantics = "lmops"
     elif variant == "smoke":
         recipe("quickstart.py")["smoke_causal"](config)
-    elif variant:
-        raise ValueError(f"no variant {variant!r}; there are penalties, lmops and smoke")
     return config

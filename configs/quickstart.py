@@ -9,12 +9,13 @@ runs/quickstart/export-pytorch, and prints the words that teacher and student pr
 
 from pathlib import Path
 
-from jaxdistill.config import Config, base
+from jaxdistill.config import Config, base, check_variant
 
 HERE = Path(__file__).resolve().parent / "quickstart"
 
 
 def get_config(variant: str = "") -> Config:
+    check_variant(variant, "smoke")
     config = base()
     config.teacher.name = str(HERE / "teacher")
     config.student.layers = "every_other"

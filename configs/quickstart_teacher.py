@@ -8,12 +8,13 @@ head, and they are drawn uniformly (no smoothing), as usual for BERT.
 
 from pathlib import Path
 
-from jaxdistill.config import Config, base
+from jaxdistill.config import Config, base, check_variant
 
 HERE = Path(__file__).resolve().parent / "quickstart"
 
 
 def get_config(variant: str = "") -> Config:
+    check_variant(variant, "smoke")
     config = base()
     config.student.init = "random"
     config.student.overrides = {

@@ -13,10 +13,11 @@ average of 79.0, against 83.2 for RoBERTa-base.
 import runpy
 from pathlib import Path
 
-from jaxdistill.config import Config, base
+from jaxdistill.config import Config, base, check_variant
 
 
 def get_config(variant: str = "") -> Config:
+    check_variant(variant, "smoke")
     config = base()
     config.teacher.name = "roberta-base"
     config.student.layers = "every_other"

@@ -24,7 +24,7 @@ from jaxdistill.sampling.settings import SampleConfig
 from jaxdistill.step.optimizer import OptimConfig
 from jaxdistill.step.settings import MeshConfig, TrainConfig
 
-__all__ = ["DIVERGENCES", "Config", "base"]  # for recipes
+__all__ = ["DIVERGENCES", "Config", "base", "check_variant"]  # for recipes
 
 
 class CheckpointConfig(Section):
@@ -107,6 +107,16 @@ def base() -> Recipe:
             config[section] = ConfigDict()
         (config[section] if section else config)[name] = config_dict.placeholder(object) if value is None else value
     return config.lock()
+
+
+def check_variant(variant: str, *names: str) -> None:
+    """For recipes, whose variants have these names: a mistyped variant must not train the recipe without one.
+
+    Raises:
+      UserError: names the variants that there are; "" stands for the recipe itself.
+    """
+    if variant and variant not in names:
+        raise UserError(f"the recipe has no variant {variant!r}; there are {', '.join(names)}")
 
 
 def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -68,13 +68,15 @@ def validated(values: dict[str, Any]) -> Config:
 def _run(path: str) -> Any:
     """The result of get_config in `file.py`, or in `file.py:variant`."""
     file, *variant = path.split(":", 1)
+    if variant == [""]:
+        raise UserError(f"--config {path} ends with a colon; name a variant after it, or leave it out")
     try:
         names = runpy.run_path(file)
         if "get_config" not in names:
-            raise UserError(f"{file} has no function get_config")
+            raise UserError("there is no function get_config")
         return names["get_config"](*variant)
-    except UserError:
-        raise
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from e
     except Exception as e:  # a recipe is the user's program: whatever it raises is reported with its line
         lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == file]
         where = f"{file} line {lines[-1]}" if lines else file

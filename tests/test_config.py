@@ -472,3 +472,19 @@ def test_every_recipe_of_the_repository_is_valid():
     for path in paths:
         for variant in ("", ":smoke"):
             recipes.read(f"{path}{variant}", ["--config.data.path=text.txt", "--config.tokenizer.name=tokenizer"])
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("variant", ["smokee", "Smoke", "smoke ", "smoke:smoke", "full"])
+def test_a_mistyped_variant_is_refused_by_every_recipe(path, variant):
+    message = refused(f"{path}:{variant}")
+    assert message.startswith(f"{path}: the recipe has no variant {variant!r}; there are ") and "smoke" in message
+    for name in message.partition("there are ")[2].split(", "):  # what is listed can be given
+        recipes.read(f"{path}:{name}", ["--config.data.path=text.txt", "--config.tokenizer.name=tokenizer"])
+
+
+def test_a_colon_without_a_variant_is_refused(recipe):
+    assert "ends with a colon" in refused(f"{recipe()}:")
