@@ -4,9 +4,10 @@
         --config.teacher.name=runs/finetune/export-pytorch --config.student.name=gpt2 \
         --config.data.path=train.csv --config.data.eval_path=validation.csv
 
-A variant follows the file, as in `--config configs/gpt2_kd.py:jsd`: forward_kl (the default), reverse_kl, jsd,
-skewed_kl and skewed_reverse_kl (DistiLLM's, with a skew of 0.1), total_variation; on_policy (GKD: half of the updates
-learn from text that the student writes, by the JSD); sequence (the student learns from text that the teacher writes).
+A variant follows the file, as in `--config configs/gpt2_kd.py:jsd`: the name of a divergence, that is forward_kl (the
+default), reverse_kl, symmetric_kl, jsd, skewed_kl and skewed_reverse_kl (DistiLLM's, with a skew of 0.1) or
+total_variation; on_policy (GKD: half of the updates learn from text that the student writes, by the JSD); sequence (the
+student learns from text that the teacher writes).
 `:smoke` runs the same path in seconds, on the causal model and the pairs of the quickstart.
 """
 

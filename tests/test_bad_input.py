@@ -187,6 +187,7 @@ def test_truncated_safetensors(tiny, tmp_path, left):
     refused_run(tiny, tmp_path, str(file), "truncated or damaged", teacher__name=teacher)
 
 
+@pytest.mark.slow
 def test_a_pickle_is_read_only_when_that_is_allowed(tiny, tmp_path):
     import torch
     from safetensors.numpy import load_file

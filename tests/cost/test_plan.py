@@ -40,6 +40,7 @@ def recipe(tiny, tmp_path_factory):
     return tiny._replace(recipe=path)
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_devices_here(recipe):
     out = run(recipe)
     assert "teacher bert 0.0M, student bert 0.0M parameters; 8 x cpu" in out
@@ -49,6 +50,7 @@ def test_a_plan_of_the_devices_here(recipe):
     assert "expected" not in out  # nothing is known of this processor's peaks
 
 
+@pytest.mark.slow
 def test_a_plan_writes_nothing(recipe):
     before = tiny_run.bits(recipe.folder)
     run(recipe)

@@ -182,6 +182,7 @@ def divergence(name: str, student: np.ndarray, teacher: np.ndarray, t: float, be
         * {
             "forward_kl": lambda: kl(p, q),
             "reverse_kl": lambda: kl(q, p),
+            "symmetric_kl": lambda: kl(p, q) + kl(q, p),
             "jsd": lambda: (beta * kl(p, m) + (1 - beta) * kl(q, m)) / (beta * (1 - beta)),
             "skewed_kl": lambda: kl(p, beta * p + (1 - beta) * q),
             "skewed_reverse_kl": lambda: kl(q, (1 - beta) * p + beta * q),

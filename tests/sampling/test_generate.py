@@ -482,6 +482,7 @@ def test_end_ids(tmp_path, tokenizer):
         end_ids(tmp_path, config, tokenizer)
 
 
+@pytest.mark.slow
 def test_long_contexts_cost_nothing_where_they_are_not_used():
     """131,072 rotary positions would be a mask of 17 GB a layer; what is decoded is what 20 positions give."""
     completions = [

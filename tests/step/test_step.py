@@ -344,11 +344,13 @@ def test_layers_are_drawn_once_for_all_devices_and_micro_batches() -> None:
     assert {float(metrics["layers"]) for metrics in one.metrics} == {0.0, 1.0}  # both happen, in these three updates
 
 
+@pytest.mark.slow
 def test_layer_drop_at_rate_zero_is_the_plain_step() -> None:
     """Up to the rounding of a program that branches; a run at rate 0 has no branches and is the plain one itself."""
     assert_same_run(run("one", layer_drop=0.0), run("one"))
 
 
+@pytest.mark.slow
 def test_a_step_without_its_layer_trains_what_is_around_it() -> None:
     dropped = run("one", layer_drop=1.0)
     gradient = dropped.state.opt_state[0]["student"]["roberta"]

@@ -112,7 +112,7 @@ def slow(*case: Any) -> Any:
         ("masked", "masked", "fused", 2, (4, 2), 2),
         slow("masked", "all", "fused", 1, (4, 4), 1),
         slow("masked", "all", "dense", 2, (2, 4), 1),
-        ("gpt2", "all", "fused", 2, (2, 2), 1),
+        slow("gpt2", "all", "fused", 2, (2, 2), 1),
         slow("masked", "all", "fused", 2, (2, 2), 1),
         slow("masked", "all", "fused", 1, (1, 1), 1),
         slow("masked", "all", "dense", 1, (4, 4), 1),
