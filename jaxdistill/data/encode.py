@@ -10,7 +10,7 @@ from jaxtyping import Int64, Integer
 from tokenizers import Encoding, Tokenizer
 
 from jaxdistill.data.frame import Ragged
-from jaxdistill.data.sources import Document
+from jaxdistill.data.readers import Document
 
 # Text encoded at a time. An encoding takes about 100 bytes a token in the tokenizer's memory, so two blocks in flight
 # take some 100 MB, while a block is still large enough for many cores.

@@ -31,7 +31,9 @@ class DataConfig(Section):
     """The text, and how it becomes rows of tokens."""
 
     source: Annotated[str, OneOf(SOURCES)] = knob(
-        "text", "Kind of data: `text` (a document a line), `csv`, `tsv`, `jsonl`, `parquet`, `hf` or `tfds`."
+        "text",
+        "Kind of data: `text` (a document a line), `csv`, `tsv` (a line is a row, a quotation mark a letter), `jsonl` "
+        "(an object a line, or an array of objects), `parquet`, `hf` (also folders of `save_to_disk`) or `tfds`.",
     )
     path: str = knob(
         "",
@@ -53,6 +55,19 @@ class DataConfig(Section):
     split: str = knob("train", "Split of an `hf` or `tfds` data set.")
     streaming: bool = knob(False, "`hf`: read over the network without downloading the whole data set first.")
     limit: int = knob(0, "Largest number of documents to read; 0 = all.", ge=0)
+    max_document_bytes: int = knob(
+        2**24,
+        "Largest document, and largest line or row that one stands in; a larger one is refused.",
+        ge=1,
+        resumable=True,
+    )
+    max_field_lines: int = knob(
+        200,
+        "`csv`: a quoted field of as many lines is refused, as a quotation mark that is not closed; so is one of a "
+        "tenth as many that look like rows.",
+        ge=1,
+        resumable=True,
+    )
     eval_path: str = knob("", "Held-out text of the same source and columns; empty holds out the last rows of `path`.")
     eval_split: str = knob("", "Held-out split of an `hf` or `tfds` data set; empty holds out the last rows.")
     eval_fraction: float = knob(

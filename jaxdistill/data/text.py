@@ -12,6 +12,7 @@ from jaxdistill.data.causal import next_token_prediction
 from jaxdistill.data.masking import group_masking, make_mask_draw, row_masking
 from jaxdistill.data.pipeline import BatchIterator, Hosts, Schedule, batches_in_order, shuffled_batches
 from jaxdistill.data.prepare import prepare
+from jaxdistill.data.readers import Limits
 from jaxdistill.data.settings import DataConfig, MaskConfig
 from jaxdistill.data.sources import SOURCES, Location, Source, first_documents
 from jaxdistill.data.store import TokenStore, load_token_counts, open_store, split_store
@@ -55,6 +56,7 @@ def open_source(data: DataConfig, *, path: str, split: str) -> Source:
             source=data.source,
             path=path,
             columns=(data.prompt_column, data.column) if data.prompt_column else (data.column,),
+            limits=Limits(document=data.max_document_bytes, field_lines=data.max_field_lines),
             subset=data.subset,
             revision=data.revision,
             split=split or "train",

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 
 import pytest
 
@@ -24,9 +25,9 @@ def read(path, **settings):
     return list(opened(path, **settings).documents())
 
 
-def table(documents, delimiter):
+def table(documents):
     out = io.StringIO()
-    csv.writer(out, delimiter=delimiter).writerows([["id", "text"], *enumerate(documents)])
+    csv.writer(out).writerows([["id", "text"], *enumerate(documents)])
     return out.getvalue().encode()
 
 
@@ -42,7 +43,9 @@ def content(kind, documents):
         return "".join(f"  {document}\r\n\n" for document in documents).encode()
     if kind == "jsonl":
         return "".join(json.dumps({"id": 0, "text": document}) + "\n" for document in documents).encode()
-    return table(documents, {"csv": ",", "tsv": "\t"}[kind])
+    if kind == "tsv":
+        return "".join(f"{id}\t{document}\r\n" for id, document in [("id", "text"), *enumerate(documents)]).encode()
+    return table(documents)
 
 
 def compress(data, suffix):
@@ -93,6 +96,10 @@ ROWS = [
 ]
 
 
+def one_field(value):
+    return "" if value is None else re.sub("[\t\n]", " ", str(value))
+
+
 def write_pairs(path, kind):
     records = [{"id": 3, "text": completion, "question": prompt} for prompt, completion in ROWS]
     if kind == "parquet":
@@ -102,9 +109,12 @@ def write_pairs(path, kind):
         pq.write_table(pa.Table.from_pylist(records), path)
     elif kind == "jsonl":
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif kind == "tsv":  # which has neither line ends nor tabs in a field
+        rows = [list(records[0]), *(map(one_field, record.values()) for record in records)]
+        path.write_text("".join("\t".join(row) + "\n" for row in rows))
     else:
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, records[0], delimiter={"csv": ",", "tsv": "\t"}[kind])
+            writer = csv.DictWriter(file, records[0])
             writer.writeheader()
             writer.writerows(records)
     return path
@@ -113,10 +123,11 @@ def write_pairs(path, kind):
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_pairs(tmp_path, kind):
     path = write_pairs(tmp_path / f"a.{kind}", kind)
+    pairs = [tuple(map(one_field, pair)) for pair in PAIRS] if kind == "tsv" else PAIRS
     source = opened(path, source=kind, prompt_column="question")
-    assert list(source.documents()) == PAIRS
-    assert list(source.documents()) == PAIRS, "restartable"
-    assert read(path, source=kind, prompt_column="question", limit=1) == PAIRS[:1]
+    assert list(source.documents()) == pairs
+    assert list(source.documents()) == pairs, "restartable"
+    assert read(path, source=kind, prompt_column="question", limit=1) == pairs[:1]
     with pytest.raises(UserError, match=r"no column 'Q'; it has 'id', 'text', 'question'; set data\.prompt_column$"):
         read(path, source=kind, prompt_column="Q")
     with pytest.raises(UserError, match=r"no column 'Q'; it has 'id', 'text', 'question'; set data\.column$"):
@@ -158,14 +169,139 @@ def test_globs_lists_and_doubles(tmp_path):
     assert read(tmp_path / "[1],x.txt") == ["in [1],x.txt"], "a name that exists is literal"
 
 
-def test_byte_order_mark_is_no_text(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext\nhello\n")
-    assert read(tmp_path / "a.csv", source="csv") == ["hello"]
+# Two files with a byte-order mark each, one after the other, and the same with line ends of old Macs.
+JOINED = {
+    "text": "\ufeff{}\n\ufeff{}\n",
+    "csv": "\ufefftext\n{}\n\ufeff{}\n",
+    "tsv": "\ufefftext\n{}\n\ufeff{}\n",
+    "jsonl": '\ufeff{{"text": "{}"}}\n\ufeff{{"text": "{}"}}\n',
+    "json": '\ufeff[{{"text": "{}"}},\n {{"text": "{}"}}]\n',
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("kind", JOINED)
+def test_byte_order_marks_and_line_ends_are_no_text(tmp_path, kind, end):
+    path = tmp_path / f"a.{kind}.gz"
+    path.write_bytes(gzip.compress(JOINED[kind].format("the cat", "the dög").replace("\n", end).encode()))
+    assert read(tmp_path / "*.gz", source="jsonl" if kind == "json" else kind) == ["the cat", "the dög"]
+
+
+def test_a_lone_carriage_return_is_a_letter_where_lines_end_otherwise(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"the\rcat\nthe dog\n")
+    assert read(tmp_path / "a.txt") == ["the\rcat", "the dog"]
+
+
+TSV = {
+    "opens one row and closes another": [
+        '"Good morning, said the cat',
+        "the dog sees a bird",
+        'the bird hears the dog"',
+    ],
+    "never closed": ['"Good morning', "the dog"],
+    "doubled": ['""', 'a "" b', '"the cat"'],
+    "a quoted word first": ['"Good" morning', "never"],
+}
+
+
+@pytest.mark.parametrize("case", TSV)
+@pytest.mark.parametrize("form", ["{}\t{}", "{1}\t{0}"])
+def test_a_quotation_mark_in_tsv_is_a_letter(tmp_path, case, form):
+    rows = [("id", "text"), *enumerate(TSV[case])]
+    (tmp_path / "a.tsv").write_text("".join(form.format(*row) + "\n" for row in rows))
+    assert read(tmp_path / "a.tsv", source="tsv") == TSV[case]
+
+
+def test_only_files_that_were_read_otherwise_get_another_fingerprint(tmp_path):
+    """What was prepared from ordinary tsv and text is found again."""
+    for name, data, source, is_known in (
+        ("a.tsv", b"text\nthe cat\n", "tsv", True),
+        ("b.tsv", b'text\n"the cat"\n', "tsv", False),
+        ("a.txt", b"the cat\nthe\rdog\r\n", "text", True),
+        ("b.txt", b"the cat\rthe dog", "text", False),
+    ):
+        (tmp_path / name).write_bytes(data)
+        settings = [source, "text" if source == "tsv" else "", [["", hashlib.sha256(data).hexdigest()]]]
+        old = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        assert (opened(tmp_path / name, source=source).fingerprint == old) == is_known, name
+
+
+def test_a_csv_field_that_swallows_rows_is_refused_with_its_first_line(tmp_path):
+    """A quotation mark opens in line 3, and another one closes in the last."""
+    rows = ["id,text", "0,fine", '1,"Good morning, said the cat', *["2,the dog sees a bird"] * 30, '3,the bird"']
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    with pytest.raises(
+        UserError, match=r"a.csv' line 3: a quotation mark .* swallows the 20 lines .*max_field_lines=200"
+    ):
+        read(tmp_path / "a.csv", source="csv")
+    poem = "\n".join(["The cat, the dog, and the bird", "went to sea,"] * 90)
+    (tmp_path / "a.csv").write_bytes(table(["fine", poem, "fine"]))
+    assert read(tmp_path / "a.csv", source="csv") == ["fine", poem, "fine"]
+    (tmp_path / "a.csv").write_bytes(table(["fine", f"{poem}\n{poem}"]))
+    with pytest.raises(UserError, match=r"line 3: a quotation mark .* swallows the 200 lines"):
+        read(tmp_path / "a.csv", source="csv")
+    assert read(tmp_path / "a.csv", source="csv", max_field_lines=1000) == ["fine", f"{poem}\n{poem}"]
+    (tmp_path / "a.csv").write_bytes(b'id,text\n1,a\n2,"b\n3,c\n')
+    with pytest.raises(UserError, match=r"line 3: unexpected end of data"):
+        read(tmp_path / "a.csv", source="csv")
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 16])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_objects(tmp_path, monkeypatch, indent, block):
+    monkeypatch.setattr("jaxdistill.data.readers._BLOCK", max(block, 2))
+    records = [{"id": i, "text": document, "more": [{"a": []}]} for i, document in enumerate(DOCUMENTS)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([*records, {"id": 3}, {"text": None}], indent=indent, ensure_ascii=bool(indent)))
+    assert read(path, source="jsonl") == DOCUMENTS
+    path.write_text(" [ ] \n")
+    assert read(path, source="jsonl") == []
+
+
+def test_json_lines_without_the_key_are_as_null(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1}\n{"text": "the cat"}\n{"id": 2}\n{"text": null}\n{"text": "the dog", "q": "?"}\n')
+    assert read(path, source="jsonl") == ["the cat", "the dog"]
+    assert read(path, source="jsonl", prompt_column="q") == [("?", "the dog")]
+    monkeypatch.setattr("jaxdistill.data.readers.RECORDS_WITHOUT_KEY", 3)
+    with pytest.raises(
+        UserError, match=r"in its first 3 records: no column 'q'; it has 'id', 'text'; set data.prompt_c"
+    ):
+        read(path, source="jsonl", prompt_column="q")
+
+
+LONG = "the cat and " * 100  # 1,199 bytes without the white space at its end
+
+
+@pytest.mark.parametrize("kind", ["text", "csv", "tsv", "jsonl", "json", "parquet", "hf", "hf streamed", "saved"])
+def test_a_document_above_the_limit_is_refused(tmp_path, hub, kind):
+    source, _, how = kind.partition(" ")
+    path = {"hf": hub, "saved": tmp_path / "saved"}.get(source, tmp_path / f"a.{kind}")
+    if kind == "parquet":
+        parquet(["fine", LONG], path)
+    elif kind == "saved":
+        pytest.importorskip("datasets").Dataset.from_dict({"text": ["fine", LONG]}).save_to_disk(path)
+    elif kind == "json":
+        path.write_text(json.dumps([{"text": "fine"}, {"text": LONG}]))
+    else:
+        file = hub / "train.jsonl" if source == "hf" else path
+        file.write_bytes(content("jsonl" if source == "hf" else kind, ["fine", LONG]))
+    settings = {"source": {"json": "jsonl", "saved": "hf"}.get(source, source), "streaming": bool(how)}
+    assert read(path, **settings, max_document_bytes=2000) == ["fine", LONG.strip()]
+    with pytest.raises(UserError, match=r"is larger than config\.data\.max_document_bytes=1,000; .* larger limit"):
+        read(path, **settings, max_document_bytes=1000)
+
+
+def test_the_limit_of_a_document_is_inclusive(tmp_path):
+    (tmp_path / "a.txt").write_bytes("é".encode() * 5 + b"\r\n" + "é".encode() * 5)
+    assert read(tmp_path / "a.txt", max_document_bytes=10) == ["ééééé"] * 2
+    with pytest.raises(UserError, match=r"a.txt' line 1 is larger than .*=9;"):
+        read(tmp_path / "a.txt", max_document_bytes=9)
 
 
 def test_large_and_multiline_csv_fields(tmp_path):
     documents = ["long " * 100_000 + "end", "two\nlines"]
-    (tmp_path / "a.csv").write_bytes(table(documents, ","))
+    (tmp_path / "a.csv").write_bytes(table(documents))
     assert read(tmp_path / "a.csv", source="csv") == documents
 
 
@@ -191,6 +327,8 @@ def test_fingerprint_is_of_content_and_settings(tmp_path):
 
 BIG = b"".join(b"%d some text that compresses\n" % i for i in range(20_000))
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 440449768\n"
+
 BAD_FILES = {
     "NUL byte": ("text", "a.txt", b"fine\nGIF\x00\x01", r"a.txt' is binary.* offset 8"),
     "not UTF-8": ("text", "a.txt", "fine\nna\u00efve\n".encode("latin-1"), r"a.txt' .*0xef at offset 7"),
@@ -202,8 +340,21 @@ BAD_FILES = {
     "not zst": ("text", "a.txt.zst", b"plain text", r"a.txt.zst': "),
     "broken JSON": ("jsonl", "a.jsonl", b'{"text": "a"}\n\n{"text": ', r"line 3 is not JSON"),
     "deep JSON": ("jsonl", "a.jsonl", b"[" * 100_000 + b"\n", r"line 1 is not JSON"),
-    "JSON list": ("jsonl", "a.jsonl", b'["text"]\n', r"line 1 is a JSON list"),
-    "JSON column": ("jsonl", "a.jsonl", b'{"text": "a"}\n{"b": 1}\n', r"line 2: no column 'text'; .*'b'"),
+    "JSON list": ("jsonl", "a.jsonl", b'["text"]\n', r"line 1 is a JSON str"),
+    "JSON column": ("jsonl", "a.jsonl", b'{"a": "a"}\n{"b": 1}\n', r"a.jsonl': no column 'text'; .*'a', 'b'; set data"),
+    "JSON number alone": ("jsonl", "a.jsonl", b'{"text": "a"}\n3\n', r"line 2 is a JSON int"),
+    "open array": ("jsonl", "a.json", b'[\n{"text": "a"},\n{"text": "b"}\n', r"line 4 is not JSON: ',' or ']' must"),
+    "cut array": ("jsonl", "a.json", b'[\n{"text": "a"},\n{"text": "b', r"line 3 is not JSON: Unterminated"),
+    "array without commas": ("jsonl", "a.json", b'[{"text": "a"} {"text": "b"}]', r"line 1 is not JSON: ',' or ']'"),
+    "array with a last comma": ("jsonl", "a.json", b'[{"text": "a"},\n]', r"line 2 is not JSON: a comma before"),
+    "two arrays": ("jsonl", "a.json", b'[{"text": "a"}]\n[]', r"line 2 is not JSON: text after the end"),
+    "array of arrays": ("jsonl", "a.json", b'[[{"text": "a"}]]', r"line 1 is a JSON list; each line, or item"),
+    "array column": ("jsonl", "a.json", b'[{"a": "a"}]', r"a.json': no column 'text'; it has 'a'"),
+    "array not UTF-8": ("jsonl", "a.json", b'[{"text": "\xef"}]', r"a.json' is not UTF-8"),
+    "ragged tsv": ("tsv", "a.tsv", b"id\ttext\n1\ta\n2\tb\tc\n", r"line 3: 3 fields where the header has 2"),
+    "LFS pointer": ("text", "a.txt", LFS, r"a.txt is a git-lfs pointer.*: run `git lfs pull`"),
+    "LFS pointer of a gz": ("text", "a.txt.gz", LFS, r"is a git-lfs pointer"),
+    "LFS pointer of a Parquet file": ("parquet", "a.parquet", LFS, r"is a git-lfs pointer"),
     "JSON number": ("jsonl", "a.jsonl", b'{"text": 3}\n', r"line 1: column 'text' holds int"),
     "JSON surrogate": ("jsonl", "a.jsonl", b'{"text": "\\ud800"}\n', r"line 1: .*is not valid Unicode"),
     "ragged csv": ("csv", "a.csv", b"id,text\n1,a\n2,b,c\n", r"line 3: 3 fields where the header has 2"),
@@ -278,6 +429,40 @@ def test_hugging_face_folder(hub, streaming):
         opened(hub, source="hf", streaming=streaming, column="body")
     with pytest.raises(UserError, match=r"split 'nope'.*train"):
         opened(hub, source="hf", streaming=streaming, split="nope")
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    first, rest = (datasets.Dataset.from_dict({"id": [0, 1], "text": part}) for part in (DOCUMENTS[:2], DOCUMENTS[2:]))
+    first.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": first, "validation": rest}).save_to_disk(tmp_path / "two")
+    for path in (tmp_path / "one", tmp_path / "two"):
+        source = opened(path, source="hf")
+        assert list(source.documents()) == DOCUMENTS[:2] == read(path, source="hf", streaming=True)
+        assert list(source.documents()) == DOCUMENTS[:2], "restartable"
+        assert list(opened(path, source="hf", split="train[1:]").documents()) == DOCUMENTS[1:2]
+        assert opened(path, source="hf", split="train[1:]").fingerprint != source.fingerprint
+        with pytest.raises(UserError, match=r"no column 'body'; it has 'id', 'text'"):
+            opened(path, source="hf", column="body")
+        with pytest.raises(UserError, match=r"split 'nope'.*train"):
+            opened(path, source="hf", split="nope")
+    assert opened(tmp_path / "one", source="hf").fingerprint == opened(tmp_path / "two", source="hf").fingerprint
+    assert list(opened(tmp_path / "two", source="hf", split="validation").documents()) == DOCUMENTS[2:]
+    assert list(opened(tmp_path / "two", source="hf", split="train+validation").documents()) == DOCUMENTS
+    rest.save_to_disk(tmp_path / "three")
+    assert opened(tmp_path / "three", source="hf").fingerprint != opened(tmp_path / "one", source="hf").fingerprint
+    arrow = next((tmp_path / "one").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cannot load dataset '.*one'"):
+        opened(tmp_path / "one", source="hf")
+
+
+def test_a_folder_that_is_not_what_it_seems(hub):
+    with pytest.raises(UserError, match=r"config\.data\.revision='v1': .* is a local folder; leave it empty"):
+        opened(hub, source="hf", revision="v1")
+    (hub / "more.txt").write_bytes(LFS)
+    with pytest.raises(UserError, match=r"more.txt is a git-lfs pointer"):
+        opened(hub, source="hf")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
