@@ -8,6 +8,8 @@ from pathlib import Path
 
 from jaxdistill.errors import UserError
 
+_LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
+
 
 def refusal(error: Exception) -> str:
     """The message of the operating system where a disk failed; "" for any other error.
@@ -39,3 +41,14 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
+
+
+def check_fetched(path: Path) -> None:
+    """Checks that git has fetched a file, where the folder is a clone of a repository that keeps large files apart.
+
+    Raises:
+      UserError: the file is a pointer of git-lfs.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")

@@ -1,13 +1,19 @@
 """From the name of a model to its folder and configuration: a local folder, or a download from the Hugging Face hub."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.errors import UserError
-from jaxdistill.models.families import FAMILIES
+from absl import logging
 
-_SMALL_FILES = ["*.json", "*.txt", "*.model"]  # config, tokenizer, index of shards
+from jaxdistill.errors import UserError
+from jaxdistill.files import check_fetched
+from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.weights import FLAX, has_safetensors
+
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, index of shards, chat template
 
 
 def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Path:
@@ -37,13 +43,18 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision or None,
-            allow_patterns=[*_SMALL_FILES, "*.safetensors", *(["*.bin"] if allow_pickle else [])],
-            ignore_patterns=["*/*"],
+    def fetch(patterns: list[str]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"]
+            )
         )
+
+    patterns = [*SMALL_FILES, "*.safetensors"]
+    try:
+        folder = fetch(patterns)
+        if not has_safetensors(folder):  # the same weights in a second format are not fetched
+            folder = fetch([*patterns, FLAX, *(["*.bin"] if allow_pickle else [])])
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         # OSError includes a missing network: requests' errors and the hub's LocalEntryNotFoundError derive from it.
         at = f" at revision {revision}" if revision else ""
@@ -51,7 +62,7 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
             f"{name}{at} is neither a folder here nor to be had from the hub "
             f"({type(error).__name__}): check the name and the network, or give a local folder"
         ) from error
-    return Path(folder)
+    return folder
 
 
 def load_config(folder: Path) -> Any:
@@ -60,20 +71,16 @@ def load_config(folder: Path) -> Any:
     Raises:
       UserError: there is no config.json, it cannot be read, or its model_type is not a family of FAMILIES.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} has no config.json: it is not a model folder")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    path, fields = folder / "config.json", config_fields(folder)
+    model_type = fields["model_type"] if "model_type" in fields else _inferred_type(path, fields)
     if model_type not in FAMILIES:
         raise UserError(f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}")
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
+    # AutoConfig goes by the folder's name where there is no model_type.
+    reader = AutoConfig if "model_type" in fields else CONFIG_MAPPING[model_type]
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error
     if model_type == "distilbert":
@@ -81,3 +88,66 @@ def load_config(folder: Path) -> Any:
         # training overwrote the sinusoids with BERT's learned positions. As parameters they are read, kept and written.
         config.sinusoidal_pos_embds = False
     return config
+
+
+def config_fields(folder: Path) -> dict[str, Any]:
+    """The fields of config.json as they stand; {} where it holds no object.
+
+    Raises:
+      UserError: there is no config.json, or it is not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: it is not a model folder")
+    check_fetched(path)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    return fields if isinstance(fields, dict) else {}
+
+
+def _inferred_type(path: Path, fields: dict[str, Any]) -> str | None:
+    """The model_type of a configuration of 2019 or 2020, which has none, by its architectures or else by its fields."""
+    named = [str(name) for name in fields.get("architectures") or ()]
+    kinds = {_type_of_class(name) for name in named} or {
+        next((kind for kind, fits in _FIELDS.items() if fits(fields)), None)
+    }
+    kind = kinds.pop() if len(kinds) == 1 else None
+    by = f"its architectures, {', '.join(named)}," if named else "the names of its fields"
+    if kind:
+        logging.warning("%s has no model_type; by %s it is read as %s", path, by, kind)
+    return kind
+
+
+def _type_of_class(name: str) -> str | None:
+    """The family of a class by its name: "bert" for BertForMaskedLM, TFBertModel and BertLMHeadModel."""
+    from transformers import CONFIG_MAPPING
+
+    for kind in FAMILIES:
+        stem = CONFIG_MAPPING[kind].__name__.removesuffix("Config")
+        if re.match(rf"(TF|Flax)?{stem}(For|Model|LMHead|DoubleHeads)", name):
+            return kind
+    return None
+
+
+def _has(*names: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda fields: all(name in fields for name in names)
+
+
+def _like_roberta(fields: dict[str, Any]) -> bool:
+    """RoBERTa has the fields of BERT, with a single token type."""
+    return _FIELDS["bert"](fields) and fields["type_vocab_size"] == 1
+
+
+# Family -> whether a configuration without model_type and architectures is of it; the first that fits counts.
+_FIELDS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "gpt_neo": _has("attention_types", "num_layers"),
+    "opt": _has("word_embed_proj_dim", "ffn_dim"),
+    "distilbert": _has("dim", "hidden_dim", "n_heads", "n_layers"),
+    "gpt2": _has("n_embd", "n_head", "n_layer"),
+    "albert": _has("num_hidden_groups", "inner_group_num"),
+    "electra": _has("embedding_size", "hidden_size", "intermediate_size", "type_vocab_size"),
+    "roberta": _like_roberta,
+    "bert": _has("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "type_vocab_size"),
+}

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import check_fetched
+from jaxdistill.models import hub
 from jaxdistill.models.library_messages import first_line, quiet
 
 # Special tokens of a folder that holds a bare tokenizer.json, recognised by its mask token or its end token.
@@ -33,6 +35,21 @@ _SPECIAL_TOKENS = {
     },
 }
 
+# The files from which a tokenizer is made, each set of them by itself; the last four need config.json beside them.
+FILES = (
+    ("tokenizer.json",),
+    ("tokenizer_config.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder has the files of a tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in FILES)
+
 
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer of a folder (transformers.PreTrainedTokenizerFast); a bare tokenizer.json is enough.
@@ -41,8 +58,12 @@ def load_tokenizer(folder: Path) -> Any:
       UserError: the folder has no fast tokenizer, or it cannot be read.
     """
     file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not file.is_file() and not settings.is_file():
-        raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json")
+    if not has_tokenizer(folder):
+        files = ", ".join(" with ".join(names) for names in FILES)
+        raise UserError(f"{folder} has no tokenizer: none of {files}")
+    for pattern in hub.SMALL_FILES:
+        for small in folder.glob(pattern):
+            check_fetched(small)
     try:
         tokenizer = _read(folder, file, settings)
     except UserError:
@@ -57,14 +78,20 @@ def load_tokenizer(folder: Path) -> Any:
 def _read(folder: Path, file: Path, settings: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if not settings.is_file() and not (folder / "config.json").is_file():
+    described = (folder / "config.json").is_file()
+    if not settings.is_file() and not described:
+        if not file.is_file():
+            raise UserError(f"{folder} has a vocabulary and no config.json, which says of which family it is: add one")
         return PreTrainedTokenizerFast(tokenizer_file=str(file), **_special_tokens(file))
     fields = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     # transformers 5 writes this name for the class that 4 calls PreTrainedTokenizerFast.
     backend = fields.get("tokenizer_class") == "TokenizersBackend"
     reader = PreTrainedTokenizerFast if backend else AutoTokenizer
+    options = {}
+    if fields.get("tokenizer_class") is None and described and "model_type" not in hub.config_fields(folder):
+        options["config"] = hub.load_config(folder)  # AutoTokenizer goes by the folder's name
     with quiet():
-        return reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
 
 
 def _special_tokens(file: Path) -> dict[str, str]:

@@ -5,7 +5,8 @@ that is missing, has another shape or is not finite is named in the error.
 """
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,28 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import check_fetched
 from jaxdistill.models import torch_names
 from jaxdistill.models.library_messages import first_line
 from jaxdistill.models.model import Model, init_params, param_shapes
 from jaxdistill.models.weight_names import Tensors, check_absent, check_unexpected, with_wanted_names
+
+_SAFETENSORS = "model.safetensors"
+FLAX = "flax_model.msgpack"
+_PICKLE = "pytorch_model.bin"
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# Under which names trainers keep the model's state dict, beside the optimizer's state and counters.
+_STATE_DICTS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+)
 
 
 def load_params(
@@ -69,28 +88,43 @@ def load_params(
 
 def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, Tensors]:
     """(the file that was read, or the index of its shards; the tensors)."""
-    readers: dict[str, Callable[[Path], Tensors]] = {"model.safetensors": _read_safetensors}
+    readers: dict[str, Callable[[Path], Tensors]] = {_SAFETENSORS: _read_safetensors}
     if allow_pickle:
-        readers["pytorch_model.bin"] = _read_pickle
+        readers[_PICKLE] = _read_pickle
     for name, read in readers.items():
         file, index = folder / name, folder / f"{name}.index.json"
         if file.is_file():
+            check_fetched(file)
             return file, read(file)
         if index.is_file():
+            check_fetched(index)
             return index, {key: value for shard in _shards(index) for key, value in read(shard).items()}
-    msgpack = folder / "flax_model.msgpack"
+    msgpack = folder / FLAX
     if msgpack.is_file():
+        check_fetched(msgpack)
         return msgpack, _read_msgpack(msgpack)
-    pickles = sorted(folder.glob("*.bin"))
+    pickles = sorted(file for ending in _PICKLES for file in folder.glob(f"*{ending}") if not _is_state(file))
     if pickles and not allow_pickle:
         raise UserError(
             f"{pickles[0]} is a pickle, and loading one can run code: convert it to safetensors, "
             "or pass --allow-pickle if you trust it"
         )
+    if pickles:
+        raise UserError(f"{pickles[0]} is not read under this name: rename it to {_PICKLE}")
     raise UserError(
-        f"{folder} holds no weights: no model.safetensors (or its index), no flax_model.msgpack; "
-        "pytorch_model.bin is fetched and read with --allow-pickle only"
+        f"{folder} holds no weights: no {_SAFETENSORS} (or its index), no {FLAX}; "
+        f"{_PICKLE} is fetched and read with --allow-pickle only"
     )
+
+
+def _is_state(file: Path) -> bool:
+    """Whether a pickle holds the trainer's state and no weights, by the names that transformers' trainer gives."""
+    return file.name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))
+
+
+def has_safetensors(folder: Path) -> bool:
+    """Whether `load_params` reads safetensors from the folder, and so no other format."""
+    return any((folder / name).is_file() for name in (_SAFETENSORS, f"{_SAFETENSORS}.index.json"))
 
 
 def _shards(index: Path) -> list[Path]:
@@ -102,6 +136,7 @@ def _shards(index: Path) -> list[Path]:
     for shard in shards:
         if shard.parent != index.parent or not shard.is_file():
             raise UserError(f"{index} names {shard.name}, which is not in the folder")
+        check_fetched(shard)
     return shards
 
 
@@ -123,18 +158,44 @@ def _read_safetensors(file: Path) -> Tensors:
 
 
 def _read_pickle(file: Path) -> Tensors:
-    import pickle
-
     try:
         import torch
     except ImportError as error:
         raise UserError(f"{file} is a pickle: reading it needs torch (pip install torch)") from error
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{file} holds more than tensors, or is damaged ({first_line(error)})") from error
-    # NumPy has no bfloat16, so floats are upcast by torch.
-    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage makes the unpickler raise errors of many types
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        holds = f"it holds a {named[1]}, which could run code" if named else "it is no file of torch, or is damaged"
+        raise UserError(f"{file} cannot be read as tensors: {holds}; save model.state_dict() alone") from error
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{file} holds a {type(saved).__name__}, no state dict; save model.state_dict() alone")
+    tensors = _tensors_alone(_state_dict(saved))
+    if not tensors:
+        raise UserError(
+            f"{file} holds {', '.join(map(str, list(saved)[:5])) or 'nothing'}, and no tensors of one model; save "
+            "model.state_dict() alone"
+        )
+    # NumPy has no bfloat16, so floats are upcast by torch. A parameter is detached, as NumPy refuses one.
+    return {
+        str(name): (t.float() if t.is_floating_point() else t).detach().to_dense().numpy()
+        for name, t in tensors.items()
+    }
+
+
+def _state_dict(saved: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The model's state dict in what a trainer saved: the whole of it, or one of its values."""
+    named = next((saved[name] for name in _STATE_DICTS if isinstance(saved.get(name), Mapping)), None)
+    if named is not None:
+        return _state_dict(named)
+    dicts = [one for one in saved.values() if isinstance(one, Mapping) and one and len(_tensors_alone(one)) == len(one)]
+    return dicts[0] if len(dicts) == 1 and not _tensors_alone(saved) else saved
+
+
+def _tensors_alone(saved: Mapping[Any, Any]) -> dict[Any, Any]:
+    import torch
+
+    return {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
 
 
 def _read_msgpack(file: Path) -> Tensors:

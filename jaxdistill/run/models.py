@@ -19,7 +19,7 @@ from jaxdistill.models.model import Model, build_model_for, init_params, param_s
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
 from jaxdistill.models.student import cut_student, student_config
-from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer, load_tokenizer
+from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer, has_tokenizer, load_tokenizer
 from jaxdistill.run import folder as folders
 
 
@@ -47,7 +47,7 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
     if tokenizer.mask_token_id is None and not choice.model.family.causal:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
-        own = [load_tokenizer(choice.folder)] if choice.folder and _has_tokenizer(choice.folder) else []
+        own = [load_tokenizer(choice.folder)] if choice.folder and has_tokenizer(choice.folder) else []
         check_same_vocabulary(teacher.config, choice.model.config, [tokenizer, *own])
     return Pair(choice.model, params, teacher, in_dtype(teacher_params, config.teacher.dtype), tokenizer, choice.layers)
 
@@ -128,10 +128,6 @@ def _tokenizer(config: Config, choice: StudentChoice) -> Any:
         assert choice.folder is not None, "config.check lets no run without a name for a tokenizer pass"
         folder = choice.folder
     return load_tokenizer(folder)
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def _teacher_model(settings: TeacherConfig, *, allow_pickle: bool) -> tuple[Model | None, Path | None]:

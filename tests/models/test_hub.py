@@ -1,12 +1,16 @@
 """Names of models and their configurations: what is read, and one clear line for what cannot be."""
 
 import json
+import shutil
 
 import pytest
 import tiny
 from refusal import refused
 
-from jaxdistill.models import hub
+from jaxdistill.models import hub, tokenizer, weights
+from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.model import build_model
+from jaxdistill.models.tokenizer import load_tokenizer
 
 
 def test_a_local_folder_is_itself(tmp_path):
@@ -51,3 +55,146 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     assert type(hub.load_config(tmp_path)).__name__ == "BertConfig"
     assert not (tmp_path / "ran").exists()
+
+
+def write_config(folder, kind, *without, **changed):
+    fields = {name: value for name, value in tiny.config(kind).to_dict().items() if name not in without}
+    (folder / "config.json").write_text(json.dumps({**fields, **changed}))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("BertForPreTraining", "bert"),
+        ("TFBertModel", "bert"),
+        ("RobertaForMaskedLM", "roberta"),
+        ("XLMRobertaForMaskedLM", "xlm-roberta"),
+        ("DistilBertForMaskedLM", "distilbert"),
+        ("ElectraForPreTraining", "electra"),
+        ("AlbertModel", "albert"),
+        ("GPT2LMHeadModel", "gpt2"),
+        ("GPTNeoForCausalLM", "gpt_neo"),
+        ("OPTForCausalLM", "opt"),
+        ("FlaxLlamaForCausalLM", "llama"),
+    ],
+)
+def test_a_config_without_model_type_goes_by_its_architectures(tmp_path, caplog, name, kind):
+    write_config(tmp_path, kind, "model_type", architectures=[name])
+    config = hub.load_config(tmp_path)
+    assert {**config.to_dict(), "architectures": None} == {**tiny.config(kind).to_dict(), "architectures": None}
+    assert f"by its architectures, {name}, it is read as {kind}" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert", "gpt2", "gpt_neo", "opt"])
+def test_a_config_without_model_type_and_architectures_goes_by_its_fields(tmp_path, caplog, kind):
+    folder = tmp_path / "albert-gpt2-bert"  # AutoConfig would go by this name
+    folder.mkdir()
+    write_config(folder, kind, "model_type", "architectures")
+    assert hub.load_config(folder).to_dict() == tiny.config(kind).to_dict()
+    assert f"by the names of its fields it is read as {kind}" in caplog.text
+
+
+@pytest.mark.parametrize("named", [["T5Model"], ["BertModel", "GPT2Model"], "BertModel", [None], {}])
+def test_a_config_that_says_no_family_is_refused(tmp_path, named):
+    write_config(tmp_path, "bert", "model_type", "hidden_size", architectures=named)
+    refused(lambda: hub.load_config(tmp_path), "model_type None", "bert, roberta")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a" * 16 + "\nsize 440449768\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+        "spiece.model",
+        "chat_template.jinja",
+        "generation_config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "flax_model.msgpack",
+        "pytorch_model.bin",
+    ],
+)
+def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path, name):
+    import tiny_run
+
+    tiny_run.make_tokenizer(tiny_run.lines(20)).save_pretrained(tmp_path)
+    tiny.config("bert").save_pretrained(tmp_path)
+    (tmp_path / name).write_text(POINTER)
+
+    def load():
+        load_tokenizer(tmp_path)
+        weights.load_params(tmp_path, build_model(hub.load_config(tmp_path)), allow_pickle=True)
+
+    refused(load, f"{name} is a git-lfs pointer", "git lfs pull")
+
+
+def test_a_shard_that_is_a_pointer(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-1-of-1.safetensors"}}')
+    (tmp_path / "model-1-of-1.safetensors").write_text(POINTER)
+    refused(lambda: weights.load_params(tmp_path, tiny.model("bert")), "model-1-of-1.safetensors is a git-lfs pointer")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder that stands for a repository of the hub, and what was fetched of it."""
+    import huggingface_hub
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    here, fetched = tmp_path / "repository", tmp_path / "fetched"
+    here.mkdir()
+    fetched.mkdir()
+
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
+        files = [str(file.relative_to(here)) for file in here.rglob("*") if file.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            shutil.copy(here / file, fetched / file)
+        return str(fetched)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return here, fetched
+
+
+def files_that_are_read() -> set[str]:
+    """By the loaders here and by the tokenizers of all families in transformers; without pickles."""
+    from transformers import TOKENIZER_MAPPING
+    from transformers.tokenization_utils_base import (
+        ADDED_TOKENS_FILE,
+        SPECIAL_TOKENS_MAP_FILE,
+        TOKENIZER_CONFIG_FILE,
+    )
+    from transformers.utils.hub import CHAT_TEMPLATE_FILE
+
+    names = {"config.json", "generation_config.json", *(name for names in tokenizer.FILES for name in names)}
+    names |= {ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE}
+    for kind in FAMILIES:
+        classes = TOKENIZER_MAPPING[type(tiny.config(kind))]
+        names |= {name for one in classes if one is not None for name in one.vocab_files_names.values()}
+    return names
+
+
+@pytest.mark.parametrize("allow_pickle", [False, True])
+@pytest.mark.parametrize(
+    ("there", "left"),
+    [
+        (("model.safetensors", "flax_model.msgpack", "pytorch_model.bin"), {"flax_model.msgpack", "pytorch_model.bin"}),
+        (("model.safetensors.index.json", "model-1-of-1.safetensors", "flax_model.msgpack"), {"flax_model.msgpack"}),
+        (("flax_model.msgpack",), set()),
+        (("flax_model.msgpack", "pytorch_model.bin"), {"pytorch_model.bin"}),
+        (("pytorch_model.bin.index.json", "pytorch_model-1-of-1.bin"), {"pytorch_model-1-of-1.bin"}),
+    ],
+)
+def test_all_that_is_read_is_fetched(repository, there, left, allow_pickle):
+    here, fetched = repository
+    read = {*files_that_are_read(), *there}
+    for name in {*read, "own.py", "tf_model.h5", "README.md", "rust_model.ot"}:
+        (here / name).write_text("")
+    hub.resolve("user/model", allow_pickle=allow_pickle)
+    safe = any("safetensors" in name for name in there)
+    left = left if safe or not allow_pickle else set()
+    assert {file.name for file in fetched.iterdir()} == read - left

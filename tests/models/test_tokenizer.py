@@ -85,3 +85,28 @@ def test_vocabularies_must_agree():
     check_same_vocabulary(bert, bert, [Words("a", "b"), Words("a", "b")])
     with pytest.raises(UserError, match=r"teacher's tokenizer has 2 entries, the student's 2, and 4 \(token, id\)"):
         check_same_vocabulary(bert, bert, [Words("a", "b"), Words("b", "a")])
+
+
+@pytest.mark.parametrize("without", [(), ("model_type", "architectures")])
+def test_a_vocabulary_alone_is_read_as_autotokenizer_reads_it(tmp_path, without):
+    import tiny_causal
+    import tiny_run
+    from transformers import BertTokenizerFast, GPT2TokenizerFast
+
+    texts = tiny_run.lines(50)
+    for kind, words, made in (
+        ("bert", tiny_run.make_tokenizer(texts), BertTokenizerFast),
+        ("gpt2", tiny_causal.make_tokenizer(texts), GPT2TokenizerFast),
+    ):
+        folder = tmp_path / kind
+        words.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            (folder / name).unlink(missing_ok=True)
+        fields = {name: value for name, value in tiny.config(kind).to_dict().items() if name not in without}
+        (folder / "config.json").write_text(json.dumps(fields))
+        read = load_tokenizer(folder)
+        assert type(read) is made and read(texts)["input_ids"] == words(texts)["input_ids"]
+        (folder / "config.json").unlink()
+        refused(lambda folder=folder: load_tokenizer(folder), "has a vocabulary and no config.json")
+    (tmp_path / "gpt2" / "merges.txt").unlink()
+    refused(lambda: load_tokenizer(tmp_path / "gpt2"), "has no tokenizer", "vocab.json with merges.txt")

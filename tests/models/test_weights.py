@@ -81,3 +81,79 @@ def test_damaged_index_of_shards(folder):
     for shard in ("model-1.safetensors", "../model.safetensors"):
         index.write_text(json.dumps({"weight_map": {"bert.x": shard}}))
         refused(lambda: weights.load_params(folder, model), "which is not in the folder")
+
+
+def save_pickle(folder, saved):
+    import torch
+
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(saved, folder / "pytorch_model.bin")
+
+
+def state_dict():
+    import torch
+
+    return {name: torch.nn.Parameter(torch.tensor(x)) for name, x in torch_names.to_torch(tiny.params("bert")).items()}
+
+
+def wrapped(prefix):
+    return {prefix + name: value for name, value in state_dict().items()}
+
+
+TRAINERS = {
+    "a plain state dict": lambda rest: state_dict(),
+    "beside a counter": lambda rest: {**state_dict(), "epoch": 3},
+    "a loop of the user's": lambda rest: {"model": state_dict(), **rest},
+    "the tutorials of torch": lambda rest: {"model_state_dict": state_dict(), "loss": 0.1, **rest},
+    "Lightning": lambda rest: {"state_dict": wrapped("model."), "hyper_parameters": {"lr": 0.1}, **rest},
+    "DeepSpeed": lambda rest: {"module": wrapped("module."), **rest},
+    "twice": lambda rest: {"state": {"x": 1}, "model": {"state_dict": state_dict(), **rest}},
+    "a name of the user's": lambda rest: {"student": state_dict(), **rest},
+}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_pickles_as_trainers_write_them(folder, trainer):
+    import torch
+
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    rest = {"optimizer": optimizer.state_dict(), "epoch": 3, "step": torch.tensor(7)}
+    if trainer == "a name of the user's":
+        del rest["step"]
+    save_pickle(folder, TRAINERS[trainer](rest))
+    params = weights.load_params(folder, tiny.model("bert"), allow_pickle=True)
+    jax.tree.map(np.testing.assert_array_equal, params, tiny.params("bert"))
+    refused(lambda: weights.load_params(folder, tiny.model("bert")), "is a pickle", "--allow-pickle")
+
+
+def test_pickles_that_are_refused(folder):
+    import argparse
+
+    import torch
+
+    def said(*parts):
+        refused(lambda: weights.load_params(folder, tiny.model("bert"), allow_pickle=True), *parts)
+
+    save_pickle(folder, {"model": state_dict(), "args": argparse.Namespace(lr=0.1)})
+    said("holds a argparse.Namespace", "save model.state_dict() alone")
+    save_pickle(folder, torch.nn.Linear(2, 2))
+    said("Linear")
+    save_pickle(folder, [torch.ones(2)])
+    said("holds a list")
+    save_pickle(folder, {"student": state_dict(), "teacher": state_dict()})
+    said("holds student, teacher, and no tensors of one model")
+    save_pickle(folder, {})
+    said("holds nothing")
+    file = folder / "pytorch_model.bin"
+    save_pickle(folder, state_dict())
+    whole = file.read_bytes()
+    for size in (0, 3, 100, len(whole) // 2):
+        file.write_bytes(whole[:size])
+        said("pytorch_model.bin", "is no file of torch, or is damaged")
+    file.rename(folder / "best.ckpt")
+    (folder / "optimizer.pt").write_bytes(b"")
+    said("best.ckpt", "rename it to pytorch_model.bin")
+    refused(lambda: weights.load_params(folder, tiny.model("bert")), "best.ckpt is a pickle", "--allow-pickle")
