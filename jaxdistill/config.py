@@ -6,15 +6,17 @@ Package code supplies no other default, so `<workdir>/config.json` shows every v
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ml_collections import ConfigDict, config_dict
 
 from jaxdistill.data.settings import DataConfig, MaskConfig
 from jaxdistill.errors import UserError
+from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.export.settings import ExportConfig
-from jaxdistill.knobs import Section, is_resumable, knob
+from jaxdistill.knobs import OneOf, Section, is_resumable, knob
 from jaxdistill.losses.divergences import DIVERGENCES
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
@@ -27,15 +29,18 @@ from jaxdistill.step.settings import MeshConfig, TrainConfig
 __all__ = ["DIVERGENCES", "Config", "base", "check_variant"]  # for recipes
 
 
+_FIGURES = [figure for row in EVALUATORS.values() for figure in row.lower]
+
+
 class CheckpointConfig(Section):
     """When the run is saved, and which checkpoints are kept."""
 
     every: int = knob(0, "Steps between checkpoints; 0 = after every epoch.", ge=0, resumable=True)
     keep: int = knob(2, "Number of most recent checkpoints to keep, besides the best one.", ge=1, resumable=True)
     keep_epochs: bool = knob(False, "Also keep the checkpoint after every epoch.", resumable=True)
-    best: Literal["", "perplexity", "mlm_loss", "kl", "pseudo_perplexity"] = knob(
+    best: Annotated[str, OneOf(("", *_FIGURES))] = knob(
         "perplexity",
-        "Figure of the evaluation, lower being better, that decides on the best checkpoint.",
+        "Figure of the evaluation, lower being better, that decides on the best checkpoint; empty keeps no best one.",
         resumable=True,
     )
 
@@ -153,7 +158,7 @@ def _may_change(key: str) -> bool:
 
 
 def check(config: Config) -> None:
-    """Checks every rule between knobs that needs no file, model or device.
+    """Checks every rule between knobs that needs neither text, nor a model, nor a device.
 
     Raises:
       UserError: the first broken rule, with its key, its value and what to do.
@@ -170,7 +175,15 @@ def check(config: Config) -> None:
     config.student.check()
     config.loss.check()
     config.evaluate.check()
-    for rule in (_attention_and_rows, _where_models_come_from, _rows_divide, _sampling, _policy_gradient, _devices):
+    for rule in (
+        _attention_and_rows,
+        _where_models_come_from,
+        _revisions,
+        _rows_divide,
+        _sampling,
+        _policy_gradient,
+        _devices,
+    ):
         rule(config)
 
 
@@ -190,6 +203,16 @@ def _where_models_come_from(c: Config) -> None:
         )
     if not (c.teacher.name or c.student.name or c.tokenizer.name):
         raise UserError("config.tokenizer.name is empty; name one, as there is no teacher to take it from")
+
+
+def _revisions(c: Config) -> None:
+    for role, side in (("teacher", c.teacher), ("student", c.student), ("tokenizer", c.tokenizer)):
+        if side.revision and (not side.name or Path(side.name).expanduser().is_dir()):
+            named = f"{side.name} is a folder" if side.name else f"config.{role}.name is empty"
+            raise UserError(
+                f"config.{role}.revision={side.revision!r} is of a hub name, and {named}; "
+                f"set config.{role}.revision to '', or name a model of the hub"
+            )
 
 
 def _rows_divide(c: Config) -> None:

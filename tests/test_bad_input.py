@@ -139,6 +139,14 @@ def test_prepared_text_of_another_length(tiny, run, tmp_path):
         ({"evaluate__prompts": f"('{'the ' * 40}[MASK]',)"}, ["43 tokens", "40"]),
         ({"loss__alpha_hidden_mse": 1, "loss__layer_map": "((0,9),)"}, ["config.loss.layer_map", "(0, 9)", "-1 to 3"]),
         ({"loss__alpha_attention": 1, "loss__layer_map": "((-1,-1),)"}, ["config.loss.layer_map", "embeddings"]),
+        ({"checkpoint__best": "kl", "evaluate__metrics": "('perplexity',)"}, ["best='kl'", "perplexity, mlm_loss"]),
+        ({"checkpoint__best": "clm_loss"}, ["best='clm_loss'", "a bert", "perplexity, mlm_loss, kl"]),
+        ({"checkpoint__best": "pseudo_perplexity"}, ["best='pseudo_perplexity'", "evaluate.metrics"]),
+        ({"evaluate__metrics": "('agreement',)"}, ["best='perplexity'", "kl, ''"]),
+        ({"checkpoint__keep_epochs": True, "checkpoint__every": 7}, ["keep_epochs", "every=7", "divisor of"]),
+        ({"student__overrides": "{'hidden_dropout_prob': 1.5}"}, ["hidden_dropout_prob is 1.5", "between 0 and 1"]),
+        ({"student__overrides": "{'attention_probs_dropout_prob': -0.1}"}, ["is -0.1", "between 0 and 1"]),
+        ({"student__overrides": "{'hidden_dropout_prob': 1e999}"}, ["hidden_dropout_prob is inf"]),
         ({"train__freeze": "('nothing_has_this',)"}, ["config.train.freeze", "'nothing_has_this'"]),
         ({"train__freeze": "('^bert/',)"}, ["config.train.freeze", "'^bert/'", "student/bert/"]),
         ({"train__freeze": "('.',)"}, ["config.train.freeze", "every parameter of the student"]),
@@ -415,3 +423,42 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     write(4, "train", {"loss": 0.25})
     close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_best_on_a_figure_of_a_teacher_that_is_not_there(tiny, tmp_path):
+    values = {"teacher__name": "", "student__name": tiny.teacher, "checkpoint__best": "kl"}
+    refused_run(tiny, tmp_path, "best='kl'", "without a teacher", "perplexity, mlm_loss, ''", **values)
+
+
+def test_a_teacher_with_a_dropout_that_is_none(tiny, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny.teacher, teacher)
+    fields = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(fields | {"hidden_dropout_prob": 7.0}))
+    refused_run(tiny, tmp_path, "hidden_dropout_prob is 7.0", teacher__name=teacher)
+
+
+def test_an_evaluation_that_is_not_finite(tiny, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny.teacher, teacher)
+    tensors = load_file(teacher / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layer.1.output.dense.weight"))
+    tensors[name] = np.full_like(tensors[name], 3e38)  # finite, but sums of it are not
+    save_file(tensors, teacher / "model.safetensors", metadata={"format": "pt"})
+    values = {"teacher__name": teacher, "student__layers": "[0,2]"}
+    said = ["kl is nan in the evaluation of step 0", "there is no checkpoint", "check its weights"]
+    refused(train.main, tiny_run.arguments(tiny, tmp_path / "run", **values), *said)
+    assert tiny_run.records(tmp_path / "run") == []
+
+
+def test_metrics_are_json_whatever_the_figures_are(tmp_path):
+    from jaxdistill.run import writers
+
+    write, close = writers.jsonl(tmp_path / "metrics.jsonl", resume_at=0)
+    write(1, "train", {"loss": 1.0, "a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 0.5})
+    close()
+    strange: list[str] = []
+    record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=strange.append)
+    assert strange == [] and {name: record[name] for name in "abcd"} == {"a": None, "b": None, "c": None, "d": 0.5}

@@ -176,6 +176,8 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "data.source": (["txt"], "jsonl"),
     "data.template": (["{prompt}", "{completion} {prompt}", "{prompt} {completion}."], "{prompt} => {completion}"),
     "data.limit": ([-1], 5),
+    "data.max_document_bytes": ([0], 1),
+    "data.max_field_lines": ([0], 1),
     "data.eval_fraction": ([-0.1, 0.6, math.nan], 0.5),
     "data.max_length": ([3], 4),
     "data.min_tokens": ([2], 3),
@@ -194,7 +196,7 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "loss.beta": ([-0.1, 1.5], 0.1),
     "loss.head": (["auto"], "dense"),
     **{f"loss.alpha_{name}": ([-1.0, math.nan, math.inf], 3.0) for name in TERMS},
-    "loss.layer_map": (["0,1", 3, ()], ((0, 1),)),
+    "loss.layer_map": (["0,1", 3, (), ((0, 1), (1, 2), (0, 1)), ((-1, -1), (-1, -1))], ((0, 1), (0, 2), (1, 2))),
     "loss.end": ([{"beta": 1.0}, {"temperature": 0.0}, {"alpha_ce": -1.0}, {"alpha_ce": "x"}], {"temperature": 1.0}),
     "loss.ramp": (["exponential"], "cosine"),
     "sample.student": ([-0.1, 1.1], 0.5),
@@ -240,7 +242,7 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "evaluate.rouge_rows": ([-1], 0),
     "checkpoint.every": ([-1], 1),
     "checkpoint.keep": ([0], 1),
-    "checkpoint.best": (["top1", "loss"], ""),
+    "checkpoint.best": (["top1", "loss", "rouge1"], "clm_loss"),
     "log.every": ([0], 1),
 }
 
@@ -416,6 +418,7 @@ OTHER = {
     "data.buckets": (64, 128),
 }
 RESUMABLE = ("evaluate.", "checkpoint.", "log.", "export.", "data.threads", "data.prefetch", "data.cache_dir")
+RESUMABLE += ("data.max_document_bytes", "data.max_field_lines")
 
 
 @pytest.mark.parametrize("key", sorted(KNOBS))
@@ -488,3 +491,17 @@ def test_a_mistyped_variant_is_refused_by_every_recipe(path, variant):
 
 def test_a_colon_without_a_variant_is_refused(recipe):
     assert "ends with a colon" in refused(f"{recipe()}:")
+
+
+def test_a_revision_is_of_the_hub_alone(tmp_path):
+    for role in ("teacher", "student", "tokenizer"):
+        for name, said in ((str(tmp_path), f"{tmp_path} is a folder"), ("", f"config.{role}.name is empty")):
+            config = valid()
+            config.student.name = "somebody/student"  # so that a run without a teacher has a start
+            config.tokenizer.name = "somebody/tokenizer"
+            config[role].name, config[role].revision = name, "main"
+            with pytest.raises(UserError, match=re.escape(f"config.{role}.revision='main'")) as caught:
+                validate(config)
+            assert said in str(caught.value)
+            config[role].name = "somebody/model"
+            validate(config)

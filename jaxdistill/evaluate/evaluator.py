@@ -1,5 +1,6 @@
 """All figures that a run measures, as one function of the parameters."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import PyTree
 
 from jaxdistill.data.settings import MaskConfig
 from jaxdistill.data.text import Text
+from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.context import Context, Evaluator, ScoredCompletion
 from jaxdistill.evaluate.settings import EvaluateConfig
@@ -57,3 +59,20 @@ def make_evaluator(settings: EvaluateConfig, context: Context) -> Evaluator:
             yield from evaluator(student_params, teacher_params)
 
     return evaluate
+
+
+def check_finite(figures: Mapping[str, float], *, of: Callable[[], str]) -> None:
+    """Checks that every figure is a number.
+
+    Args:
+      of: says what was measured, for the message: "step 20; the last good checkpoint is that of step 10".
+
+    Raises:
+      UserError: names the first figure that is not.
+    """
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} in the evaluation of {of()}. A model's parameters, or what it computes from them, are "
+                "not finite: check its weights, compute in float32, or train with a lower config.optim.learning_rate"
+            )

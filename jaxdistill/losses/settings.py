@@ -14,6 +14,9 @@ from jaxdistill.losses.terms import TERMS
 def _layer_map(pairs: tuple | None) -> tuple | None:
     if pairs is not None and not pairs:
         raise ValueError("must be None, or pairs ((student layer, teacher layer), ...)")
+    for pair in pairs or ():
+        if (pairs or ()).count(pair) > 1:
+            raise ValueError(f"has the pair {pair} more than once; name each pair once")
     return pairs
 
 

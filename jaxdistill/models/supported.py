@@ -1,5 +1,6 @@
 """Which configurations transformers' Flax classes compute as PyTorch does; all others are refused by name."""
 
+from numbers import Real
 from typing import Any
 
 from jaxdistill.errors import UserError
@@ -45,6 +46,7 @@ def check_supported(config: Any) -> None:
     elif getattr(config, "is_decoder", False):
         raise UserError(f"{kind} config: is_decoder is true; a masked LM must see both sides")
     _check_activation(config)
+    _check_dropout(config)
 
 
 def _check_causal(config: Any) -> None:
@@ -103,6 +105,13 @@ def _check_activation(config: Any) -> None:
     activation = next((value for name in names if (value := getattr(config, name, None))), None)
     if activation not in ACT2FN:
         raise UserError(f"{config.model_type} config: activation {activation!r} is none of {', '.join(ACT2FN)}")
+
+
+def _check_dropout(config: Any) -> None:
+    """Flax scales by 1 / (1 - rate) whatever the rate is: above 1 it turns the signs of activations round."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, Real) and not 0 <= value <= 1:
+            raise UserError(f"{config.model_type} config: {name} is {value!r}; a dropout must lie between 0 and 1")
 
 
 def head_size(config: Any) -> int:

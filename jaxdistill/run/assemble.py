@@ -16,7 +16,7 @@ from jaxdistill.data.batching import HostBatch
 from jaxdistill.data.pipeline import BatchIterator, Hosts, Schedule, steps_per_epoch
 from jaxdistill.data.text import Text
 from jaxdistill.errors import UserError
-from jaxdistill.evaluate import EVALUATORS
+from jaxdistill.evaluate import EVALUATORS, lower_is_better
 from jaxdistill.evaluate.context import Evaluator
 from jaxdistill.evaluate.evaluator import make_context, make_evaluator
 from jaxdistill.evaluate.perplexity import pruned_layers
@@ -62,6 +62,7 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     writers.check_installed(config.log)
     source = texts.open_text(config.data)
     pair = load_pair(config, allow_pickle=allow_pickle, report=print)
+    _check_best(config, pair)
     check_prompts(config.evaluate, pair)
     objective = make_objective(config.loss, config.policy, pair)
     pruned_layers(config.evaluate, pair.student)  # raises for layers that do not exist
@@ -76,6 +77,7 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     per_epoch = steps_per_epoch(
         text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
     )
+    _check_ends_of_epochs(config, per_epoch)
     steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
     batches = train_batches_of(config, text, steps=steps)
     rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
@@ -127,6 +129,27 @@ def _check_same_run(config: Config, workdir: Path) -> bool:
             "name another --workdir, or repeat the config to resume"
         )
     return began is None
+
+
+def _check_best(config: Config, pair: Pair) -> None:
+    best, metrics = config.checkpoint.best, config.evaluate.metrics
+    measured = lower_is_better(metrics, teacher=pair.teacher is not None, causal=pair.student.family.causal)
+    if best and best not in measured:
+        without = "" if pair.teacher else " without a teacher"
+        raise UserError(
+            f"config.checkpoint.best={best!r} is not measured on a {pair.student.config.model_type}{without} by "
+            f"config.evaluate.metrics={metrics!r}; set it to one of {', '.join(measured + [repr('')])}, or add a metric"
+        )
+
+
+def _check_ends_of_epochs(config: Config, per_epoch: int) -> None:
+    every = config.checkpoint.every
+    if config.checkpoint.keep_epochs and every and per_epoch % every:
+        raise UserError(
+            f"config.checkpoint.keep_epochs keeps the checkpoint after every epoch of {per_epoch} steps, and "
+            f"config.checkpoint.every={every} saves none at step {per_epoch}; set every to 0, or to a divisor of "
+            f"{per_epoch}"
+        )
 
 
 def _with_teacher_copied(evaluate: Evaluator, config: Config, shardings: PyTree) -> Evaluator:

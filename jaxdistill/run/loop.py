@@ -14,6 +14,7 @@ from orbax.checkpoint import CheckpointManager
 from jaxdistill import config as configs
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
+from jaxdistill.evaluate.evaluator import check_finite
 from jaxdistill.run import checkpoint, memory
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import Parts, assemble
@@ -72,8 +73,14 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
     log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
     key = jax.random.key(config.seed)
     eval_every, save_every = config.evaluate.every or per_epoch, config.checkpoint.every or per_epoch
+
+    def evaluate(at: int, student_params: PyTree) -> dict[str, float]:
+        figures = dict(parts.evaluate(student_params, teacher_params))
+        check_finite(figures, of=lambda: f"step {at}; {_last_good(manager)}")
+        return figures
+
     if start == 0:
-        write(0, "eval", dict(parts.evaluate(state.params["student"], teacher_params)))  # before any training
+        write(0, "eval", evaluate(0, state.params["student"]))  # before any training
     memory.give_back()
     began_at = time.perf_counter()
     for at in range(start + 1, steps + 1):
@@ -96,7 +103,7 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
         if evaluates or saves:
             log.read()  # now, so that no NaN is ever evaluated or saved
         if evaluates:
-            figures = dict(parts.evaluate(state.params["student"], teacher_params))
+            figures = evaluate(at, state.params["student"])
             write(at, "eval", figures)
         if saves:
             notes = _notes(config, parts, figures)
@@ -105,7 +112,7 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
             log.restart()
     checkpoint.finish(manager)
     if not figures:  # resumed after the last step
-        figures = dict(parts.evaluate(state.params["student"], teacher_params))
+        figures = evaluate(steps, state.params["student"])
     show_prompts(config.evaluate, parts.pair, jax.device_get(state.params["student"]), report=report)
     return figures
 

@@ -11,7 +11,7 @@ from jaxdistill.data import text as texts
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.context import ScoredCompletion
-from jaxdistill.evaluate.evaluator import make_context, make_evaluator
+from jaxdistill.evaluate.evaluator import check_finite, make_context, make_evaluator
 from jaxdistill.files import write_text, writing
 from jaxdistill.models.model import build_model_for
 from jaxdistill.models.pair import Pair
@@ -78,4 +78,6 @@ def evaluate(
     )
     measure = make_evaluator(config.evaluate, context)
     everywhere = sharding.replicated(mesh)
-    return dict(measure(jax.device_put(student.params, everywhere), jax.device_put(teacher_params, everywhere)))
+    figures = dict(measure(jax.device_put(student.params, everywhere), jax.device_put(teacher_params, everywhere)))
+    check_finite(figures, of=lambda: f"{workdir}, step {student.step}")
+    return figures

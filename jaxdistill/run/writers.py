@@ -32,8 +32,10 @@ def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
         file = path.open("ab", buffering=0)  # unbuffered, so that closing has nothing left to write and cannot fail
 
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
-        record: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind, **figures}
-        line = f"{json.dumps(record)}\n".encode()
+        # JSON has no NaN and no infinity; null is what pandas and jq read instead.
+        values = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        record: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind, **values}
+        line = f"{json.dumps(record, allow_nan=False)}\n".encode()
         with writing(path):
             if file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
