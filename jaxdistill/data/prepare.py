@@ -3,8 +3,9 @@
 The folder is named by a hash of everything that decides on its content, so a second run reuses it, and a changed file,
 tokenizer or setting makes another folder. It holds tokens.bin (rows back to back; uint16, or int32 for 65,536 ids and
 more), offsets.npy (int64, where each row starts, and the end), counts.npy (int64, how often each id stands in
-tokens.bin) and meta.json (settings and counts). For causal models also documents.npy (int64, where each document
-starts, and the end) and prompts.npy (int64, how many tokens of each document are prompt).
+tokens.bin) and meta.json (settings, counts, and the fingerprints of the other files). For causal models also
+documents.npy (int64, where each document starts, and the end) and prompts.npy (int64, how many tokens of each document
+are prompt).
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from jaxdistill.data.encode import Encoded, encode_ahead, encode_pairs, encode_t
 from jaxdistill.data.frame import Ragged, fill_rows, frame, frame_causal, select, too_short_or_unknown
 from jaxdistill.data.settings import DataConfig
 from jaxdistill.data.sources import Source
-from jaxdistill.data.store import FORMAT_VERSION, open_store
+from jaxdistill.data.store import FORMAT_VERSION, TOKENS, open_store, records_of
 from jaxdistill.data.vocabulary import Vocabulary, vocabulary_of
 from jaxdistill.errors import UserError
 
@@ -167,6 +168,7 @@ def _write(folder: Path, source: Source, layout: _Layout, settings: dict[str, An
         raise UserError(_nothing_usable(tally, source, layout))
     with writing(folder.parent):
         _save_arrays(folder, tally, causal=layout.causal)
+        meta |= records_of(folder)
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     report(
         f"tokenised {tally.documents:,} documents into {meta['rows']:,} rows, {tally.tokens:,} tokens in "
@@ -178,7 +180,7 @@ def _write(folder: Path, source: Source, layout: _Layout, settings: dict[str, An
 @contextmanager
 def _token_file(folder: Path) -> Iterator[IO[bytes]]:
     with writing(folder.parent):
-        file = open(folder / "tokens.bin", "wb")  # noqa: SIM115 - the block may raise OSErrors of the source
+        file = open(folder / TOKENS, "wb")  # noqa: SIM115 - the block may raise OSErrors of the source
     try:
         yield file
     finally:

@@ -1,17 +1,30 @@
 """Prepared text, opened as a memory map: the folders that `prepare.py` writes."""
 
 import dataclasses
+import functools
+import hashlib
 import json
+import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import check_fetched
 
 FORMAT_VERSION = 1
+
+TOKENS = "tokens.bin"
+ARRAYS = ("offsets.npy", "counts.npy", "documents.npy", "prompts.npy")  # the last two for causal models
+
+# A smaller file of tokens is read whole and checked by every process that opens it, which takes a fifth of a second.
+CHECKED_ALWAYS_BYTES = 1 << 28
+
+_BLOCK = 1 << 24  # bytes of a file of tokens that are checked at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +44,29 @@ class TokenStore:
     """Where each document of the whole folder starts in `tokens`, and the end; None: prepared for masked models."""
     prompts: Int64[np.ndarray, "documents"] | None = None
     """How many tokens of each document are prompt."""
+    map: mmap.mmap | None = None
+    """The map that `tokens` is in; None: in memory."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> Integer[np.ndarray, "length"]:
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
+
+    def check_whole(self) -> None:
+        """Checks that the file still has the size that was mapped.
+
+        To read a page beyond the end of a file kills the process (SIGBUS). Readers ask before each batch, which takes
+        a microsecond; a file that is cut between this question and the reading is not noticed.
+
+        Raises:
+          UserError: the file was cut short.
+        """
+        if self.map is not None and self.map.size() < self.tokens.nbytes:
+            raise UserError(
+                f"{str(self.path / TOKENS)!r} was cut from {self.tokens.nbytes:,} to {self.map.size():,} bytes while "
+                "it was read; delete its folder, and start again"
+            )
 
     def slice(self, start: int, stop: int) -> "TokenStore":
         """A view of rows start to stop - 1."""
@@ -48,7 +78,7 @@ def open_store(path: Path | str) -> TokenStore:
     """Opens a folder of prepared text.
 
     Raises:
-      UserError: another kind of folder, another format version, or a damaged or truncated folder.
+      UserError: another kind of folder, another format version, or a damaged, truncated or edited folder.
     """
     path = Path(path)
     meta = _read_meta(path)
@@ -63,14 +93,92 @@ def open_store(path: Path | str) -> TokenStore:
             f"prepared data {str(path)!r} is truncated: tokens, rows, end of the last row and vocabulary "
             f"are {sizes}, meta.json says {expected}; delete the folder"
         )
+    _check_content(path, meta)
     return store
+
+
+# What is recorded of a folder's content. Preparing writes two records into meta.json: "fingerprints", the SHA-256 of
+# each file, and "written", which file of tokens it was that preparing closed (size, times and inode). Folders of 0.1.0
+# have neither, and are opened with the check of their ids alone.
+#
+# The file of tokens may have many GB. A fingerprint of samples would let most edits pass, so it is of the whole file;
+# but the whole file is only read where somebody may have changed it: whoever writes to a file, even one who restores
+# the time of its content, changes the time of its inode, and a copy has another inode. A large folder that stands where
+# it was prepared thus opens at once, and a copied one is read once by every process, at the speed of the disk.
+
+
+class _Identity(NamedTuple):
+    """What changes when a file is written to or replaced."""
+
+    size: int
+    modified: int  # nanoseconds
+    changed: int  # nanoseconds; of the inode, which no program can set
+    inode: int
+
+
+def _identity(file: Path) -> _Identity:
+    stat = os.stat(file)
+    return _Identity(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def records_of(folder: Path) -> dict[str, Any]:
+    """The part of meta.json by which `open_store` notices that a file of the folder has changed since."""
+    names = [name for name in (TOKENS, *ARRAYS) if (folder / name).exists()]
+    return {
+        "fingerprints": {name: _digest(folder / name) for name in names},
+        "written": list(_identity(folder / TOKENS)),
+    }
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_content(path: Path, meta: dict[str, Any]) -> None:
+    try:
+        fingerprints = dict(meta.get("fingerprints", {}))
+        strange = [name for name in ARRAYS if name in fingerprints and _digest(path / name) != fingerprints[name]]
+        identity = _identity(path / TOKENS)
+        is_as_written = fingerprints and list(identity) == meta.get("written")
+        if not (is_as_written and identity.size > CHECKED_ALWAYS_BYTES):
+            digest, largest = _scanned(path / TOKENS, meta["dtype"], TOKENS in fingerprints, identity)
+            if digest and digest != fingerprints[TOKENS]:
+                strange.append(TOKENS)
+            elif largest >= meta["vocabulary"]["size"]:
+                raise UserError(
+                    f"prepared data {str(path)!r} is damaged: {TOKENS} holds the id {largest}, and its vocabulary has "
+                    f"{meta['vocabulary']['size']} ids; delete the folder"
+                )
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"prepared data {str(path)!r} is damaged ({error}); delete the folder") from error
+    if strange:
+        raise UserError(
+            f"prepared data {str(path)!r} is damaged: {', '.join(strange)} changed after it was written (its "
+            "fingerprint in meta.json is another); delete the folder"
+        )
+
+
+@functools.lru_cache
+def _scanned(file: Path, dtype: str, hashed: bool, identity: _Identity) -> tuple[str, int]:
+    """(SHA-256 or "", largest id) of a file of tokens, read once by a process for each identity of the file."""
+    del identity  # a file that was written to since is read again
+    digest, largest = hashlib.sha256(), 0
+    with open(file, "rb") as stream:
+        for block in iter(functools.partial(stream.read, _BLOCK), b""):
+            # Unsigned, so that a negative id is a very large one.
+            ids = np.frombuffer(block, np.dtype(dtype).str.replace("i", "u"))
+            largest = max(largest, int(ids.max()))
+            if hashed:
+                digest.update(block)
+    return digest.hexdigest() if hashed else "", largest
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta.json").read_text())
         version = meta["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is not a folder of prepared data (no readable meta.json)") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has prepared data of format {version}, not {FORMAT_VERSION}; prepare it again")
@@ -78,8 +186,15 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _mapped(path: Path, meta: dict[str, Any]) -> TokenStore:
-    # As a plain array, for slicing a np.memmap is several times slower.
-    tokens = np.asarray(np.memmap(path / "tokens.bin", meta["dtype"], mode="r"))
+    if meta["dtype"] not in ("uint16", "int32"):
+        raise ValueError(f"dtype {meta['dtype']!r} in meta.json")
+    for name in (TOKENS, *ARRAYS):
+        if (path / name).exists():
+            check_fetched(path / name)
+    with open(path / TOKENS, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # A plain array, for slicing a np.memmap is several times slower.
+    tokens = np.frombuffer(mapped, meta["dtype"])
     offsets = np.load(path / "offsets.npy")
     counts = np.load(path / "counts.npy")
     documents = prompts = None
@@ -87,7 +202,14 @@ def _mapped(path: Path, meta: dict[str, Any]) -> TokenStore:
         documents, prompts = np.load(path / "documents.npy"), np.load(path / "prompts.npy")
         if (len(documents) - 1, int(documents[-1])) != (len(prompts), meta["tokens"]):
             raise ValueError("documents and prompts do not go together")
-    return TokenStore(path, meta, tokens, offsets, np.diff(offsets), counts, documents, prompts)
+        _check_starts(documents, "documents.npy")
+    _check_starts(offsets, "offsets.npy")
+    return TokenStore(path, meta, tokens, offsets, np.diff(offsets), counts, documents, prompts, mapped)
+
+
+def _check_starts(starts: Int64[np.ndarray, "starts_and_end"], name: str) -> None:
+    if starts[0] != 0 or (np.diff(starts) < 0).any():
+        raise ValueError(f"{name} does not ascend from 0")
 
 
 def split_store(store: TokenStore, *, fraction: float) -> tuple[TokenStore, TokenStore]:

@@ -183,7 +183,7 @@ def test_causal_folders_have_names_of_their_own_and_masked_ones_their_old_names(
     settings = json.dumps({name: meta[name] for name in (*names, "format_version")}, sort_keys=True)
     assert masked.name == hashlib.sha256(settings.encode()).hexdigest()[:32]
     counts = ("describe", "dtype", "documents", "rows", "tokens", "dropped_short", "dropped_unk")
-    assert set(meta) == {*names, "format_version", *counts, "dropped_rest_tokens"}
+    assert set(meta) == {*names, "format_version", *counts, "dropped_rest_tokens", "fingerprints", "written"}
     assert {path.name for path in masked.iterdir()} == {"tokens.bin", "offsets.npy", "counts.npy", "meta.json"}
     assert open_store(masked).documents is open_store(masked).prompts is None
 
