@@ -1,6 +1,5 @@
 """Which configurations transformers' Flax classes compute as PyTorch does; all others are refused by name."""
 
-from numbers import Real
 from typing import Any
 
 from jaxdistill.errors import UserError
@@ -110,7 +109,7 @@ def _check_activation(config: Any) -> None:
 def _check_dropout(config: Any) -> None:
     """Flax scales by 1 / (1 - rate) whatever the rate is: above 1 it turns the signs of activations round."""
     for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, Real) and not 0 <= value <= 1:
+        if "drop" in name and isinstance(value, int | float) and not 0 <= value <= 1:
             raise UserError(f"{config.model_type} config: {name} is {value!r}; a dropout must lie between 0 and 1")
 
 

@@ -138,7 +138,7 @@ def _check_best(config: Config, pair: Pair) -> None:
         without = "" if pair.teacher else " without a teacher"
         raise UserError(
             f"config.checkpoint.best={best!r} is not measured on a {pair.student.config.model_type}{without} by "
-            f"config.evaluate.metrics={metrics!r}; set it to one of {', '.join(measured + [repr('')])}, or add a metric"
+            f"config.evaluate.metrics={metrics!r}; set it to one of {', '.join([*measured, repr('')])}, or add a metric"
         )
 
 
