@@ -34,7 +34,8 @@ def make_mask_draw(mask: MaskConfig, vocabulary: Vocabulary, token_counts: Integ
       token_counts: how often each id stands in the text, for the smoothing.
 
     Raises:
-      UserError: no mask token, or token counts of another vocabulary.
+      UserError: no mask token, token counts of another vocabulary, or a smoothing with which frequent tokens could not
+        be drawn.
     """
     if vocabulary.mask is None:
         raise UserError("the tokenizer has no mask token; masked-LM distillation needs one")
@@ -43,6 +44,13 @@ def make_mask_draw(mask: MaskConfig, vocabulary: Vocabulary, token_counts: Integ
             f"{len(token_counts)} token counts for a tokenizer of {vocabulary.size} ids; count with the same tokenizer"
         )
     weights = smoothing_weights(token_counts, smoothing=mask.smoothing, special=vocabulary.special)
+    drawn = np.delete(np.arange(vocabulary.size), list(vocabulary.special))
+    if len(drawn) and (smallest := weights[drawn].min()) < np.finfo(np.float64).tiny:
+        raise UserError(
+            f"config.mask.smoothing={mask.smoothing:g} is too large for this text: its most frequent token, which "
+            f"stands there {token_counts[drawn].max():,} times, would have the weight {smallest:g} and never be masked; "
+            "lower the smoothing (the DistilBERT scripts use 0.7)"
+        )
     return MaskDraw(mask, vocabulary, weights)
 
 

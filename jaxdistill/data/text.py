@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from jaxdistill.data.batching import HostBatch
+from jaxdistill.data.batching import HostBatch, MakeBatch
 from jaxdistill.data.causal import next_token_prediction
 from jaxdistill.data.masking import group_masking, make_mask_draw, row_masking
 from jaxdistill.data.pipeline import BatchIterator, Hosts, Schedule, batches_in_order, shuffled_batches
@@ -83,14 +83,15 @@ def prepare_text(
     def prepared(source: Source) -> Path:
         return prepare(data, source, tokenizer, causal=causal, report=report)
 
+    held_out = None
+    if data.eval_path or data.eval_split:  # before the training text: it is small, and may be missing or empty
+        held_out_source = open_source(data, path=data.eval_path or data.path, split=data.eval_split or data.split)
+        held_out = open_store(prepared(held_out_source))
     path = Path(data.prepared) if source is None else prepared(source)
-    store = open_store(path)
+    train = store = open_store(path)
     vocabulary = vocabulary_of(tokenizer, causal=causal)
     _check_store(store, data, vocabulary, causal=causal)
-    if data.eval_path or data.eval_split:
-        held_out_source = open_source(data, path=data.eval_path or data.path, split=data.eval_split or data.split)
-        train, held_out = store, open_store(prepared(held_out_source))
-    else:
+    if held_out is None:
         train, held_out = split_store(store, fraction=data.eval_fraction)
     counts = load_token_counts(data.token_counts) if data.token_counts else store.token_counts
     if len(counts) != vocabulary.size:
@@ -126,15 +127,17 @@ def train_batches(text: Text, data: DataConfig, mask: MaskConfig, schedule: Sche
       causal models also segment_ids (int32). See `causal.next_tokens` and `masking.mask_groups`.
 
     Raises:
-      UserError: batch, hosts and mask.group do not divide; no mask token; token counts of another vocabulary.
+      UserError: batch, hosts and mask.group do not divide; as `make_mask_draw`; a text without a token to predict.
     """
     if text.causal:
         own_rows = hosts.own_rows(schedule.batch_size, group=1)
-        make = next_token_prediction(text.train, pad=text.vocabulary.pad, prompt_loss=data.prompt_loss)
+        rows = make = next_token_prediction(text.train, pad=text.vocabulary.pad, prompt_loss=data.prompt_loss)
     else:
         draw = make_mask_draw(mask, text.vocabulary, text.token_counts)
         own_rows = hosts.own_rows(schedule.batch_size, group=mask.group)
         make = group_masking(text.train, draw, seed=schedule.seed, first_group=own_rows.start // mask.group)
+        rows = row_masking(text.train, draw, seed=HELD_OUT_SEED)
+    _check_labels(rows, text.train, data, batch_size=schedule.batch_size, limit=0, name="training text")
     return shuffled_batches(make, text.train, data, schedule, own_rows)
 
 
@@ -155,5 +158,21 @@ def held_out_batches(
     else:
         draw = make_mask_draw(mask, text.vocabulary, text.token_counts)
         make = row_masking(text.held_out, draw, seed=HELD_OUT_SEED)
+    _check_labels(make, text.held_out, data, batch_size=batch_size, limit=limit, name="held-out text")
     own_rows = hosts.own_rows(batch_size, group=1)
     return batches_in_order(make, text.held_out, data, batch_size=batch_size, limit=limit, own_rows=own_rows)
+
+
+def _check_labels(
+    make: MakeBatch, store: TokenStore, data: DataConfig, *, batch_size: int, limit: int, name: str
+) -> None:
+    """Checks that a token is predicted in the batches of all hosts; mostly one in the first batch shows it.
+
+    A mean over no tokens would be a loss of 0, and a perplexity of 1.
+    """
+    batches = batches_in_order(make, store, data, batch_size=batch_size, limit=limit, own_rows=slice(0, batch_size))
+    if not any(batch["label_mask"].any() for batch in batches):
+        raise UserError(
+            f"the {name} in {str(store.path)!r} has no token to predict in {len(batches)} batches of {batch_size} "
+            "rows: they hold prompts or special tokens alone; give another text, or a larger config.data.max_length"
+        )

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdistill.data.batching import collate
-from jaxdistill.data.masking import MaskDraw, mask_batch, masked_capacity, smoothing_weights
+from jaxdistill.data.masking import MaskDraw, make_mask_draw, mask_batch, masked_capacity, smoothing_weights
 from jaxdistill.data.settings import MaskConfig
 from jaxdistill.data.vocabulary import Vocabulary
+from jaxdistill.errors import UserError
 
 VOCABULARY = Vocabulary(size=50, bos=2, eos=3, pad=0, unk=1, mask=4, special=(0, 1, 2, 3, 4))
 COUNTS = np.arange(50) ** 2
@@ -30,6 +31,17 @@ def mask(batch, *, weights=SMOOTH, seed=7, step=3, first_group=0, **settings):
 def test_weights_are_those_of_the_reference():
     weights = smoothing_weights(np.array([0, 1, 8, 1000]), smoothing=0.7, special=(1,))
     np.testing.assert_allclose(weights, [1, 0, 8**-0.7, 1000**-0.7], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("smoothing", "fits"), [(0.7, True), (90.0, True), (95.0, False), (500.0, False)])
+def test_a_smoothing_that_leaves_no_weight_is_refused(smoothing, fits):
+    """The most frequent token stands 2,401 times: 2401 ** -91.2 is the smallest normal float64."""
+    settings = MaskConfig(smoothing=smoothing)
+    if fits:
+        assert make_mask_draw(settings, VOCABULARY, COUNTS).weights[5:].min() > 0
+    else:
+        with pytest.raises(UserError, match=rf"config\.mask\.smoothing={smoothing:g} is too large .* 2,401 times"):
+            make_mask_draw(settings, VOCABULARY, COUNTS)
 
 
 @given(

@@ -166,3 +166,36 @@ def test_evaluation_masks_do_not_depend_on_how_rows_are_batched():
 def test_evaluation_limit_counts_batches():
     assert_same(list(evaluation(limit=2)), list(evaluation())[:2])
     assert len(evaluation(limit=99)) == 6
+
+
+def special_alone(rows=20):
+    tokens = np.tile(np.array([2, 1, 1, 3], np.uint16), rows)
+    offsets = np.arange(rows + 1) * 4
+    return dataclasses.replace(STORE, tokens=tokens, offsets=offsets, lengths=np.diff(offsets))
+
+
+def test_text_without_a_token_to_mask_is_refused():
+    """Its loss would be 0, and its perplexity 1."""
+    for text, make in (
+        (TEXT._replace(held_out=special_alone()), lambda text: held_out(text, limit=0)),
+        (TEXT._replace(held_out=special_alone()), lambda text: held_out(text, limit=2)),
+        (TEXT._replace(train=special_alone()), lambda text: train(text=text)),
+    ):
+        with pytest.raises(UserError, match=r"text in 'store' has no token to predict in \d batches of 8 rows"):
+            make(text)
+
+
+def held_out(text, *, limit, prompt_loss=False):
+    return held_out_batches(
+        text, DATA.model_copy(update={"prompt_loss": prompt_loss}), MASK, batch_size=8, limit=limit, hosts=Hosts(0, 1)
+    )
+
+
+def test_held_out_prompts_without_completions_are_refused():
+    """Rows that end inside of their prompts predict nothing, unless the prompt is predicted as well."""
+    documents, prompts = STORE.offsets, STORE.lengths
+    store = dataclasses.replace(STORE, meta={"pack": False}, documents=documents, prompts=prompts)
+    text = Text(store, store, STORE.token_counts, VOCABULARY, STORE.path, causal=True)
+    with pytest.raises(UserError, match=r"held-out text in 'store' has no token to predict"):
+        held_out(text, limit=0)
+    assert held_out(text, limit=0, prompt_loss=True)[0]["label_mask"].any()

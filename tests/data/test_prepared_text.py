@@ -25,7 +25,7 @@ from tiny_text import (
 
 from jaxdistill.data.settings import DataConfig
 from jaxdistill.data.store import load_token_counts, open_store
-from jaxdistill.data.text import open_source
+from jaxdistill.data.text import open_source, open_text, prepare_text
 from jaxdistill.data.vocabulary import vocabulary_of
 from jaxdistill.errors import UserError
 
@@ -160,9 +160,10 @@ def test_causal_models_need_an_end_token_alone(tmp_path, tokenizer):
     assert vocabulary_of(words, causal=True).eos == vocabulary_of(words, causal=True).pad + 1 == 1
     store = opened(text_source(tmp_path / "a.txt", LINES[1:2]), words, tmp_path / "cache")
     assert rows_of(store) == [[*words.encode(LINES[1]), 1]]
-    for other in (word_tokenizer(), tokenizer):  # the second has cls and sep
-        with pytest.raises(UserError, match="has no eos token"):
-            opened(text_source(tmp_path / "a.txt"), other, tmp_path / "cache")
+    with pytest.raises(UserError, match="has no eos token to end a text, and no sep token"):
+        opened(text_source(tmp_path / "a.txt"), word_tokenizer(), tmp_path / "cache")
+    assert tokenizer.eos_token_id is None
+    assert vocabulary_of(tokenizer, causal=True).eos == tokenizer.sep_token_id
 
 
 def test_causal_folders_have_names_of_their_own_and_masked_ones_their_old_names(tmp_path, tokenizer):
@@ -294,3 +295,19 @@ def test_no_usable_text_says_why(tmp_path, tokenizer):
         prepared(text_source(tmp_path / "a.txt", LINES[1:2]), tokenizer, tmp_path / "cache", pack=True)
     with pytest.raises(UserError, match=r"0 documents read"):
         prepared(text_source(tmp_path / "a.txt", [" "]), tokenizer, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("held_out", ["missing.txt", "blank.txt"])
+def test_held_out_text_is_read_before_the_training_text(tmp_path, tokenizer, held_out):
+    """A name that is wrong is said before hours of tokenising."""
+    text_source(tmp_path / "a.txt")
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    data = DataConfig(
+        path=str(tmp_path / "a.txt"),
+        eval_path=str(tmp_path / held_out),
+        cache_dir=str(tmp_path / "cache"),
+        max_length=16,
+    )
+    with pytest.raises(UserError, match=rf"no such file: '.*{held_out}'|no usable text in text: {held_out}"):
+        prepare_text(data, open_text(data), tokenizer, causal=False, report=lambda line: None)
+    assert not [path for path in tmp_path.glob("cache/*") if path.is_dir()]
