@@ -44,7 +44,7 @@ def figures_of(out: str) -> dict[str, float]:
 
 def test_the_folder_of_a_run(run):
     assert sorted(path.name for path in run.iterdir()) == [
-        "checkpoints", "config.json", "metrics.jsonl", "probe.json", "student",
+        ".lock", "checkpoints", "config.json", "metrics.jsonl", "probe.json", "student",
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
     assert not list(run.rglob("*.part"))
@@ -151,7 +151,7 @@ def test_export_opens_in_torch(run, tmp_path):
 def test_stopped_and_run_again(tiny, run, tmp_path, monkeypatch):
     """The short form of test_resume."""
     workdir = tmp_path / "run"
-    arguments = tiny_run.arguments(tiny, workdir, checkpoint__every=2)
+    arguments = tiny_run.arguments(tiny, workdir, checkpoint__every=2, evaluate__prompts=(PROMPT,))  # as `run`
     with monkeypatch.context() as patch, pytest.raises(tiny_run.Stopped):
         tiny_run.stop_after(patch, 3)
         train.main(arguments)
