@@ -74,5 +74,5 @@ def check_finite(figures: Mapping[str, float], *, of: Callable[[], str]) -> None
         if not math.isfinite(value):
             raise UserError(
                 f"{name} is {value} in the evaluation of {of()}. A model's parameters, or what it computes from them, "
-                "are not finite: check its weights, compute in float32, or train with a lower config.optim.learning_rate"
+                "are not finite: check its weights, compute in float32, or lower config.optim.learning_rate"
             )

@@ -5,6 +5,7 @@ student/         config.json and tokenizer files: with a checkpoint, a complete 
 probe.json       a few rows of real token ids, on which an exported folder is compared with the checkpoint
 checkpoints/     written by orbax
 metrics.jsonl    a record in each line
+.lock            held by the process that trains, as lock.py says; .holder.json names it while it runs
 """
 
 import json

@@ -2,7 +2,7 @@
 
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxdistill.run import checkpoint, memory
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import Parts, assemble
 from jaxdistill.run.export import export_run
+from jaxdistill.run.lock import locked
 from jaxdistill.run.log import Log, describe, open_writers
 from jaxdistill.run.prompts import show_prompts
 from jaxdistill.step import sharding
@@ -33,12 +34,16 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     Raises:
       UserError: an error that the user can fix; files written before it stay whole.
     """
-    with ExitStack() as closing:
-        figures = _train(config, workdir, assemble(config, workdir, allow_pickle=allow_pickle), closing)
-    for to in config.export.to:
-        out = workdir / f"export-{to}"
-        if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
-            export_run(workdir, out, to=to, report=print)
+    folders.read_config(workdir)  # raises for a folder of something else, before a lock is put there
+    # Of several processes of one run, the first one holds the lock. Backends are not asked for before it does.
+    is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
+    with locked(workdir) if is_first else nullcontext():
+        with ExitStack() as closing:
+            figures = _train(config, workdir, assemble(config, workdir, allow_pickle=allow_pickle), closing)
+        for to in config.export.to:
+            out = workdir / f"export-{to}"
+            if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
+                export_run(workdir, out, to=to, report=print)
     return figures
 
 
