@@ -47,8 +47,8 @@ def make_mask_draw(mask: MaskConfig, vocabulary: Vocabulary, token_counts: Integ
     drawn = np.delete(np.arange(vocabulary.size), list(vocabulary.special))
     if len(drawn) and (smallest := weights[drawn].min()) < np.finfo(np.float64).tiny:
         raise UserError(
-            f"config.mask.smoothing={mask.smoothing:g} is too large for this text: its most frequent token, which "
-            f"stands there {token_counts[drawn].max():,} times, would have the weight {smallest:g} and never be masked; "
+            f"config.mask.smoothing={mask.smoothing:g} is too large for this text: the weight of its most frequent "
+            f"token, which it has {token_counts[drawn].max():,} times, is {smallest:g}, so the token is never masked; "
             "lower the smoothing (the DistilBERT scripts use 0.7)"
         )
     return MaskDraw(mask, vocabulary, weights)

@@ -273,6 +273,7 @@ def _open_tfds(location: Location) -> Source:
     _, path, columns, limits, subset, revision, split, _ = location
     name = path + (f"/{subset}" if subset else "") + (f":{revision}" if revision else "")
     where = f"TFDS dataset {name!r}"
+    _check_folder(location)
     data = _load_tfds(path, name, split, where)
     info = data.dataset_info
     check_columns(columns, info.features, where)

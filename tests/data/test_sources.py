@@ -541,6 +541,8 @@ def test_tfds_folder(tfds_folder):
         opened(tfds_folder, source="tfds", split="nope")
     with pytest.raises(UserError, match="column 'n' holds int, not text"):
         read(tfds_folder, source="tfds", column="n")
+    with pytest.raises(UserError, match=r"config\.data\.revision='1\.0\.0': .* is a local folder"):
+        opened(tfds_folder, source="tfds", revision="1.0.0")
 
 
 def test_tfds_pairs(tfds_folder):
