@@ -36,7 +36,7 @@ RECORDS_WITHOUT_KEY = 10_000
 _LISTED_NAMES = 30  # a message shows so many columns
 
 _BLOCK = 1 << 16  # bytes, or characters of a JSON array, that are read at a time
-_BATCH_BYTES = 1 << 25  # of Parquet cells that are converted at a time, at the average size of a cell
+_BATCH_BYTES = 1 << 29  # that a batch of Parquet rows takes at most, where its rows share a cell as large as a column
 
 
 def read_text(path: Path, columns: Columns, limits: Limits) -> Iterator[Document]:
@@ -302,10 +302,10 @@ def read_parquet(path: Path, columns: Columns, limits: Limits) -> Iterator[Docum
             with reading(path), pq.ParquetFile(path, buffer_size=_BLOCK) as file:
                 check_columns(columns, file.schema_arrow.names, where)
                 for group in range(file.num_row_groups):
-                    cell = _mean_cell(file.metadata.row_group(group), columns)
+                    column, cell = _sizes(file.metadata.row_group(group), columns)
                     if cell > limits.document:  # so one cell or more is larger, and none has been read yet
                         raise too_large(f"{where}: a document of row group {group}", limits.document)
-                    size = int(min(max(_BATCH_BYTES // max(cell, 1), 1), 1024))
+                    size = min(max(_BATCH_BYTES // max(column, 1), 1), 1024)
                     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
                         yield from rows_of_table(pa.Table.from_batches([batch]), columns, where, limit=limits.document)
         except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -314,11 +314,14 @@ def read_parquet(path: Path, columns: Columns, limits: Limits) -> Iterator[Docum
     return documents_of(values(), lambda: where, columns, limit=limits.document)
 
 
-def _mean_cell(group: Any, columns: Columns) -> float:
-    """Bytes of a cell of the largest column that is read, on average over a row group, as its metadata say."""
-    chunks = (group.column(i) for i in range(group.num_columns))
-    read = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
-    return max((chunk.total_uncompressed_size / max(chunk.num_values, 1) for chunk in read), default=0)
+def _sizes(group: Any, columns: Columns) -> tuple[int, float]:
+    """Bytes of the largest column of a row group that is read, and the largest mean of a cell, as the metadata say."""
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    # A column of lists or structs has its name before a dot; a plain one may have a dot in its name.
+    read = [chunk for chunk in chunks if {chunk.path_in_schema, chunk.path_in_schema.split(".")[0]} & set(columns)]
+    sizes = [chunk.total_uncompressed_size for chunk in read]
+    means = [size / max(chunk.num_values, 1) for size, chunk in zip(sizes, read, strict=True)]
+    return max(sizes, default=0), max(means, default=0.0)
 
 
 def rows_of_table(table: Any, columns: Columns, where: str, *, limit: int) -> Iterator[Row]:

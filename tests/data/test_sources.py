@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -82,6 +84,13 @@ def test_parquet(tmp_path):
         read(tmp_path / "a.parquet", source="parquet", column="body")
     with pytest.raises(UserError, match="column 'id' holds int, not text"):
         read(tmp_path / "a.parquet", source="parquet", column="id")
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"body.text": DOCUMENTS, "body": [["a"]] * len(DOCUMENTS)}), tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet", source="parquet", column="body.text") == DOCUMENTS
+    with pytest.raises(UserError, match="column 'body' holds list, not text"):
+        read(tmp_path / "b.parquet", source="parquet", column="body")
 
 
 PAIRS = [("First?", 'A "quoted" one, {with} braces'), ("Zweite\nFrage …", "日本語")]
@@ -290,6 +299,55 @@ def test_a_document_above_the_limit_is_refused(tmp_path, hub, kind):
     assert read(path, **settings, max_document_bytes=2000) == ["fine", LONG.strip()]
     with pytest.raises(UserError, match=r"is larger than config\.data\.max_document_bytes=1,000; .* larger limit"):
         read(path, **settings, max_document_bytes=1000)
+
+
+# (how the file is written, how it is named): one document of 64 MB, which takes next to nothing on disk.
+BOMBS = {
+    "a line": (lambda path: path.write_bytes(gzip.compress(b"the cat " * 2**23, 1)), "text", "a.txt.gz"),
+    "a row": (lambda path: path.write_bytes(gzip.compress(b'text\n"' + b"cat\n" * 2**24, 1)), "csv", "a.csv.gz"),
+    "an item": (lambda path: path.write_bytes(gzip.compress(b'[{"text": "' + b"cat " * 2**24, 1)), "jsonl", "a.gz"),
+    "a cell": (lambda path: parquet(["fine", "the cat " * 2**23], path), "parquet", "a.parquet"),
+}
+
+BOUNDED = """
+import resource, sys
+from jaxdistill.data.settings import DataConfig
+from jaxdistill.data.text import open_source
+from jaxdistill.errors import UserError
+import pyarrow.parquet
+settings = dict(source=sys.argv[1], max_document_bytes=2**20, max_field_lines=10**9)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    list(open_source(DataConfig(**settings), path=sys.argv[2], split="").documents())
+except UserError as error:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+"""
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_document_above_the_limit_is_never_in_memory(tmp_path, case):
+    write, source, name = BOMBS[case]
+    write(tmp_path / name)
+    command = [sys.executable, "-c", BOUNDED, source, str(tmp_path / name)]
+    kilobytes, said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    assert "is larger than config.data.max_document_bytes=1,048,576" in said
+    assert int(kilobytes) < 32_000
+
+
+def test_rows_that_share_a_large_cell_are_not_in_memory_together(tmp_path, monkeypatch):
+    """Parquet stores such a cell once, as an entry of the column's dictionary."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array([LONG * 100]))
+    pq.write_table(pa.table({"text": cells}), tmp_path / "a.parquet", store_schema=False)
+    sizes = []
+    monkeypatch.setattr("jaxdistill.data.readers._BATCH_BYTES", 10**6)
+    monkeypatch.setattr(
+        "jaxdistill.data.readers.rows_of_table", lambda table, *_, **__: sizes.append(table.nbytes) or []
+    )
+    assert read(tmp_path / "a.parquet", source="parquet") == []
+    assert len(sizes) > 1 and max(sizes) < 1.1 * 10**6
 
 
 def test_the_limit_of_a_document_is_inclusive(tmp_path):
