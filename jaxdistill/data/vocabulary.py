@@ -48,9 +48,9 @@ def vocabulary_of(tokenizer: Any, *, causal: bool = False) -> Vocabulary:
 
 
 def _causal_frame(tokenizer: Any) -> tuple[int, int]:
-    eos = tokenizer.eos_token_id
+    eos = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if eos is None:
-        raise UserError(f"{_name(tokenizer)} has no eos token to end a text; set it")
+        raise UserError(f"{_name(tokenizer)} has no eos token to end a text, and no sep token; set one")
     return eos, eos  # no bos is added: a text begins with the tokens that the tokenizer itself puts there
 
 

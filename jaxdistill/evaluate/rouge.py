@@ -11,6 +11,8 @@ from jaxdistill.data import causal
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate.context import Context, Evaluator, ScoredCompletion
 from jaxdistill.knobs import Section, knob
+from jaxdistill.models.model import Model
+from jaxdistill.models.tokenizer import end_ids
 from jaxdistill.sampling.decoding import Decoding
 from jaxdistill.sampling.generate import make_generator
 
@@ -47,7 +49,7 @@ def make_rouge(context: Context, settings: RougeConfig) -> Evaluator:
     pairs = held_out_pairs(context, settings)
     check_installed()
     generate = make_generator(
-        context.student, decoding=greedy(settings, context.tokenizer), batch_size=context.batch_size
+        context.student, decoding=greedy(settings, context.student, context.tokenizer), batch_size=context.batch_size
     )
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
@@ -89,10 +91,10 @@ def held_out_pairs(context: Context, settings: RougeConfig) -> HeldOutPairs:
     )
 
 
-def greedy(settings: RougeConfig, tokenizer: Any) -> Decoding:
+def greedy(settings: RougeConfig, model: Model, tokenizer: Any) -> Decoding:
     """How held-out prompts, and those of evaluate.prompts, are continued."""
-    end = tokenizer.eos_token_id
-    return Decoding(max_new_tokens=settings.max_new_tokens, end_ids=(end,), pad_id=end)
+    ends = end_ids(model.config, tokenizer)
+    return Decoding(max_new_tokens=settings.max_new_tokens, end_ids=ends, pad_id=tokenizer.eos_token_id)
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> Iterator[tuple[str, float]]:

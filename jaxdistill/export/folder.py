@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdistill.models import torch_names
 from jaxdistill.models.model import Model, with_tied_head
+from jaxdistill.models.tokenizer import end_ids
 
 
 def write_folder(folder: Path, *, model: Model, params: Mapping[str, Any], tokenizer: Any, to: str, card: str) -> None:
@@ -20,11 +21,16 @@ def write_folder(folder: Path, *, model: Model, params: Mapping[str, Any], token
       to: format of the weights, one of FORMATS.
       card: text of README.md.
     """
+    from transformers import GenerationConfig
+
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), params)
     config = type(model.config).from_dict(_without_code(model.config.to_dict()))
+    _set_special_ids(config, tokenizer, causal=model.family.causal)
     config.architectures = [model.torch_class]
     config.dtype = "float32"
     (folder / "config.json").write_text(config.to_json_string(use_diff=True), encoding="utf-8")
+    if model.family.causal:
+        GenerationConfig(**{name: getattr(config, name) for name in _SPECIAL_IDS}).save_pretrained(folder)
     FORMATS[to](folder, model, params)
     _tokenizer_for(model, tokenizer).save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -33,6 +39,20 @@ def write_folder(folder: Path, *, model: Model, params: Mapping[str, Any], token
 def _without_code(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields without the names of classes in Python files of the teacher's folder, which are not copied."""
     return {name: value for name, value in fields.items() if name != "auto_map"}
+
+
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _set_special_ids(config: Any, tokenizer: Any, *, causal: bool) -> None:
+    """Makes the configuration name the tokens that end the model's texts, and no id beyond its vocabulary."""
+    if causal:
+        ends = end_ids(config, tokenizer)
+        config.eos_token_id = ends[0] if len(ends) == 1 else list(ends) or None
+    for name in _SPECIAL_IDS:
+        given = getattr(config, name, None)
+        if isinstance(given, int) and not 0 <= given < config.vocab_size:
+            setattr(config, name, getattr(tokenizer, name))
 
 
 def _write_pytorch(folder: Path, model: Model, params: Mapping[str, Any]) -> None:

@@ -79,6 +79,7 @@ def load_config(folder: Path) -> Any:
 
     # AutoConfig goes by the folder's name where there is no model_type.
     reader = AutoConfig if "model_type" in fields else CONFIG_MAPPING[model_type]
+    config: Any
     try:
         config = reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, TypeError) as error:
@@ -87,7 +88,25 @@ def load_config(folder: Path) -> Any:
         # The position table of the weights file counts even where the configuration says sinusoidal: DistilBERT's own
         # training overwrote the sinusoids with BERT's learned positions. As parameters they are read, kept and written.
         config.sinusoidal_pos_embds = False
+    if FAMILIES[model_type].causal and (ends := _generation_ends(folder)) is not None:
+        config.eos_token_id = ends
     return config
+
+
+def _generation_ends(folder: Path) -> int | list[int] | None:
+    """The end tokens that generation_config.json names, which go before those of config.json."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    check_fetched(path)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    ends = fields.get("eos_token_id") if isinstance(fields, dict) else None
+    if any(type(id) is not int for id in (ends if isinstance(ends, list) else [ends]) if id is not None):
+        raise UserError(f"{path}: eos_token_id is {ends!r}; it must be a token's id, or a list of ids")
+    return ends or None if isinstance(ends, list) else ends
 
 
 def config_fields(folder: Path) -> dict[str, Any]:

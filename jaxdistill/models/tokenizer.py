@@ -138,21 +138,31 @@ def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: 
             )
 
 
-def end_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a text: by generation_config.json, else config.json, else the tokenizer; () for none.
+def end_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a text: by the configuration, else the tokenizer's eos, else its sep; () for none.
 
-    Raises:
-      UserError: generation_config.json is not JSON.
+    `hub.load_config` puts the ids of generation_config.json into the configuration. Ids beyond the vocabulary, such as
+    the defaults of a configuration class, do not count.
     """
-    path = folder / "generation_config.json"
-    fields: Any = {}
-    if path.is_file():
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error})") from error
-    generation = fields.get("eos_token_id") if isinstance(fields, dict) else None
-    for ids in (generation, config.eos_token_id, tokenizer.eos_token_id):
-        if ids is not None:
-            return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    for holder, name in ((config, "eos_token_id"), (tokenizer, "eos_token_id"), (tokenizer, "sep_token_id")):
+        given = getattr(holder, name)
+        listed = given if isinstance(given, list | tuple) else [given]
+        if ids := tuple(id for id in listed if id is not None and 0 <= id < config.vocab_size):
+            return ids
     return ()
+
+
+def end_texts_alike(tokenizer: Any, *configs: Any) -> None:
+    """Makes training, generation and export end texts alike: changes the tokenizer and the configurations in place.
+
+    A tokenizer without eos gets the first end token. All configurations get the end tokens of the first, and the eos
+    with which training texts end.
+    """
+    ends = end_ids(configs[0], tokenizer)
+    if not ends:
+        return
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    ends = tuple(dict.fromkeys([*ends, tokenizer.eos_token_id]))
+    for config in configs:
+        config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)

@@ -19,7 +19,13 @@ from jaxdistill.models.model import Model, build_model_for, init_params, param_s
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
 from jaxdistill.models.student import cut_student, student_config
-from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer, has_tokenizer, load_tokenizer
+from jaxdistill.models.tokenizer import (
+    check_same_vocabulary,
+    check_tokenizer,
+    end_texts_alike,
+    has_tokenizer,
+    load_tokenizer,
+)
 from jaxdistill.run import folder as folders
 
 
@@ -44,6 +50,11 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
     params = _student_params(config, choice, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
     tokenizer = _tokenizer(config, choice)
     check_tokenizer(tokenizer, choice.model.config)
+    if choice.model.family.causal:
+        if teacher is None and choice.folder is None:
+            choice.model.config.eos_token_id = None  # of the configuration class, which knows no tokenizer
+        configs = [one.config for one in (teacher, choice.model) if one is not None]
+        end_texts_alike(tokenizer, *configs)
     if tokenizer.mask_token_id is None and not choice.model.family.causal:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxdistill.config import Config
 from jaxdistill.data import text as texts
 from jaxdistill.models import hub
-from jaxdistill.models.tokenizer import load_tokenizer
+from jaxdistill.models.tokenizer import end_texts_alike, load_tokenizer
 from jaxdistill.run.models import pair_of_shapes
 
 
@@ -19,5 +19,8 @@ def prepare(config: Config, *, report: Callable[[str], None]) -> Path:
     source = texts.open_text(config.data)
     named = next(side for side in (config.tokenizer, config.teacher, config.student) if side.name)
     tokenizer = load_tokenizer(hub.resolve(named.name, revision=named.revision))
-    causal = pair_of_shapes(config).student.family.causal
+    pair = pair_of_shapes(config)
+    causal = pair.student.family.causal
+    if causal:
+        end_texts_alike(tokenizer, (pair.teacher or pair.student).config)
     return texts.prepare_text(config.data, source, tokenizer, causal=causal, report=report).path

@@ -49,7 +49,7 @@ def show_prompts(
 def _answers(settings: EvaluateConfig, tokenizer: Any, model: Model, params: PyTree) -> Sequence[str]:
     prompts = list(settings.prompts)
     if model.family.causal:
-        generate = make_generator(model, decoding=greedy(settings, tokenizer), batch_size=len(prompts))
+        generate = make_generator(model, decoding=greedy(settings, model, tokenizer), batch_size=len(prompts))
         completions = generate(params, tokenizer(prompts)["input_ids"], jax.random.key(0))
         texts = tokenizer.batch_decode([list(one.tokens) for one in completions], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]

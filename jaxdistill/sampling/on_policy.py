@@ -21,6 +21,7 @@ from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.models import intercept
 from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
+from jaxdistill.models.tokenizer import end_ids
 from jaxdistill.sampling.decoding import Decoding
 from jaxdistill.sampling.rollout import make_sampler, prompts_of
 from jaxdistill.sampling.settings import SampleConfig
@@ -102,13 +103,18 @@ def _make_writer(sample: SampleConfig, pair: Pair, layout: BatchLayout, *, mixtu
 
     `mixture` is the teacher's share of the distribution, as in `make_sampler`.
     """
-    end = pair.tokenizer.eos_token_id
+    pad = pair.tokenizer.eos_token_id
     length = layout.max_length - sample.max_new_tokens
     draw = make_sampler(
         student=pair.student,
         teacher=pair.teacher if mixture else None,
         decoding=Decoding(
-            sample.max_new_tokens, sample.temperature, sample.top_k, sample.top_p, end_ids=(end,), pad_id=end
+            sample.max_new_tokens,
+            sample.temperature,
+            sample.top_k,
+            sample.top_p,
+            end_ids=end_ids(pair.student.config, pair.tokenizer),
+            pad_id=pad,
         ),
         mixture=mixture,
         length=length,
@@ -116,7 +122,7 @@ def _make_writer(sample: SampleConfig, pair: Pair, layout: BatchLayout, *, mixtu
     key = jax.random.fold_in(jax.random.key(seed), 2)  # 1 is folded in for the projections
 
     def write(step: int, text: HostBatch, student_params: PyTree, teacher_params: PyTree) -> Batch:
-        prompts = prompts_of(text, length=length, prompt_tokens=sample.prompt_tokens, pad=end)
+        prompts = prompts_of(text, length=length, prompt_tokens=sample.prompt_tokens, pad=pad)
         on_devices = sharding.put_batch(prompts, layout.mesh)
         return draw(student_params, teacher_params, on_devices, jax.random.fold_in(key, step))
 

@@ -50,7 +50,7 @@ def continue_prompts(
     config = hub.load_config(folder)
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, config)
-    decoding = dataclasses.replace(decoding, end_ids=end_ids(folder, config, tokenizer))
+    decoding = dataclasses.replace(decoding, end_ids=end_ids(config, tokenizer))
     model = build_model(config)
     generate = make_generator(model, decoding=decoding, batch_size=batch_size)
     params = jax.device_put(weights.load_params(folder, model, allow_pickle=allow_pickle))

@@ -202,3 +202,28 @@ def test_an_export_asks_for_no_code_of_the_teachers_folder(arguments, tmp_path):
     export(**{**arguments, "model": build_model(config), "tokenizer": tokenizer}, out=tmp_path / "out", to="pytorch")
     assert [path.name for path in (tmp_path / "out").iterdir() if "auto_map" in path.read_text("latin-1")] == []
     assert config.auto_map == tokenizer.init_kwargs["auto_map"] == asks
+
+
+def export_causal(tmp_path, tokenizer, **fields):
+    import tiny
+
+    model = build_model(tiny.config("gpt2", vocab_size=len(WORDS), **fields))
+    ids = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), bool)}
+    params = init_params(model, jax.random.key(0))
+    export(model=model, params=params, tokenizer=tokenizer, out=tmp_path / "out", to="pytorch", card="", probe=ids)
+    return hub.load_config(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [(11, 11), ([11, 3], [11, 3]), ([11, 99], 11), (50256, 3), (None, 3)],  # 3 is [SEP], as there is no eos
+)
+def test_an_export_of_a_causal_model_says_what_ends_its_texts(tokenizer, tmp_path, given, written):
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = export_causal(tmp_path, tokenizer, eos_token_id=given, bos_token_id=50256, pad_token_id=50256)
+    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert theirs is not None
+    for one in (config, generation, theirs):
+        assert (one.bos_token_id, one.eos_token_id, one.pad_token_id) == (None, written, 0)

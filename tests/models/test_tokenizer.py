@@ -6,8 +6,15 @@ import pytest
 import tiny
 from refusal import refused
 
+from jaxdistill.data.vocabulary import vocabulary_of
 from jaxdistill.errors import UserError
-from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer, load_tokenizer
+from jaxdistill.models.tokenizer import (
+    check_same_vocabulary,
+    check_tokenizer,
+    end_ids,
+    end_texts_alike,
+    load_tokenizer,
+)
 
 
 def tokenizer_file(folder, *special):
@@ -110,3 +117,31 @@ def test_a_vocabulary_alone_is_read_as_autotokenizer_reads_it(tmp_path, without)
         refused(lambda folder=folder: load_tokenizer(folder), "has a vocabulary and no config.json")
     (tmp_path / "gpt2" / "merges.txt").unlink()
     refused(lambda: load_tokenizer(tmp_path / "gpt2"), "has no tokenizer", "vocab.json with merges.txt")
+
+
+@pytest.mark.parametrize(
+    ("given", "eos", "sep", "ends", "trained"),
+    [
+        (2, "w2", None, 2, "w2"),
+        ([7, 2], "w2", None, [7, 2], "w2"),
+        ([7, 8], "w2", None, [7, 8, 2], "w2"),  # trained texts end with eos
+        (None, "w2", "w3", 2, "w2"),
+        (7, None, "w3", 7, "w7"),
+        (50256, None, "w3", 3, "w3"),
+        (None, None, "w3", 3, "w3"),
+        (None, None, None, None, None),
+    ],
+)
+def test_texts_end_alike_in_training_and_generation(given, eos, sep, ends, trained):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(10)}, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token=eos, sep_token=sep)
+    configs = [tiny.config("gpt2", eos_token_id=given), tiny.config("gpt2", eos_token_id=5)]
+    end_texts_alike(tokenizer, *configs)
+    assert tokenizer.eos_token == trained
+    assert [config.eos_token_id for config in configs] == ([ends, ends] if ends is not None else [None, 5])
+    if trained:
+        assert vocabulary_of(tokenizer, causal=True).eos in end_ids(configs[1], tokenizer)

@@ -1,5 +1,6 @@
 """Generation: token for token what PyTorch generates; blind to padding and to the rest of the batch; fair draws."""
 
+import copy
 import io
 import json
 import sys
@@ -187,7 +188,7 @@ def test_real_model_is_torch_token_for_token(shared):
     prompts = words(["Once upon a time", "Tom and his big dog went to the park. They", "Lily", "The sun"])["input_ids"]
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected, _ = torch_generate(theirs, prompts, 80, end=2)
-    completions = greedy(model, params, prompts, 80, end_ids=end_ids(folder, model.config, words))
+    completions = greedy(model, params, prompts, 80, end_ids=end_ids(model.config, words))
     for row, completion in zip(expected, completions, strict=True):
         assert list(completion.tokens) == row[: len(completion.tokens)]
         assert set(row[len(completion.tokens) :]) <= {PAD}
@@ -471,15 +472,32 @@ def test_a_masked_model_does_not_generate():
 
 
 def test_end_ids(tmp_path, tokenizer):
-    config = tiny.config("gpt2")
-    assert end_ids(tmp_path, config, tokenizer) == (2,)
-    config.eos_token_id = None
-    assert end_ids(tmp_path, config, tokenizer) == (tokenizer.eos_token_id,)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert end_ids(tmp_path, config, tokenizer) == (2, 7)
+    """By generation_config.json, else config.json, else the tokenizer's eos, else its sep."""
+
+    def ends(generation=None, **fields):
+        tiny.config("gpt2", **fields).save_pretrained(tmp_path)
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation or {}))
+        return end_ids(hub.load_config(tmp_path), words)
+
+    words = copy.deepcopy(tokenizer)
+    words.sep_token = "w9"
+    sep, eos = words.sep_token_id, words.eos_token_id
+    assert len({sep, eos, 2, 7}) >= 3
+    assert ends({"eos_token_id": [7, 2]}, eos_token_id=5) == (7, 2)
+    assert ends({"eos_token_id": 7}, eos_token_id=5) == (7,)
+    assert ends(eos_token_id=5) == (5,) and ends(eos_token_id=[5, 6]) == (5, 6)
+    assert ends({"eos_token_id": []}, eos_token_id=None) == (eos,)
+    assert ends(eos_token_id=50256) == (eos,)  # beyond the vocabulary, as the default of GPT-2's class
+    words.eos_token = None
+    assert ends(eos_token_id=None) == (sep,)
+    words.sep_token = None
+    assert ends(eos_token_id=None) == ()
+    for odd in ({"eos_token_id": "2"}, {"eos_token_id": [2, None, True]}, {"eos_token_id": 2.0}):
+        with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is"):
+            ends(odd)
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        end_ids(tmp_path, config, tokenizer)
+        hub.load_config(tmp_path)
 
 
 @pytest.mark.slow
