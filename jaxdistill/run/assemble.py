@@ -62,7 +62,8 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     writers.check_installed(config.log)
     source = texts.open_text(config.data)
     pair = load_pair(config, allow_pickle=allow_pickle, report=print)
-    _check_best(config, pair)
+    if is_new:  # a run that began before this rule goes on
+        _check_best(config, pair)
     check_prompts(config.evaluate, pair)
     objective = make_objective(config.loss, config.policy, pair)
     pruned_layers(config.evaluate, pair.student)  # raises for layers that do not exist

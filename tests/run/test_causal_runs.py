@@ -656,7 +656,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "completions that do not fit": (
         "causal",
         ("config.evaluate.max_new_tokens=30", "40 positions", "config.data.max_length"),
-        {"evaluate__metrics": "('rouge',)", "evaluate__max_new_tokens": 30},
+        {"evaluate__metrics": "('rouge',)", "checkpoint__best": "", "evaluate__max_new_tokens": 30},
     ),
     "samples of packed rows": (
         "causal",
