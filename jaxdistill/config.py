@@ -36,6 +36,12 @@ class CheckpointConfig(Section):
     """When the run is saved, and which checkpoints are kept."""
 
     every: int = knob(0, "Steps between checkpoints; 0 = after every epoch.", ge=0, resumable=True)
+    minutes: float = knob(
+        15.0,
+        "Longest time between checkpoints, in minutes, besides those of `every`; 0 = no limit.",
+        ge=0,
+        resumable=True,
+    )
     keep: int = knob(2, "Number of most recent checkpoints to keep, besides the best one.", ge=1, resumable=True)
     keep_epochs: bool = knob(False, "Also keep the checkpoint after every epoch.", resumable=True)
     best: Annotated[str, OneOf(("", *_FIGURES))] = knob(

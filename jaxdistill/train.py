@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxdistill.errors import UserError
+from jaxdistill.run.stop import EXIT_CODE, Interrupted, listening
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,13 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxdistill import recipe
         from jaxdistill.run import loop
 
-        loop.run(recipe.read(flags.config, overrides), flags.workdir, allow_pickle=flags.allow_pickle)
+        loop.run(recipe.read(flags.config, overrides), flags.workdir, allow_pickle=flags.allow_pickle, stop=stop)
 
-    return guarded(run)
+    with listening() as stop:
+        return guarded(run)
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """Runs, and returns the exit code: 0; 2 after an error that the user can fix, in one line; 130 after Ctrl-C."""
+    """Runs, and returns the exit code.
+
+    0; 2 after an error that the user can fix, in one line; stop.EXIT_CODE after a signal, if the run saved its last
+    step; 130 after Ctrl-C in any other command.
+    """
     # Without this, gRPC and XLA write to the terminal before our first line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -45,6 +51,9 @@ def guarded(run: Callable[[], None]) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except Interrupted as e:
+        print(e, file=sys.stderr)
+        return EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -241,6 +241,7 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "evaluate.max_new_tokens": ([0], 1),
     "evaluate.rouge_rows": ([-1], 0),
     "checkpoint.every": ([-1], 1),
+    "checkpoint.minutes": ([-1.0], 0.0),
     "checkpoint.keep": ([0], 1),
     "checkpoint.best": (["top1", "loss", "rouge1"], "clm_loss"),
     "log.every": ([0], 1),

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import CheckpointManager
 
@@ -22,24 +23,31 @@ from jaxdistill.run.export import export_run
 from jaxdistill.run.lock import locked
 from jaxdistill.run.log import Log, describe, open_writers
 from jaxdistill.run.prompts import show_prompts
+from jaxdistill.run.stop import Interrupted, Stop
 from jaxdistill.step import sharding
 from jaxdistill.step.state import TrainState
 
 PROBE_ROWS = 4  # held-out rows on which an exported folder is compared with the checkpoint
 
 
-def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[str, float]:
+def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop | None = None) -> dict[str, float]:
     """Trains, or goes on from the last checkpoint in `workdir`, and returns the figures of the last evaluation.
+
+    Args:
+      stop: what signals ask of the run; None = there are none.
 
     Raises:
       UserError: an error that the user can fix; files written before it stay whole.
+      Interrupted: the run was asked to stop, and its last step is saved.
     """
     folders.read_config(workdir)  # raises for a folder of something else, before a lock is put there
     # Of several processes of one run, the first one holds the lock. Backends are not asked for before it does.
     is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
     with locked(workdir) if is_first else nullcontext():
         with ExitStack() as closing:
-            figures = _train(config, workdir, assemble(config, workdir, allow_pickle=allow_pickle), closing)
+            figures = _train(
+                config, workdir, assemble(config, workdir, allow_pickle=allow_pickle), closing, stop or Stop()
+            )
         for to in config.export.to:
             out = workdir / f"export-{to}"
             if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
@@ -47,7 +55,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False) -> dict[st
     return figures
 
 
-def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> dict[str, float]:
+def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop: Stop) -> dict[str, float]:
     """Trains from the last checkpoint to the last step; returns the figures of the last evaluation."""
     training, steps, per_epoch = parts.training, parts.steps, parts.per_epoch
     state = training.init(parts.pair.student_params)
@@ -87,7 +95,8 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
     if start == 0:
         write(0, "eval", evaluate(0, state.params["student"]))  # before any training
     memory.give_back()
-    began_at = time.perf_counter()
+    due = _Due(config, stop)
+    at, began_at = start, time.perf_counter()
     for at in range(start + 1, steps + 1):
         batch = log.next(parts.batches)
         if parts.rollouts is None:
@@ -100,9 +109,12 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
             report(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
             memory.give_back()
             log.restart()
+            stop.defers = True  # from now on there is a step to save
         log.read()  # the figures of an earlier step, while this one runs
         is_last = at == steps
-        evaluates, saves = at % eval_every == 0 or is_last, at % save_every == 0 or is_last
+        stops, overdue = due.now(at)
+        evaluates = at % eval_every == 0 or is_last
+        saves = at % save_every == 0 or is_last or stops or overdue
         if at % config.log.every == 0 or evaluates or saves:
             log.put(at, metrics)
         if evaluates or saves:
@@ -113,13 +125,50 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack) -> d
         if saves:
             notes = _notes(config, parts, figures)
             checkpoint.save(manager, at, _items(state), notes=notes, metrics=figures if evaluates else None)
+            due.restart()
         if evaluates or saves:
             log.restart()
+        if stops:
+            break
     checkpoint.finish(manager)
+    stop.defers = False
+    if stop.asked:
+        raise Interrupted(
+            f"stopped by {stop.asked} after step {at} of {steps}; its checkpoint is saved in {workdir}, "
+            "and the same command goes on from there"
+        )
     if not figures:  # resumed after the last step
         figures = evaluate(steps, state.params["student"])
     show_prompts(config.evaluate, parts.pair, jax.device_get(state.params["student"]), report=report)
     return figures
+
+
+class _Due:
+    """Whether a step is followed by a checkpoint that no number of steps asks for."""
+
+    def __init__(self, config: Config, stop: Stop):
+        self.stop, self.seconds = stop, 60 * config.checkpoint.minutes
+        # A sample is not saved, so a checkpoint lies between two of them.
+        self.whole = config.policy.reuse if config.losses_on_samples else 1
+        self.log_every = config.log.every
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts the time from now: a checkpoint was saved."""
+        self.since = time.monotonic()
+
+    def now(self, at: int) -> tuple[bool, bool]:
+        """After step `at`: (whether the run stops, whether the last checkpoint is too long ago)."""
+        if at % self.whole:
+            return False, False
+        overdue = bool(self.seconds) and time.monotonic() - self.since > self.seconds
+        flags = np.array([bool(self.stop.asked), overdue])
+        if jax.process_count() > 1:
+            # All processes save at the same step. They agree where figures are read, as to agree is to wait as well.
+            if at % self.log_every:
+                return False, False
+            flags = multihost_utils.process_allgather(flags).any(axis=0)
+        return bool(flags[0]), bool(flags[1])
 
 
 def _restored(

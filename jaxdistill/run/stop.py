@@ -1,0 +1,80 @@
+"""Signals that ask a run to stop: after the first one it finishes its step and saves; a second one stops it at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+# EX_TEMPFAIL of sysexits.h, "try again later": a supervisor starts the same command again, which goes on.
+EXIT_CODE = 75
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and the run saved a checkpoint; the message says where it goes on."""
+
+
+class Stop:
+    """What signals asked for."""
+
+    def __init__(self) -> None:
+        self.asked = ""  # the name of the first signal that the run is to obey after its step
+        self.defers = False  # whether there are steps to save: without any, the first signal ends the process as well
+
+    def arrived(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.asked:
+            _end(f"{name}: stopped at once; the same command goes on from the last checkpoint", 128 + number)
+        elif self.defers:
+            self.asked = name
+            _say(f"{name}: the run saves a checkpoint after this step and stops; a second signal stops it at once")
+        else:
+            _end(f"{name}: stopped with nothing to save; the same command goes on from here", EXIT_CODE)
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Obeys signals while the block runs.
+
+    A thread reads their numbers from a pipe. A handler of Python's would wait for the end of a compilation, and an
+    exception that it raises is lost where an import or a callback swallows exceptions. Signals that are ignored stay
+    ignored, as nohup wants. In a thread other than the main one, which may not set handlers, nothing is listened to.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    reader = threading.Thread(target=_read, args=(read, stop, numbers), daemon=True)
+    reader.start()
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(write)  # ends the thread
+        reader.join()
+
+
+def _read(pipe: int, stop: Stop, numbers: Collection[int]) -> None:
+    with open(pipe, "rb", buffering=0) as arriving:
+        while byte := arriving.read(1):
+            if byte[0] in numbers:
+                stop.arrived(byte[0])
+
+
+def _say(line: str) -> None:
+    """Past sys.stderr, whose lock the interrupted thread may hold; on a terminal over the progress bar."""
+    start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
+    os.write(2, f"{start}{line}\n".encode())
+
+
+def _end(line: str, code: int) -> None:
+    _say(line)
+    os._exit(code)  # at once, without the clean-up of Python and its libraries, which may wait for the main thread
