@@ -2,29 +2,33 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import CheckpointManager
 
 from jaxdistill import config as configs
 from jaxdistill.config import Config
+from jaxdistill.data.batching import HostBatch
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate.evaluator import check_finite
 from jaxdistill.run import checkpoint, memory
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import Parts, assemble
+from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
 from jaxdistill.run.lock import locked
-from jaxdistill.run.log import Log, describe, open_writers
+from jaxdistill.run.log import Log, Report, describe, open_writers
 from jaxdistill.run.prompts import show_prompts
 from jaxdistill.run.stop import Interrupted, Stop
+from jaxdistill.run.writers import Write
 from jaxdistill.step import sharding
+from jaxdistill.step.batch import Batch
 from jaxdistill.step.state import TrainState
 
 PROBE_ROWS = 4  # held-out rows on which an exported folder is compared with the checkpoint
@@ -55,13 +59,23 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
     return figures
 
 
-def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop: Stop) -> dict[str, float]:
-    """Trains from the last checkpoint to the last step; returns the figures of the last evaluation."""
+class _Session(NamedTuple):
+    """The open files and the evaluation of a run that trains."""
+
+    manager: CheckpointManager
+    write: Write
+    report: Report
+    log: Log
+    teacher_params: PyTree  # on the devices
+    evaluate: Callable[[int, PyTree], dict[str, float]]  # (step, student_params) -> figures
+
+
+def _open(
+    config: Config, workdir: Path, parts: Parts, closing: ExitStack
+) -> tuple[_Session, TrainState, dict[str, float]]:
+    """(session, state, figures of its last evaluation), at the last checkpoint or at the start; creates the folder."""
     training, steps, per_epoch = parts.training, parts.steps, parts.per_epoch
     state = training.init(parts.pair.student_params)
-    # Training has its own copy of the student's parameters; of those on the host, the shapes are enough.
-    shapes = jax.eval_shape(lambda params: params, parts.pair.student_params)
-    parts = parts._replace(pair=parts.pair._replace(student_params=shapes))
     teacher_params = jax.device_put(parts.pair.teacher_params, training.teacher_shardings)
     if parts.is_new:
         folders.create(
@@ -79,31 +93,34 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop
     )
     closing.callback(manager.close)
     state, figures = _restored(manager, workdir, state, parts)
-    start = int(state.step)
-
-    write, report = open_writers(config, workdir, start=start, total=steps, closing=closing)
+    write, report = open_writers(config, workdir, start=int(state.step), total=steps, closing=closing)
     report(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
     log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
-    key = jax.random.key(config.seed)
-    eval_every, save_every = config.evaluate.every or per_epoch, config.checkpoint.every or per_epoch
 
     def evaluate(at: int, student_params: PyTree) -> dict[str, float]:
-        figures = dict(parts.evaluate(student_params, teacher_params))
-        check_finite(figures, of=lambda: f"step {at}; {_last_good(manager)}")
-        return figures
+        measured = dict(parts.evaluate(student_params, teacher_params))
+        check_finite(measured, of=lambda: f"step {at}; {_last_good(manager)}")
+        return measured
 
+    return _Session(manager, write, report, log, teacher_params, evaluate), state, figures
+
+
+def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop: Stop) -> dict[str, float]:
+    """Trains from the last checkpoint to the last step; returns the figures of the last evaluation."""
+    session, state, figures = _open(config, workdir, parts, closing)
+    log, report, steps = session.log, session.report, parts.steps
+    # Training has its own copy of the student's parameters; of those on the host, the shapes are enough.
+    shapes = jax.eval_shape(lambda params: params, parts.pair.student_params)
+    parts = parts._replace(pair=parts.pair._replace(student_params=shapes))
+    key, start = jax.random.key(config.seed), int(state.step)
     if start == 0:
-        write(0, "eval", evaluate(0, state.params["student"]))  # before any training
+        session.write(0, "eval", session.evaluate(0, state.params["student"]))  # before any training
     memory.give_back()
-    due = _Due(config, stop)
+    due = Due(config, stop, steps=steps, per_epoch=parts.per_epoch)
     at, began_at = start, time.perf_counter()
     for at in range(start + 1, steps + 1):
-        batch = log.next(parts.batches)
-        if parts.rollouts is None:
-            batch = sharding.put_batch(batch, parts.meshes.student)
-        else:
-            batch = parts.rollouts(at - 1, batch, state.params["student"], teacher_params)
-        state, metrics = training.step(state, teacher_params, batch, key)
+        batch = _put(log.next(parts.batches), at, parts, state, session.teacher_params)
+        state, metrics = parts.training.step(state, session.teacher_params, batch, key)
         if at == start + 1:
             jax.block_until_ready(metrics)
             report(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
@@ -111,26 +128,23 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop
             log.restart()
             stop.defers = True  # from now on there is a step to save
         log.read()  # the figures of an earlier step, while this one runs
-        is_last = at == steps
-        stops, overdue = due.now(at)
-        evaluates = at % eval_every == 0 or is_last
-        saves = at % save_every == 0 or is_last or stops or overdue
-        if at % config.log.every == 0 or evaluates or saves:
+        actions = due.after(at)
+        if actions.log:
             log.put(at, metrics)
-        if evaluates or saves:
+        if actions.evaluate or actions.save:
             log.read()  # now, so that no NaN is ever evaluated or saved
-        if evaluates:
-            figures = evaluate(at, state.params["student"])
-            write(at, "eval", figures)
-        if saves:
-            notes = _notes(config, parts, figures)
-            checkpoint.save(manager, at, _items(state), notes=notes, metrics=figures if evaluates else None)
+        if actions.evaluate:
+            figures = session.evaluate(at, state.params["student"])
+            session.write(at, "eval", figures)
+        if actions.save:
+            notes, measured = _notes(config, parts, figures), figures if actions.evaluate else None
+            checkpoint.save(session.manager, at, _items(state), notes=notes, metrics=measured)
             due.restart()
-        if evaluates or saves:
+        if actions.evaluate or actions.save:
             log.restart()
-        if stops:
+        if actions.stop:
             break
-    checkpoint.finish(manager)
+    checkpoint.finish(session.manager)
     stop.defers = False
     if stop.asked:
         raise Interrupted(
@@ -138,37 +152,16 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop
             "and the same command goes on from there"
         )
     if not figures:  # resumed after the last step
-        figures = evaluate(steps, state.params["student"])
+        figures = session.evaluate(steps, state.params["student"])
     show_prompts(config.evaluate, parts.pair, jax.device_get(state.params["student"]), report=report)
     return figures
 
 
-class _Due:
-    """Whether a step is followed by a checkpoint that no number of steps asks for."""
-
-    def __init__(self, config: Config, stop: Stop):
-        self.stop, self.seconds = stop, 60 * config.checkpoint.minutes
-        # A sample is not saved, so a checkpoint lies between two of them.
-        self.whole = config.policy.reuse if config.losses_on_samples else 1
-        self.log_every = config.log.every
-        self.restart()
-
-    def restart(self) -> None:
-        """Counts the time from now: a checkpoint was saved."""
-        self.since = time.monotonic()
-
-    def now(self, at: int) -> tuple[bool, bool]:
-        """After step `at`: (whether the run stops, whether the last checkpoint is too long ago)."""
-        if at % self.whole:
-            return False, False
-        overdue = bool(self.seconds) and time.monotonic() - self.since > self.seconds
-        flags = np.array([bool(self.stop.asked), overdue])
-        if jax.process_count() > 1:
-            # All processes save at the same step. They agree where figures are read, as to agree is to wait as well.
-            if at % self.log_every:
-                return False, False
-            flags = multihost_utils.process_allgather(flags).any(axis=0)
-        return bool(flags[0]), bool(flags[1])
+def _put(batch: HostBatch, at: int, parts: Parts, state: TrainState, teacher_params: PyTree) -> Batch:
+    """The batch of step `at` on the devices: rows of the text, and rows that models write beside or instead of them."""
+    if parts.rollouts is None:
+        return sharding.put_batch(batch, parts.meshes.student)
+    return parts.rollouts(at - 1, batch, state.params["student"], teacher_params)
 
 
 def _restored(
