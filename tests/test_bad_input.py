@@ -95,6 +95,7 @@ def test_a_folder_that_is_not_prepared_text(tiny, tmp_path):
     refused_run(tiny, tmp_path, "not a folder of prepared data", data__path="", data__prepared=tiny.teacher)
 
 
+@pytest.mark.slow
 def test_prepared_text_of_another_length(tiny, run, tmp_path):
     prepared = tiny.folder / "cache" / tiny_run.saved(run)["notes"]["text"]
     refused_run(
@@ -222,6 +223,7 @@ def test_a_folder_without_a_model(tiny, tmp_path):
     refused_run(tiny, tmp_path, "config.json", teacher__name=tmp_path)
 
 
+@pytest.mark.slow
 def test_workdir_of_another_config(tiny, run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
@@ -261,6 +263,7 @@ def test_a_workdir_that_is_not_there(tmp_path, command):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint(run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
@@ -270,6 +273,7 @@ def test_a_run_without_a_checkpoint(run, tmp_path):
     refused(cli.main, ["evaluate", f"--workdir={workdir}"], "no checkpoint yet")
 
 
+@pytest.mark.slow
 def test_evaluate_refuses(run):
     before = tiny_run.bits(run)
     refused(cli.main, ["evaluate", f"--workdir={run}", "--metrics=bleu"], "--metrics", "'bleu'", "perplexity")
@@ -279,6 +283,7 @@ def test_evaluate_refuses(run):
     assert tiny_run.bits(run) == before
 
 
+@pytest.mark.slow
 def test_export_refuses(run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

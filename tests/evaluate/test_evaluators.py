@@ -68,7 +68,9 @@ def other(kind: str) -> dict:
     return jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), tiny.params(kind))
 
 
-@pytest.mark.parametrize("tokens", [1, 24, 1000])  # of the 16 x 8 at a time: a row's 1, 3 (8 is not 3 x k), all 8
+@pytest.mark.parametrize(
+    "tokens", [pytest.param(1, marks=pytest.mark.slow), 24, pytest.param(1000, marks=pytest.mark.slow)]
+)  # of the 16 x 8 at a time: a row's 1, 3 (8 is not 3 x k), all 8
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_figures_do_not_depend_on_the_pieces(kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = 8

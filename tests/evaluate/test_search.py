@@ -52,6 +52,7 @@ def by_cutting(measured, layers: tuple[int, ...]) -> tuple[float, float]:
     return -q[np.arange(len(labels)), labels].mean(), np.sum(np.exp(p) * (p - q), axis=-1).mean()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_students_cut_out(measured):
     chosen = [(0, 1, 2, 3), (1, 3), (2,)]
     for layers, score in zip(chosen, search.make_scorer(measured.context)(measured.params, chosen), strict=True):

@@ -201,7 +201,10 @@ def advantages_by_hand(r: np.ndarray, mask: np.ndarray, semantics: str) -> np.nd
 
 
 @pytest.mark.parametrize("semantics", ["paper", "lmops"])
-@pytest.mark.parametrize(("accumulation", "group"), [(1, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("accumulation", "group"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow), (2, 2)],
+)
 def test_scores_are_those_of_the_whole_batch(semantics, accumulation, group):
     """Against the formulas in NumPy on plain forward passes, in however many pieces they are taken."""
     written = make_written(1)
@@ -292,6 +295,7 @@ def test_a_sample_serves_as_many_updates_as_it_should(pair, monkeypatch):
         rollouts_of(settings=REUSED)(4, make_text(4), pair.later, pair.teacher)
 
 
+@pytest.mark.slow
 def test_updates_are_of_the_text_or_of_written_rows(pair):
     sample = SampleConfig(student=0.4, teacher=0.3)
     rollouts = rollouts_of(student=0.4, teacher=0.3, seed=1)

@@ -122,7 +122,7 @@ lengths = st.lists(st.integers(0, WIDTH), min_size=ROWS, max_size=ROWS)
 seeds = st.integers(0, 2**31)
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("tokens", [pytest.param("all", marks=pytest.mark.slow), "masked"])
 @given(lengths=lengths, seed=seeds)
 @settings(max_examples=10, deadline=None)
 def test_padding_and_what_stands_in_it_change_nothing(tokens: str, lengths: list[int], seed: int) -> None:
@@ -196,6 +196,7 @@ def test_the_teacher_gets_no_gradient() -> None:
     assert all(not np.any(g) for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_stays_near_float32() -> None:
     made = models(jnp.bfloat16)
     batch = make_batch(np.random.default_rng(3), lengths=[8, 5, 3, 8])
@@ -422,6 +423,7 @@ def test_frozen_parameters_have_no_part_in_the_gradient_norm() -> None:
     np.testing.assert_allclose(made.metrics[-1]["grad_norm"], optax.tree.norm(reached), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_attention_maps_are_compared_without_their_dropout() -> None:
     """A teacher that is its own student: its maps differ from the teacher's by their dropout alone."""
     from transformers import BertConfig
