@@ -77,6 +77,7 @@ def uninterrupted(tiny):
 SIGNALS = ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow), pytest.param("SIGINT", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_the_step_is_finished_and_saved_and_the_same_command_goes_on(tiny, uninterrupted, tmp_path, name):
     workdir = tmp_path / "run"
@@ -96,6 +97,7 @@ def test_the_step_is_finished_and_saved_and_the_same_command_goes_on(tiny, unint
     assert records[0] == records[1]
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tiny, tmp_path):
     code, err = run(tiny, tmp_path / "run", "3", "SIGTERM,SIGINT", train__steps=6)
     assert code == 128 + signal.SIGINT
@@ -103,6 +105,7 @@ def test_a_second_signal_stops_at_once(tiny, tmp_path):
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["import", "1"])
 @pytest.mark.parametrize("name", SIGNALS)
 def test_before_the_first_step_is_done_the_first_signal_ends_the_process(tiny, tmp_path, name, where):
@@ -132,6 +135,7 @@ def test_ignored_signals_stay_ignored_and_handlers_come_back():
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@pytest.mark.slow
 def test_checkpoints_by_time(tiny, uninterrupted, tmp_path):
     """With no time between checkpoints every step is saved; what is trained stays the same to the bit."""
     tiny_run.train(tiny, tmp_path / "run", train__steps=6, checkpoint__minutes=1e-9, checkpoint__keep=9)
