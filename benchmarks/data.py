@@ -6,7 +6,7 @@ tokenise  from text to what training reads: `jaxdistill prepare`, against script
           by line with BertTokenizer (in Python) and pickles an array a document; and that with BertTokenizerFast
 batches   an epoch of masked batches in host memory: the trainer's iterator, against the sampler, collation and masking
           (in torch) of the scripts, in one process
-open      until rows can be read: a memory map, against unpickling, after which the scripts cut and drop at every start
+open      until rows can be read: opening the folder, against unpickling, after which the scripts cut and drop each time
 on disk   bytes for each token that is kept, a quarter of a megabyte of token counts with ours
 
 The reference is written anew, step for step, without its logs, its checks and its count of tokens (a third script;

@@ -7,7 +7,7 @@ encode       documents, plain or in pairs, to token ids
 frame        token ids to rows of at most max_length tokens, with special tokens at their ends
 prepare      a whole source to a folder on disk, named by a hash of its content
 cache        writing that folder whole or not at all
-store        that folder, memory-mapped
+store        that folder, opened
 batching     which rows make a batch, and padding
 masking      masked language models: the tokens to predict
 causal       causal language models: the tokens to predict

@@ -60,7 +60,6 @@ def pairs_of(store: TokenStore, *, limit: int) -> list[tuple[list[int], list[int
       limit: largest number of pairs; 0 = all.
     """
     assert store.documents is not None and store.prompts is not None, "prepared for masked models"
-    store.check_whole()
     starts, ends = store.documents[:-1], store.documents[1:]
     whole = (starts >= store.offsets[0]) & (ends <= store.offsets[-1])
     pair = (store.prompts > 0) & (store.prompts < ends - starts)  # the last document may be cut inside its prompt

@@ -1,4 +1,4 @@
-"""Tokenises a source once into a folder that is memory-mapped for training (`store.py` reads it).
+"""Tokenises a source once into a folder that training reads by rows (`store.py`).
 
 The folder is named by a hash of everything that decides on its content, so a second run reuses it, and a changed file,
 tokenizer or setting makes another folder. It holds tokens.bin (rows back to back; uint16, or int32 for 65,536 ids and

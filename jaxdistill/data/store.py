@@ -1,11 +1,11 @@
-"""Prepared text, opened as a memory map: the folders that `prepare.py` writes."""
+"""Prepared text, read a row at a time: the folders that `prepare.py` writes."""
 
 import dataclasses
 import functools
 import hashlib
 import json
-import mmap
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,14 +27,53 @@ CHECKED_ALWAYS_BYTES = 1 << 28
 _BLOCK = 1 << 24  # bytes of a file of tokens that are checked at a time
 
 
+class TokenFile:
+    """The ids in a file, of which slices are read as they are asked for.
+
+    Read and not mapped into memory: a mapped page beyond the end of a file that was cut short kills the process
+    (SIGBUS), and to read a row from the file takes a microsecond.
+    """
+
+    def __init__(self, path: Path, dtype: str):
+        self.path, self.dtype = path, np.dtype(dtype)
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._bytes = os.fstat(self._descriptor).st_size
+        if self._bytes % self.dtype.itemsize:
+            raise ValueError(f"{path.name} has {self._bytes} bytes, not a multiple of {self.dtype.itemsize}")
+
+    def __len__(self) -> int:
+        return self._bytes // self.dtype.itemsize
+
+    def __getitem__(self, part: slice) -> Integer[np.ndarray, "part"]:
+        """The ids of a slice without a step.
+
+        Raises:
+          UserError: the file was cut short after it was opened.
+        """
+        start, stop, _ = part.indices(len(self))
+        at, end = start * self.dtype.itemsize, max(start, stop) * self.dtype.itemsize
+        pieces = []
+        while at < end:
+            piece = os.pread(self._descriptor, end - at, at)
+            if not piece:
+                raise UserError(
+                    f"{str(self.path)!r} was cut from {self._bytes:,} to {os.fstat(self._descriptor).st_size:,} bytes "
+                    "while it was read; delete its folder, and start again"
+                )
+            pieces.append(piece)
+            at += len(piece)
+        return np.frombuffer(b"".join(pieces), self.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """Prepared rows, memory-mapped: only the rows that are read are in memory. `store[i]` is row i."""
+    """Prepared rows, in memory only while they are used. `store[i]` is row i."""
 
     path: Path
     meta: dict[str, Any]
     """Content of meta.json."""
-    tokens: Integer[np.ndarray, "tokens"]
+    tokens: TokenFile | Integer[np.ndarray, "tokens"]
     """The whole folder's, also in a slice."""
     offsets: Int64[np.ndarray, "rows_and_1"]
     lengths: Int64[np.ndarray, "rows"]
@@ -44,29 +83,12 @@ class TokenStore:
     """Where each document of the whole folder starts in `tokens`, and the end; None: prepared for masked models."""
     prompts: Int64[np.ndarray, "documents"] | None = None
     """How many tokens of each document are prompt."""
-    map: mmap.mmap | None = None
-    """The map that `tokens` is in; None: in memory."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> Integer[np.ndarray, "length"]:
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
-
-    def check_whole(self) -> None:
-        """Checks that the file still has the size that was mapped.
-
-        To read a page beyond the end of a file kills the process (SIGBUS). Readers ask before each batch, which takes
-        a microsecond; a file that is cut between this question and the reading is not noticed.
-
-        Raises:
-          UserError: the file was cut short.
-        """
-        if self.map is not None and self.map.size() < self.tokens.nbytes:
-            raise UserError(
-                f"{str(self.path / TOKENS)!r} was cut from {self.tokens.nbytes:,} to {self.map.size():,} bytes while "
-                "it was read; delete its folder, and start again"
-            )
 
     def slice(self, start: int, stop: int) -> "TokenStore":
         """A view of rows start to stop - 1."""
@@ -83,7 +105,7 @@ def open_store(path: Path | str) -> TokenStore:
     path = Path(path)
     meta = _read_meta(path)
     try:
-        store = _mapped(path, meta)
+        store = _opened(path, meta)
         sizes = (len(store.tokens), len(store), int(store.offsets[-1]), len(store.token_counts))
         expected = (meta["tokens"], meta["rows"], meta["tokens"], meta["vocabulary"]["size"])
     except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
@@ -185,16 +207,13 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _mapped(path: Path, meta: dict[str, Any]) -> TokenStore:
+def _opened(path: Path, meta: dict[str, Any]) -> TokenStore:
     if meta["dtype"] not in ("uint16", "int32"):
         raise ValueError(f"dtype {meta['dtype']!r} in meta.json")
     for name in (TOKENS, *ARRAYS):
         if (path / name).exists():
             check_fetched(path / name)
-    with open(path / TOKENS, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    # A plain array, for slicing a np.memmap is several times slower.
-    tokens = np.frombuffer(mapped, meta["dtype"])
+    tokens = TokenFile(path / TOKENS, meta["dtype"])
     offsets = np.load(path / "offsets.npy")
     counts = np.load(path / "counts.npy")
     documents = prompts = None
@@ -204,7 +223,7 @@ def _mapped(path: Path, meta: dict[str, Any]) -> TokenStore:
             raise ValueError("documents and prompts do not go together")
         _check_starts(documents, "documents.npy")
     _check_starts(offsets, "offsets.npy")
-    return TokenStore(path, meta, tokens, offsets, np.diff(offsets), counts, documents, prompts, mapped)
+    return TokenStore(path, meta, tokens, offsets, np.diff(offsets), counts, documents, prompts)
 
 
 def _check_starts(starts: Int64[np.ndarray, "starts_and_end"], name: str) -> None:

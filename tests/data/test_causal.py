@@ -90,9 +90,10 @@ def all_rows(store):
 def reference_row(store, row, *, width, prompt_loss):
     """Token by token: ids, real, label where one counts, else None, and document, of one row."""
     ids, real, labels, segments = [], [], [], []
+    ids_of_all = store.tokens[:]
     for place in range(store.offsets[row], store.offsets[row] + width) if row != EMPTY else [None] * width:
         here = place is not None and place < store.offsets[row + 1]
-        ids.append(int(store.tokens[place]) if here else PAD)
+        ids.append(int(ids_of_all[place]) if here else PAD)
         real.append(here)
         document = sum(start <= place for start in store.documents[:-1].tolist()) if here else 0
         segments.append(document)
@@ -100,7 +101,7 @@ def reference_row(store, row, *, width, prompt_loss):
         if here and place + 1 < store.offsets[row + 1] and place + 1 < store.documents[document]:
             is_prompt = place + 1 - store.documents[document - 1] < store.prompts[document - 1]
             if prompt_loss or not is_prompt:
-                label = int(store.tokens[place + 1])
+                label = int(ids_of_all[place + 1])
         labels.append(label)
     return ids, real, labels, [segment and segment - segments[0] + 1 for segment in segments]
 
@@ -143,7 +144,7 @@ def test_batches_are_those_of_a_loop_over_tokens(pack, documents, row, prompt_lo
 def test_what_is_predicted_of_a_pair():
     store = make_store([7], [4])
     batch = next_tokens(store, np.array([0]), width=8, pad=PAD, prompt_loss=False)
-    tokens = store.tokens.tolist()
+    tokens = store.tokens[:].tolist()
     assert batch["label_mask"][0].tolist() == [False, False, False, True, True, True, False, False]
     assert batch["labels"][0, 3:6].tolist() == tokens[4:], "from the last prompt token to the end"
     whole = next_tokens(store, np.array([0]), width=8, pad=PAD, prompt_loss=True)
@@ -252,7 +253,7 @@ def test_evaluation_limit_counts_batches():
 
 def test_pairs_are_taken_apart():
     store = make_store([7, 5, 6, 4], [4, 0, 6, 1])  # the second has no prompt, the third no completion
-    ids = store.tokens.tolist()
+    ids = store.tokens[:].tolist()
     expected = [(ids[0:4], ids[4:7]), (ids[18:19], ids[19:22])]
     assert pairs_of(store, limit=0) == expected
     assert pairs_of(store, limit=1) == expected[:1]
@@ -262,7 +263,7 @@ def test_pairs_are_taken_apart():
 def test_pairs_of_packed_rows_stand_whole_in_them():
     """Documents of 4, 6, 4, 6 tokens in rows of 5, the middle two rows alone: only the third is whole there."""
     store = make_store([4, 6, 4, 6], [2, 2, 2, 2], row=5)
-    ids = store.tokens.tolist()
+    ids = store.tokens[:].tolist()
     assert len(pairs_of(store, limit=0)) == 4
     assert pairs_of(store.slice(1, 3), limit=0) == [(ids[10:12], ids[12:14])]
     assert pairs_of(store.slice(1, 2), limit=0) == []

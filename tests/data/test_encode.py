@@ -77,7 +77,7 @@ def test_pairs_in_their_template(tmp_path, causal_tokenizer, template, parts, pa
     documents, prompts = documents_of(store)
     flat = [token for row, _ in expected for token in row]
     if pack:
-        assert store.tokens.tolist() == flat[: len(store) * 60]
+        assert store.tokens[:].tolist() == flat[: len(store) * 60]
         sizes = [size for _, size in expected][: len(prompts)]
         assert prompts == [*sizes[:-1], min(sizes[-1], len(documents[-1]))]
     else:

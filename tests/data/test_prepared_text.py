@@ -124,7 +124,7 @@ def test_causal_rows_of_plain_text(tmp_path, causal_tokenizer, monkeypatch, pack
     assert documents_of(store) == (documents, [0] * len(documents))
     assert store.documents.dtype == store.prompts.dtype == np.int64
     assert (store.meta["causal"], store.meta["template"], store.meta["tokens"]) == (True, "", sum(map(len, rows)))
-    np.testing.assert_array_equal(np.bincount(store.tokens, minlength=len(store.token_counts)), store.token_counts)
+    np.testing.assert_array_equal(np.bincount(store.tokens[:], minlength=len(store.token_counts)), store.token_counts)
 
 
 def test_packed_documents_that_the_last_row_does_not_reach(tmp_path):

@@ -91,7 +91,7 @@ def rows_of(store):
 
 def documents_of(store):
     """Token lists of the documents, and how many of each are prompt."""
-    return [part.tolist() for part in np.split(store.tokens, store.documents[1:-1])], store.prompts.tolist()
+    return [part.tolist() for part in np.split(store.tokens[:], store.documents[1:-1])], store.prompts.tolist()
 
 
 def prefix_ids(tokenizer):

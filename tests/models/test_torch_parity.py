@@ -225,7 +225,7 @@ def test_pickles_run_no_code(tmp_path):
 
     model = tiny.model("bert")
     torch.save({"bert.x": Touch()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be read as tensors: .* could run code"):
+    with pytest.raises(UserError, match=r"cannot be read as tensors: .* could run code"):
         weights.load_params(tmp_path, model, allow_pickle=True)
     assert not (tmp_path / "ran").exists()
 
