@@ -252,10 +252,11 @@ def _sampling(c: Config) -> None:
     c.sample.check()
     if c.sample.teacher and not c.teacher.name:
         raise UserError(f"config.sample.teacher={c.sample.teacher:g}, and no config.teacher.name says who writes")
-    if c.sample.student and not {"ce", "mse"} & c.losses.keys():
+    of_logits = [name for name, term in TERMS.items() if term.tokens == "head"]
+    if c.sample.student and not any(name in c.losses for name in of_logits):
         raise UserError(
-            "config.sample.student is set: on what the student wrote only config.loss.alpha_ce and alpha_mse teach it; "
-            "set one of them"
+            "config.sample.student is set: on what the student wrote only config.loss."
+            f"{' and '.join(f'alpha_{name}' for name in of_logits)} teach it; set one of them"
         )
     if c.loss.tokens != "labels":
         raise UserError(

@@ -104,7 +104,7 @@ def student_loss(
     signals = Signals(
         outputs, from_teacher and from_teacher.outputs, labels, masks, params["projections"], heads, sampled=batch
     )
-    if "diversity" in objective.weights:
+    if terms.needs_samples(objective):
         signals = signals._replace(embedding=embedding_of(student, params["student"]))
     loss, means = terms.weighted_sum(objective, signals, counts, mesh=how.mesh)
     if terms.needs_samples(objective):

@@ -209,7 +209,7 @@ def test_a_teacher_gives_what_is_looked_at(
 
 
 @pytest.fixture(scope="module")
-def separate(tiny: tiny_run.Tiny) -> Any:
+def apart(tiny: tiny_run.Tiny) -> Any:
     """(workdir of a run on 4 + 4 devices, where the arguments of its steps lay, what it said)."""
     workdir, seen = tiny.folder / "apart", []
     make = training.make_train_step
