@@ -231,6 +231,7 @@ def test_counts() -> None:
     assert float(counts_of(make_objective(ALL, "masked"))["head"]) == 3
 
 
+@pytest.mark.slow
 def test_shares_of_micro_batches_add_up_to_the_mean_of_the_whole() -> None:
     """Rows of unlike length: a mean of means would not."""
     objective = make_objective(ALL)

@@ -73,6 +73,7 @@ def test_maps_and_dropout_are_the_class_s_own(calls: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.slow
 def test_packed_documents(kind: str, calls: list[str]) -> None:
     """A token sees those of its own document alone, and counts its position from its beginning."""
     ids, mask = tiny.batch(kind)

@@ -88,6 +88,7 @@ def test_padded_tokens_are_not_seen(kind):
 
 
 @pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.slow
 def test_padding_on_either_side_changes_nothing(kind):
     """Left, right or none: the same logits, hidden states and attention maps at the real tokens."""
     model, params = tiny.model(kind), tiny.params(kind)
@@ -147,6 +148,7 @@ def packed_row() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.slow
 def test_documents_packed_in_a_row_are_each_alone(kind):
     """The same logits as in a row of its own, hidden states and attention maps as well."""
     model, params = tiny.model(kind), tiny.params(kind)
@@ -229,6 +231,7 @@ def test_dropout_needs_a_key_and_follows_it():
     assert float(jnp.abs(first - second).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters():
     model = tiny.model("distilbert")
     params = tiny.params("distilbert")

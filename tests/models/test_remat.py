@@ -53,6 +53,7 @@ def assert_same(ours: Any, plain: Any) -> None:
     "policy", [pytest.param(p, marks=() if p == "dots" else pytest.mark.slow) for p in remat.POLICIES]
 )
 @pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
+@pytest.mark.slow
 def test_value_and_gradient_are_those_of_the_plain_model(kind: str, policy: str) -> None:
     """Dropout included: what is computed again draws the numbers that were drawn first."""
     arguments = tiny.params(kind), None, jax.random.key(3)

@@ -95,6 +95,7 @@ def test_reference_init_drops_token_types_and_draws_the_head():
     np.testing.assert_array_equal(theirs["vocab_projector/bias"], params["cls"]["predictions"]["bias"])
 
 
+@pytest.mark.slow
 def test_albert_keeps_its_groups():
     """4 layers in 2 shared groups. Layers 0, 2, 3 run groups 0, 1, 1, but 3 layers in 2 groups run 0, 0, 1."""
     teacher, params = tiny.model("albert"), tiny.params("albert")

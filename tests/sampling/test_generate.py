@@ -108,6 +108,7 @@ def greedy(model, params, prompts, new, **fields):
         *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in CAUSAL),
     ],
 )
+@pytest.mark.slow
 def test_exported_folder_generates_in_torch_what_we_generate(kind, tie, tokenizer, tmp_path):
     model, params = tiny.model(kind, tie_word_embeddings=tie), params_of(kind, tie_word_embeddings=tie)
     folder = written(tmp_path / "out", kind, tokenizer, tie_word_embeddings=tie)
@@ -195,6 +196,7 @@ def test_real_model_is_torch_token_for_token(shared):
     assert "little girl named" in words.decode(completions[0].tokens)
 
 
+@pytest.mark.slow
 def test_batch_and_padding_change_no_row():
     """Alone or in company, wherever in the file, greedy or drawn: a prompt and its key give the same text."""
     model, params = tiny.model("gpt2"), params_of("gpt2")

@@ -254,6 +254,7 @@ def of_written(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x[1::2] for name, x in batch.items()}
 
 
+@pytest.mark.slow
 def test_a_sample_serves_as_many_updates_as_it_should(pair, monkeypatch):
     """Drawn and scored by the student of its first update; the text is each update's own."""
     drawn = []

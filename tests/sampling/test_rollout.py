@@ -98,6 +98,7 @@ def test_prompts_are_as_defined(batch, length, prompt_tokens):
         pytest.param({"temperature": 1.2, "top_k": 30}, id="drawn"),
     ],
 )
+@pytest.mark.slow
 def test_one_writer_alone_is_that_model_with_the_same_keys(fields):
     """And the other does not run: there are no parameters to run it with."""
     decoding = Decoding(max_new_tokens=NEW, end_ids=(9, 12), pad_id=PAD, **fields)
@@ -161,6 +162,7 @@ def test_draws_are_from_the_mixture_of_probabilities():
         *(pytest.param(kind, 0.4, marks=pytest.mark.slow) for kind in CAUSAL if kind != "gpt2"),
     ],
 )
+@pytest.mark.slow
 def test_a_forward_over_the_batch_sees_what_decoding_saw(student, mixture):
     """At every sampled position the label is the likeliest token of a full pass; empty rows do no harm."""
     teacher = "mistral" if student != "mistral" else "llama"
@@ -174,6 +176,7 @@ def test_a_forward_over_the_batch_sees_what_decoding_saw(student, mixture):
     assert mask.sum() > 12 and not mask[4].any() and not batch["attention_mask"][4].any()
 
 
+@pytest.mark.slow
 def test_padding_and_company_change_no_row():
     decoding = Decoding(max_new_tokens=NEW, temperature=1.0, top_p=0.9, end_ids=(9, 12), pad_id=PAD)
 

@@ -164,6 +164,7 @@ def moved_by(monkeypatch: pytest.MonkeyPatch, made: SimpleNamespace, kind: str) 
     return calls
 
 
+@pytest.mark.slow
 def test_the_teachers_head_is_moved_once_and_logits_never(monkeypatch: pytest.MonkeyPatch) -> None:
     made = run("masked", devices=(4, 4))
     calls = moved_by(monkeypatch, made, "masked")
