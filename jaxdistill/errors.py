@@ -6,3 +6,9 @@ class UserError(Exception):
 
     The entry points print the line without a traceback and exit with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the name of the error's type where the message is empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

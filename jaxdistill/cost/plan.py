@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 
 import jax
-from jaxtyping import PyTree
 
 from jaxdistill import recipe
 from jaxdistill.cost import hlo
@@ -12,7 +11,7 @@ from jaxdistill.cost.chips import REACHED, Chip, Work, chip_of, seconds, tokens_
 from jaxdistill.cost.estimate import Fit, LargestBatch, find_fit, find_largest_batch, other_ways
 from jaxdistill.cost.program import Memory, Target, compile_step, count_flops, devices_of
 from jaxdistill.errors import UserError
-from jaxdistill.models.model import count_params
+from jaxdistill.models.model import in_millions
 from jaxdistill.run.models import pair_of_shapes
 from jaxdistill.run.training import check_devices
 from jaxdistill.step import sharding
@@ -66,7 +65,7 @@ def read_target(path: str, overrides: Sequence[str], *, topology: str) -> Target
 def _target_lines(target: Target) -> Iterator[str]:
     config, pair, mesh = target
     roles = [("teacher", pair.teacher, pair.teacher_params), ("student", pair.student, pair.student_params)]
-    models = [f"{role} {model.config.model_type} {_millions(params)}" for role, model, params in roles if model]
+    models = [f"{role} {model.config.model_type} {in_millions(params)}" for role, model, params in roles if model]
     kind = mesh.devices.flat[0].device_kind
     yield f"{', '.join(models)} parameters; {mesh.size} x {kind}, mesh {json.dumps(dict(mesh.shape))}"
     rows, length = config.train.batch_size, config.data.max_length
@@ -112,10 +111,6 @@ def _batch_line(batch: LargestBatch) -> str:
         f"largest batch: about {batch.rows:,} rows (by the line through {batch.smaller:,} and {batch.larger:,}, "
         "in 95 % of the memory)"
     )
-
-
-def _millions(params: PyTree) -> str:
-    return f"{count_params(params) / 1e6:.1f}M"
 
 
 def _gb(size: float) -> str:

@@ -7,17 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, first_line
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 BOM = "\ufeff"
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of a message, or the name of the error where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
@@ -26,7 +20,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # missing, not permitted; pyarrow's truncated or corrupted stream
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or one_line(error)}") from error
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or first_line(error)}") from error
 
 
 def open_stream(path: Path) -> BinaryIO:

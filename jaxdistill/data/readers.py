@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdistill.data.lines import BOM, lines_of, one_line, open_stream, reading, too_large
-from jaxdistill.errors import UserError
+from jaxdistill.data.lines import BOM, lines_of, open_stream, reading, too_large
+from jaxdistill.errors import UserError, first_line
 
 Columns = tuple[str, ...]  # (text,) or (prompt, completion)
 Document = str | tuple[str, str]  # text, or prompt and completion
@@ -201,7 +201,7 @@ def read_json(path: Path, columns: Columns, limits: Limits) -> Iterator[Document
 
 
 def _not_json(path: Path, line: int, error: Exception) -> UserError:
-    return UserError(f"{str(path)!r} line {line} is not JSON: {one_line(error)}")
+    return UserError(f"{str(path)!r} line {line} is not JSON: {first_line(error)}")
 
 
 def _objects(path: Path, limit: int) -> Iterator[tuple[int, Any]]:
@@ -234,7 +234,7 @@ def _array(path: Path, limit: int) -> Iterator[tuple[int, Any]]:
             try:
                 return stream.read(max(_BLOCK, count))
             except UnicodeDecodeError as error:
-                raise UserError(f"{str(path)!r} is not UTF-8 text: {one_line(error)}; convert it") from error
+                raise UserError(f"{str(path)!r} is not UTF-8 text: {first_line(error)}; convert it") from error
 
         def next_letter() -> str:
             """Goes on to the next letter that is no white space; "" at the end of the file."""
@@ -309,7 +309,7 @@ def read_parquet(path: Path, columns: Columns, limits: Limits) -> Iterator[Docum
                     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
                         yield from rows_of_table(pa.Table.from_batches([batch]), columns, where, limit=limits.document)
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise UserError(f"{where} is not a whole Parquet file: {one_line(error)}") from error
+            raise UserError(f"{where} is not a whole Parquet file: {first_line(error)}") from error
 
     return documents_of(values(), lambda: where, columns, limit=limits.document)
 

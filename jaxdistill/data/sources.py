@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from jaxdistill.data.lines import (
     COMPRESSION,
     has_old_line_ends,
-    one_line,
     open_stream,
     reading,
 )
@@ -38,7 +37,7 @@ from jaxdistill.data.readers import (
     read_tsv,
     rows_of_table,
 )
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched
 
 
@@ -198,7 +197,7 @@ def _open_hf(location: Location) -> Source:
             for table in tables.iter(batch_size=1000):
                 yield from rows_of_table(table, columns, where, limit=limits.document)
         except OSError as error:
-            raise UserError(f"reading {where} failed: {one_line(error)}") from error
+            raise UserError(f"reading {where} failed: {first_line(error)}") from error
 
     size = "streamed" if streaming else f"{len(data):,} rows"
     return Source(
@@ -241,7 +240,7 @@ def _load_saved(location: Location, where: str) -> Any:
             [parts[part.splitname].select(range(part.from_, part.to)) for part in instructions]
         )
     except Exception as error:  # whatever the loader raises is about the folder that the user gave
-        raise UserError(f"cannot load {where} (split {location.split!r}): {one_line(error)}") from error
+        raise UserError(f"cannot load {where} (split {location.split!r}): {first_line(error)}") from error
 
 
 def _load_hf(location: Location, where: str) -> Any:
@@ -260,7 +259,7 @@ def _load_hf(location: Location, where: str) -> Any:
             )
     except Exception as error:  # whatever a loader raises is about the name that the user gave
         raise UserError(
-            f"cannot load {where} (subset {subset!r}, split {split!r}): {one_line(error)}; "
+            f"cannot load {where} (subset {subset!r}, split {split!r}): {first_line(error)}; "
             "give a local folder where there is no network"
         ) from error
 
@@ -309,7 +308,7 @@ def _load_tfds(path: str, name: str, split: str, where: str) -> Any:
             return builder.as_data_source(split=split)
         return tfds.data_source(name, split=split)
     except Exception as error:  # whatever a builder raises is about the name that the user gave
-        raise UserError(f"cannot load {where}, split {split!r}: {one_line(error)}") from error
+        raise UserError(f"cannot load {where}, split {split!r}: {first_line(error)}") from error
 
 
 SOURCES: dict[str, Callable[[Location], Source]] = {

@@ -22,8 +22,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdistill.knobs import Section, knob
 from jaxdistill.losses import divergences as losses
 
-Semantics = Literal["paper", "lmops"]  # the equations of the paper | what its authors' code computes
-
 
 class PolicyConfig(Section):
     """Policy-gradient distillation (alpha_policy): rows of its own beside those of the text, a completion a prompt."""

@@ -1,4 +1,4 @@
-"""What the libraries underneath print and raise, cut down to the lines that help a user of this program."""
+"""What transformers prints, cut down to the lines that help a user of this program."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         hf_logging.set_verbosity(before)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or the name of its type where the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -176,6 +176,11 @@ def count_params(params: PyTree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
+def in_millions(params: PyTree) -> str:
+    """The number of entries for a line of a log, such as 22.7M."""
+    return f"{count_params(params) / 1e6:.1f}M"
+
+
 def leaf(params: PyTree, path: str) -> Any:
     """The array at a path of a parameter tree, such as transformer/wte/embedding."""
     return functools.reduce(lambda tree, name: tree[name], path.split("/"), params)

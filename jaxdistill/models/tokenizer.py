@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched
 from jaxdistill.models import hub
-from jaxdistill.models.library_messages import first_line, quiet
+from jaxdistill.models.library_messages import quiet
 
 # Special tokens of a folder that holds a bare tokenizer.json, recognised by its mask token or its end token.
 _SPECIAL_TOKENS = {

@@ -17,10 +17,9 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched
 from jaxdistill.models import torch_names
-from jaxdistill.models.library_messages import first_line
 from jaxdistill.models.model import Model, init_params, param_shapes
 from jaxdistill.models.weight_names import Tensors, check_absent, check_unexpected, with_wanted_names
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from jaxtyping import PyTree
 
 from jaxdistill.config import Config
 from jaxdistill.data.text import Text
 from jaxdistill.errors import UserError
-from jaxdistill.models.model import count_params
+from jaxdistill.models.model import in_millions
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import writers
 from jaxdistill.step.sharding import Meshes
@@ -107,8 +106,8 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
     """The line at the start of a run: models, devices, text, steps."""
     teacher = ""
     if pair.teacher is not None:
-        teacher = f"teacher {pair.teacher.config.model_type} {_millions(pair.teacher_params)} -> "
-    student = f"student {pair.student.config.model_type} {_millions(pair.student_params)}"
+        teacher = f"teacher {pair.teacher.config.model_type} {in_millions(pair.teacher_params)} -> "
+    student = f"student {pair.student.config.model_type} {in_millions(pair.student_params)}"
     layers = f" (layers {','.join(map(str, pair.layers))})" if pair.layers else ""
     shapes = {role: dict(mesh.shape) for role, mesh in meshes._asdict().items()}
     shape = shapes if meshes.separate else shapes["student"]
@@ -118,7 +117,3 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
         f"| {text.train.lengths.sum():,} tokens an epoch in {len(text.train):,} rows "
         f"| {steps} steps of {config.train.batch_size} rows, {per_epoch} an epoch"
     )
-
-
-def _millions(params: PyTree) -> str:
-    return f"{count_params(params) / 1e6:.1f}M"
