@@ -5,8 +5,11 @@ documents, padding on either side, a cache of keys, and the windows of causal an
 one rule. Kernels evaluate the rule where they need it, so that no mask of [batch, length, length] is ever an argument.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 FAR = 2**30  # a reach that no text exceeds
@@ -37,3 +40,38 @@ def visible(queries: Tokens, keys: Tokens, reach: Reach) -> Bool[Array, "batch q
     distance = queries.place[:, :, None] - keys.place[:, None, :]  # positive: the key stands before the query
     same = queries.document[:, :, None] == keys.document[:, None, :]
     return same & (distance <= reach.before) & (-distance <= reach.after)
+
+
+def written_out(
+    query: Float[Array, "batch queries heads size"],
+    key: Float[Array, "batch keys kv_heads size"],
+    value: Float[Array, "batch keys kv_heads size"],
+    queries: Tokens,
+    keys: Tokens,
+    reach: Reach,
+    *,
+    scale: float,
+    cap: float = 0.0,
+    dropout: Callable[[Array], Array] | None = None,
+) -> tuple[Float[Array, "batch queries heads size"], Float[Array, "batch heads queries keys"]]:
+    """Attention with all scores in memory, and the probabilities, which other kernels do not return.
+
+    Scores and softmax are float32, as in the torch classes' own ("eager") code; probabilities are rounded to the dtype
+    of the values.
+
+    Args:
+      key: may have fewer heads than `query`; head h of the query reads key head h // (heads / kv_heads).
+      scale: of the scores.
+      cap: bounds the scores as cap * tanh(scores / cap); 0 = no bound.
+      dropout: is applied to the probabilities that mix the values, and not to those that are returned.
+    """
+    rows, length, heads, size = query.shape
+    groups = query.reshape(rows, length, key.shape[2], -1, size)
+    scores = jnp.einsum("bqkgs,bmks->bkgqm", groups, key, preferred_element_type=jnp.float32) * scale
+    if cap:
+        scores = cap * jnp.tanh(scores / cap)
+    sees = visible(queries, keys, reach)[:, None, None]
+    scores = jnp.where(sees, scores, jnp.finfo(jnp.float32).min)
+    maps = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("bkgqm,bmks->bqkgs", dropout(maps) if dropout else maps, value)
+    return mixed.reshape(query.shape), maps.reshape(rows, heads, length, -1)
