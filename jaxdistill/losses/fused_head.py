@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.divergences import LogitLoss, Scalar, masked_sum
-from jaxdistill.models.head import Head, logits
+from jaxdistill.models.head import Head, before_bound, logits
 
 # Tokens a chunk, at most, by platform. Whatever the vocabulary, a chunk reads and writes the kernel's gradient once
 # ([width, vocab] float32), which must be little beside the work on its logits. On a CPU, 128 to 1,024 tokens take the
@@ -44,7 +44,6 @@ def fused_head(
     *,
     temperature: Scalar,
     beta: float = 0.0,
-    soft_caps: tuple[float, float] = (0.0, 0.0),
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -59,7 +58,6 @@ def fused_head(
       losses: by any names.
       temperature: T of the divergences; has no gradient.
       beta: parameter of the divergences that have one.
-      soft_caps: of student's and teacher's logits, cap * tanh(logits / cap); 0 = none.
       chunk: tokens at a time on one device; None = `chunk_size`.
       mesh: splits the first axis of tokens over all its devices, which must divide it; None = one device.
     """
@@ -69,7 +67,7 @@ def fused_head(
         chunk = chunk_size(tokens=labels.size // shards, platform=platform)
     # In an order of their own, so that sums round alike whatever names the losses have.
     in_order = tuple((name, x.loss) for name, x in sorted(losses.items(), key=lambda item: item[1].loss.name))
-    settings = _Settings(in_order, beta, soft_caps, chunk, mesh)
+    settings = _Settings(in_order, beta, chunk, mesh)
     weights = {name: jnp.asarray(x.weight, jnp.float32) for name, x in losses.items()}
     masks = {name: x.mask for name, x in losses.items()}
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
@@ -90,7 +88,6 @@ class _Settings(NamedTuple):
 
     losses: tuple[tuple[str, LogitLoss], ...]
     beta: float
-    soft_caps: tuple[float, float]
     chunk: int
     mesh: Mesh | None
 
@@ -136,22 +133,25 @@ def _on_mesh(
     else:
         axes = settings.mesh.axis_names
         rows, whole = PartitionSpec(axes), PartitionSpec()
-        head: Any = (rows, whole, whole)
-        head = Head(*head)  # a kernel split over the mesh is gathered here, once and not once a chunk
-        split: Any = constants.teacher and head, rows, rows, whole
+
+        def split(head: Any) -> Any:
+            """A kernel that is split over the mesh is gathered here, once and not once a chunk."""
+            return head and head._replace(features=rows, kernel=whole, bias=whole)
+
+        of_constants: Any = split(constants.teacher), rows, rows, whole
 
         def summed(*args: Any) -> tuple[Scalars, Head | None]:
             sums, gradient = local(*args)
             if gradient is None:
                 return jax.lax.psum(sums, axes), None
             sums, kernel, bias = jax.lax.psum((sums, gradient.kernel, gradient.bias), axes)
-            return sums, Head(gradient.features, kernel, bias)
+            return sums, gradient._replace(kernel=kernel, bias=bias)
 
         sums, gradient = jax.shard_map(
             summed,
             mesh=settings.mesh,
-            in_specs=(head, whole, _Constants(*split)),
-            out_specs=(whole, head if gradients else None),
+            in_specs=(split(student), whole, _Constants(*of_constants)),
+            out_specs=(whole, split(student) if gradients else None),
             check_vma=False,
         )(student, weights, constants)
     total = jnp.stack([weights[name] * sums[name] for name, _ in settings.losses]).sum()
@@ -197,7 +197,7 @@ def _in_chunks(
     if kernel is None or of_features is None:
         return values, None
     of_features = of_features.reshape(chunks * chunk, -1)[:tokens].reshape(student.features.shape)
-    gradient = Head(of_features, kernel, bias)
+    gradient = student._replace(features=of_features, kernel=kernel, bias=bias)
     return values, jax.tree.map(lambda x, like: x.astype(like.dtype), gradient, student)
 
 
@@ -205,10 +205,10 @@ def _one_chunk(
     settings: _Settings, student: Head, weights: Scalars, constants: _Constants, *, gradients: bool
 ) -> tuple[tuple[Scalars, Array | None, Array | None], Array | None]:
     """((sums, gradient of kernel, of bias), gradient of features); all gradients are None unless asked for."""
-    features, cap = student.features, settings.soft_caps[0]
+    features = student.features
     assert features is not None
-    s = logits(student, cap=cap)
-    t = constants.teacher and logits(constants.teacher, cap=settings.soft_caps[1])
+    s = logits(student)
+    t = constants.teacher and logits(constants.teacher)
     sums, slope = {}, jnp.zeros(s.shape, jnp.float32)
     for name, loss in settings.losses:
         target, mask = constants.labels if loss.target == "labels" else t, constants.masks[name]
@@ -217,8 +217,7 @@ def _one_chunk(
         slope += jnp.where(mask[:, None], weights[name] * gradient, 0.0)
     if not gradients:
         return (sums, None, None), None
-    if cap:
-        slope *= 1 - jnp.square(s.astype(jnp.float32) / cap)
+    slope = before_bound(slope, s, cap=student.cap, scale=student.scale)
     rounded = slope.astype(features.dtype)
     kernel = jnp.matmul(features.T, rounded, preferred_element_type=jnp.float32)
     of_features = jnp.matmul(rounded, student.kernel.T, preferred_element_type=jnp.float32)

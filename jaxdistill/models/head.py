@@ -1,13 +1,15 @@
 """The vocabulary projection of a language model, apart from the model, so that logits can be made a few at a time."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.tree_util.register_pytree_with_keys_class  # so that cap and scale are static: arrays alone are leaves
 class Head(NamedTuple):
-    """A vocabulary projection: logits = features @ kernel + bias. `features` is None for the weights alone.
+    """A vocabulary projection: logits = bounded(features @ kernel + bias). `features` is None for the weights alone.
 
     Products are taken in the features' dtype and summed in float32; the logits are then rounded to that dtype, as in
     the models' own classes (a chunk of them is read four times, and on an accelerator that is what takes the time).
@@ -17,13 +19,39 @@ class Head(NamedTuple):
     features: Float[Array, "*tokens width"] | None
     kernel: Float[Array, "width vocab"]
     bias: Float[Array, " vocab"] | None = None
+    cap: float = 0.0  # bound of the logits (Gemma 2); 0 = none
+    scale: float = 1.0  # factor of the logits (Granite divides them), before the bound
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[float, float]]:
+        arrays = {"features": self.features, "kernel": self.kernel, "bias": self.bias}
+        return [(jax.tree_util.GetAttrKey(name), x) for name, x in arrays.items()], (self.cap, self.scale)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[float, float], arrays: Any) -> "Head":
+        features, kernel, bias = arrays
+        return cls(features, kernel, bias, *static)
 
 
-def logits(head: Head, *, cap: float = 0.0) -> Float[Array, "*tokens vocab"]:
-    """The logits of a few tokens at a time, bounded as cap * tanh(logits / cap) where `cap` is not 0."""
+def logits(head: Head) -> Float[Array, "*tokens vocab"]:
+    """The logits of a few tokens at a time."""
     assert head.features is not None
     kernel = head.kernel.astype(head.features.dtype)
     values = jnp.matmul(head.features, kernel, preferred_element_type=jnp.float32)
     if head.bias is not None:
         values += jnp.broadcast_to(head.bias.astype(jnp.float32), values.shape)
-    return (cap * jnp.tanh(values / cap) if cap else values).astype(head.features.dtype)
+    return bounded(values, cap=head.cap, scale=head.scale).astype(head.features.dtype)
+
+
+def bounded(values: Float[Array, "*tokens vocab"], *, cap: float, scale: float) -> Float[Array, "*tokens vocab"]:
+    """cap * tanh(scale * values / cap), or scale * values where `cap` is 0."""
+    values = values if scale == 1 else scale * values
+    return cap * jnp.tanh(values / cap) if cap else values
+
+
+def before_bound(
+    slope: Float[Array, "*tokens vocab"], logits: Float[Array, "*tokens vocab"], *, cap: float, scale: float
+) -> Float[Array, "*tokens vocab"]:
+    """The gradient in the values that `bounded` was given, from the gradient `slope` in the logits that it returned."""
+    if cap:
+        slope = slope * (1 - jnp.square(logits.astype(jnp.float32) / cap))
+    return slope if scale == 1 else scale * slope

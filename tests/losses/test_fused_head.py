@@ -23,7 +23,7 @@ from jaxdistill.losses.fused_head import HeadLoss
 from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.models import intercept
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.head import Head
+from jaxdistill.models.head import Head, logits
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 
@@ -41,6 +41,8 @@ CASES = {
     "logit_mse": 0.0,
 }
 LOSSES = {**DIVERGENCES, "cross_entropy": CROSS_ENTROPY, "logit_mse": LOGIT_MSE}
+# cap and scale of the student's and of the teacher's logits
+BOUNDS = [({}, {}), ({"cap": 2.0}, {"cap": 3.0}), ({"scale": 0.3}, {"cap": 3.0, "scale": 2.0})]
 
 
 def make_inputs(seed: int = 0, *, rows: int = ROWS, bias: bool = True, dtype: Any = np.float32) -> SimpleNamespace:
@@ -50,6 +52,11 @@ def make_inputs(seed: int = 0, *, rows: int = ROWS, bias: bool = True, dtype: An
     head, labelled = rng.random((2, rows, LENGTH)) < np.array([0.7, 0.3])[:, None, None]
     labels = np.where(labelled, rng.integers(0, VOCAB, labelled.shape), -100).astype(np.int32)
     return SimpleNamespace(student=heads[0], teacher=heads[1], labels=labels, head=head, labelled=labelled)
+
+
+def bounded(x: SimpleNamespace, bounds: tuple[dict, dict]) -> SimpleNamespace:
+    student, teacher = (h._replace(**b) for h, b in zip((x.student, x.teacher), bounds, strict=True))
+    return SimpleNamespace(**{**vars(x), "student": student, "teacher": teacher})
 
 
 def masks_of(x: SimpleNamespace, names: Any) -> dict[str, np.ndarray]:
@@ -104,28 +111,26 @@ def torch_losses(s: Any, t: Any, labels: Any, *, beta: float) -> dict[str, torch
     return result
 
 
-def by_torch(
-    x: SimpleNamespace, names: Any, *, beta: float = 0.0, caps: tuple[float, float] = (0.0, 0.0)
-) -> tuple[float, dict[str, float], Head]:
+def by_torch(x: SimpleNamespace, names: Any, *, beta: float = 0.0) -> tuple[float, dict[str, float], Head]:
     """(total, sums, gradient) of logits written out."""
 
     def tensor(a: Any) -> torch.Tensor:
         return torch.tensor(np.asarray(a, np.float64), requires_grad=True)
 
-    def logits(h: Head, cap: float) -> torch.Tensor:
+    def logits(h: Head) -> torch.Tensor:
         raw = h.features @ h.kernel + (0 if h.bias is None else h.bias)
         if x.student.features.dtype == jnp.bfloat16:  # the logits are, too
             raw = raw + (raw.detach().bfloat16().double() - raw.detach())
-        return cap * torch.tanh(raw / cap) if cap else raw
+        return h.cap * torch.tanh(h.scale * raw / h.cap) if h.cap else h.scale * raw
 
-    student, teacher = (Head(*(a if a is None else tensor(a) for a in h)) for h in (x.student, x.teacher))
-    s, t = logits(student, caps[0]), logits(teacher, caps[1]).detach()
+    student, teacher = (jax.tree.map(tensor, h) for h in (x.student, x.teacher))
+    s, t = logits(student), logits(teacher).detach()
     values = torch_losses(s, t, torch.tensor(x.labels.astype(np.int64)), beta=beta)
     masks = {name: torch.tensor(mask) for name, mask in masks_of(x, names).items()}
     sums = {name: torch.where(masks[name], values[name], 0.0).sum() for name in names}
     total = sum(weight * sums[name] for name, weight in weights_of(names).items())
     total.backward()
-    gradient = Head(*(a if a is None else a.grad.numpy() for a in student))
+    gradient = jax.tree.map(lambda a: a.grad.numpy(), student)
     return total.item(), {name: value.item() for name, value in sums.items()}, gradient
 
 
@@ -148,11 +153,11 @@ def test_each_loss_and_its_gradients_against_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("caps", [(0.0, 0.0), (2.0, 3.0)])
-def test_all_together_with_soft_caps_and_without_bias(bias: bool, caps: tuple[float, float]) -> None:
-    x, names = make_inputs(1, bias=bias), ("jsd", "cross_entropy", "logit_mse", "total_variation")
-    total, sums, gradient = by_torch(x, names, beta=0.5, caps=caps)
-    ((ours, our_sums), (our_gradient, of_weights)) = run(x, names, beta=0.5, soft_caps=caps, chunk=5)
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_all_together_with_caps_and_scales_and_without_bias(bias: bool, bounds: tuple[dict, dict]) -> None:
+    x, names = bounded(make_inputs(1, bias=bias), bounds), ("jsd", "cross_entropy", "logit_mse", "total_variation")
+    total, sums, gradient = by_torch(x, names, beta=0.5)
+    ((ours, our_sums), (our_gradient, of_weights)) = run(x, names, beta=0.5, chunk=5)
     assert float(ours) == pytest.approx(total, rel=2e-6)
     assert {name: float(value) for name, value in our_sums.items()} == pytest.approx(sums, rel=2e-6)
     assert_near(our_gradient, gradient)
@@ -324,19 +329,22 @@ def test_memory_grows_with_the_chunk_and_not_with_tokens_times_vocabulary() -> N
     assert temporary(4096, 256)[0] > 2.5 * many
 
 
-@pytest.mark.parametrize("mesh_shape", [(8, 1), (2, 4)])
-def test_eight_devices_are_one(mesh_shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("mesh_shape", "bounds"), [((8, 1), BOUNDS[0]), ((2, 4), BOUNDS[1]), ((2, 1), BOUNDS[2])])
+def test_several_devices_are_one(mesh_shape: tuple[int, int], bounds: tuple[dict, dict]) -> None:
     """Rows over both axes, kernel and bias split over the vocabulary by fsdp: each device walks its own rows."""
-    mesh = Mesh(np.asarray(jax.devices()).reshape(mesh_shape), sharding.AXES)
+    mesh = Mesh(np.asarray(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape), sharding.AXES)
     rng = np.random.default_rng(10)
     x, names = make_inputs(10, rows=16), ("forward_kl", "cross_entropy")
     vocab = 20  # fsdp divides it
     x.student = Head(x.student.features, rng.normal(size=(6, vocab)).astype(np.float32), np.ones(vocab, np.float32))
     x.teacher = Head(x.teacher.features, rng.normal(size=(9, vocab)).astype(np.float32))
     put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
-    head = lambda h: Head(  # noqa: E731
-        put(h.features, sharding.AXES), put(h.kernel, None, "fsdp"), h.bias if h.bias is None else put(h.bias, "fsdp")
-    )
+    x = bounded(x, bounds)
+
+    def head(h: Head) -> Head:
+        bias = h.bias if h.bias is None else put(h.bias, "fsdp")
+        return h._replace(features=put(h.features, sharding.AXES), kernel=put(h.kernel, None, "fsdp"), bias=bias)
+
     masks = {name: put(mask, sharding.AXES) for name, mask in masks_of(x, names).items()}
     f = graded(names, chunk=4, mesh=mesh)
     arguments = (head(x.student), weights_of(names), head(x.teacher), put(x.labels, sharding.AXES), masks)
@@ -354,7 +362,7 @@ def test_eight_devices_are_one(mesh_shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_fused_objective_is_the_dense_one(divergence: str) -> None:
-    x = make_inputs(11)
+    x = bounded(make_inputs(11), BOUNDS[2])
     masks = {"tokens": jnp.asarray(x.head), "head": jnp.asarray(x.head), "labels": jnp.asarray(x.labelled)}
     aim = Objective({"mse": 0.1, "ce": 5.0, "mlm": 2.0}, TEMPERATURE, "all", (), divergence=divergence, beta=0.3)
     counts = objectives.token_counts(
@@ -363,8 +371,8 @@ def test_the_fused_objective_is_the_dense_one(divergence: str) -> None:
 
     @jax.jit
     def dense(student: Head) -> Any:
-        logits = lambda h: h.features @ h.kernel + h.bias[None, None, :]  # noqa: E731
-        outputs = [intercept.Outputs(logits(h), (), ()) for h in (student, jax.tree.map(jnp.asarray, x.teacher))]
+        heads = student, jax.tree.map(jnp.asarray, x.teacher)
+        outputs = [intercept.Outputs(logits(h), (), ()) for h in heads]
         return objectives.weighted_sum(aim, Signals(*outputs, jnp.asarray(x.labels), masks, {}), counts)
 
     @jax.jit
