@@ -1,0 +1,232 @@
+"""Exact attention by tiles of scores, so that memory grows with the length of a row and not with its square.
+
+The softmax is online (Milakov and Gimelshein 2018, arXiv:1805.02867): each tile of keys corrects the maximum and the
+sums of the tiles before it. The backward pass computes the scores of a tile again from the logarithm of the softmax's
+sum (FlashAttention, Dao et al. 2022, arXiv:2205.14135, algorithm 4). Sums are float32; products take numbers in the
+data type of the arguments. Plain JAX, for any backend. `benchmarks/attention.py` measures memory and time.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdistill.models.core.attention import FAR, Heads, Reach, Tokens, visible
+
+TILE = 512  # queries, and keys, of a tile at most
+_MULTIPLE = 128  # of which a tile's length is one where there are several: the lanes of a TPU
+
+# Heads of queries beside the head of keys that they share, and no copies of keys.
+_Grouped = Float[Array, "batch length kv_heads group size"]
+_Rows = Float[Array, "batch kv_heads group queries"]  # one number of every query
+
+
+def tiled(
+    query: Heads,
+    key: Float[Array, "batch keys kv_heads size"],
+    value: Float[Array, "batch keys kv_heads size"],
+    queries: Tokens,
+    keys: Tokens,
+    reach: Reach,
+    *,
+    scale: float,
+    cap: float = 0.0,
+) -> Heads:
+    """Each query's mean of the values that it sees, weighted by the softmax of its scores.
+
+    Only tiles in which some query of some row may see some key are computed.
+
+    Args:
+      reach: may be traced, so that layers of several windows are one program.
+      cap: scores become cap * tanh(score / cap); 0 = no cap.
+    """
+    batch, length, heads, size = query.shape
+    rows, columns = _tile(length), _tile(key.shape[1])
+    grouped = query.reshape(batch, length, key.shape[2], -1, size)
+    mixed: Array = _attention(
+        _Form(rows, columns, scale, cap),
+        _padded(grouped, rows),
+        _padded(key, columns),
+        _padded(value, columns),
+        Tokens(*(_padded(x, rows, fill=-2) for x in queries)),  # document -2: sees no key
+        Tokens(*(_padded(x, columns, fill=-1) for x in keys)),  # document -1: seen by no query
+        reach,
+    )
+    return mixed[:, :length].reshape(batch, length, heads, size)
+
+
+class _Form(NamedTuple):
+    """What is fixed when a program is compiled."""
+
+    rows: int  # queries of a tile
+    columns: int  # keys of a tile
+    scale: float
+    cap: float
+
+
+class _Sums(NamedTuple):
+    """The softmax over the keys so far."""
+
+    largest: _Rows
+    total: _Rows  # of exp(score - largest)
+    mixed: Float[Array, "batch kv_heads group queries size"]  # values weighted by exp(score - largest)
+
+
+class _Saved(NamedTuple):
+    """What the backward pass needs."""
+
+    query: _Grouped
+    key: Array
+    value: Array
+    queries: Tokens
+    keys: Tokens
+    reach: Reach
+    mixed: _Grouped
+    log_total: _Rows  # logarithm of the sum of exp(score)
+
+
+def _tile(length: int) -> int:
+    """The length of tiles that cut `length` evenly, with little padding."""
+    tiles = -(-length // TILE)
+    return length if tiles == 1 else -(-length // (tiles * _MULTIPLE)) * _MULTIPLE
+
+
+def _padded(x: Array, tile: int, *, fill: int = 0) -> Array:
+    missing = -x.shape[1] % tile
+    widths = [(0, missing if axis == 1 else 0) for axis in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=fill) if missing else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(
+    form: _Form, query: _Grouped, key: Array, value: Array, queries: Tokens, keys: Tokens, reach: Reach
+) -> _Grouped:
+    return _forward(form, query, key, value, queries, keys, reach)[0]
+
+
+def _forward(
+    form: _Form, query: _Grouped, key: Array, value: Array, queries: Tokens, keys: Tokens, reach: Reach
+) -> tuple[_Grouped, _Saved]:
+    needed = _needed(form, queries, keys, reach)
+    down, across = needed.shape
+    batch, length, kv_heads, group, size = query.shape
+
+    def row(i: Int[Array, ""]) -> tuple[Array, _Rows]:
+        query_part, queries_part = _part((query, queries), i, form.rows)
+
+        def column(sums: _Sums, j: Int[Array, ""]) -> tuple[_Sums, None]:
+            def add(sums: _Sums) -> _Sums:
+                key_part, value_part, keys_part = _part((key, value, keys), j, form.columns)
+                scores, _, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
+                largest = jnp.maximum(sums.largest, jnp.max(scores, axis=-1, where=seen, initial=-jnp.inf))
+                weights = jnp.where(seen, jnp.exp(scores - _finite(largest)[..., None]), 0.0)
+                # exp(-inf) = 0 where no key was seen before
+                shrink = jnp.exp(sums.largest - _finite(largest))
+                products = _product("bkgqm,bmkd->bkgqd", weights.astype(value.dtype), value_part)
+                return _Sums(largest, shrink * sums.total + weights.sum(-1), shrink[..., None] * sums.mixed + products)
+
+            return lax.cond(needed[i, j], add, lambda sums: sums, sums), None
+
+        none = jnp.zeros((batch, kv_heads, group, form.rows), jnp.float32)
+        sums, _ = lax.scan(
+            column, _Sums(none - jnp.inf, none, jnp.zeros((*none.shape, size), jnp.float32)), jnp.arange(across)
+        )
+        total = jnp.where(sums.total > 0, sums.total, 1.0)  # 0 at the padding of tiles alone
+        mixed = (sums.mixed / total[..., None]).astype(query.dtype)
+        return mixed.transpose(0, 3, 1, 2, 4), _finite(sums.largest) + jnp.log(total)
+
+    mixed, log_total = lax.map(row, jnp.arange(down))
+    mixed = jnp.moveaxis(mixed, 0, 1).reshape(query.shape)
+    log_total = jnp.moveaxis(log_total, 0, 3).reshape(batch, kv_heads, group, length)
+    return mixed, _Saved(query, key, value, queries, keys, reach, mixed, log_total)
+
+
+def _backward(form: _Form, saved: _Saved, slope: _Grouped) -> tuple[Array | None, ...]:
+    """Column by column, so that the gradients of a tile of keys are finished one after the other."""
+    query, key, value, queries, keys, reach, mixed, log_total = saved
+    needed = _needed(form, queries, keys, reach)
+    down, across = needed.shape
+    # What the softmax subtracts: the mean of the slopes of its weights.
+    mean = jnp.einsum("bqkgd,bqkgd->bkgq", slope, mixed, preferred_element_type=jnp.float32)
+
+    def column(query_slope: _Grouped, j: Int[Array, ""]) -> tuple[_Grouped, tuple[Array, Array]]:
+        key_part, value_part, keys_part = _part((key, value, keys), j, form.columns)
+
+        def row(carry: tuple[_Grouped, Array, Array], i: Int[Array, ""]) -> tuple[tuple[_Grouped, Array, Array], None]:
+            def add(slopes: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+                query_part, slope_part, queries_part = _part((query, slope, queries), i, form.rows)
+                log_part, mean_part = (_part(x, i, form.rows, axis=3)[..., None] for x in (log_total, mean))
+                scores, slope_of_cap, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
+                weights = jnp.where(seen, jnp.exp(scores - log_part), 0.0)
+                of_weights = _product("bqkgd,bmkd->bkgqm", slope_part, value_part)
+                of_scores = form.scale * weights * (of_weights - mean_part) * slope_of_cap
+                of_scores = of_scores.astype(query.dtype)
+                parts = (
+                    _product("bkgqm,bmkd->bqkgd", of_scores, key_part),
+                    _product("bkgqm,bqkgd->bmkd", of_scores, query_part),
+                    _product("bkgqm,bqkgd->bmkd", weights.astype(value.dtype), slope_part),
+                )
+                return jax.tree.map(jnp.add, slopes, parts)
+
+            whole, *of_keys = carry
+            # Only a tile of it goes through the branches, for a branch may copy what it is given.
+            tile = _part(whole, i, form.rows)
+            tile, *of_keys = lax.cond(needed[i, j], add, lambda slopes: slopes, (tile, *of_keys))
+            return (lax.dynamic_update_slice_in_dim(whole, tile, i * form.rows, axis=1), *of_keys), None
+
+        none = jnp.zeros(key_part.shape, jnp.float32)
+        (query_slope, *of_keys), _ = lax.scan(row, (query_slope, none, none), jnp.arange(down))
+        return query_slope, (of_keys[0].astype(key.dtype), of_keys[1].astype(value.dtype))
+
+    query_slope, of_keys = lax.scan(column, jnp.zeros(query.shape, jnp.float32), jnp.arange(across))
+    key_slope, value_slope = (jnp.moveaxis(x, 0, 1).reshape(key.shape) for x in of_keys)
+    return query_slope.astype(query.dtype), key_slope, value_slope, None, None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _scores(
+    form: _Form, query: _Grouped, key: Array, queries: Tokens, keys: Tokens, reach: Reach
+) -> tuple[Array, Array | float, Bool[Array, "batch 1 1 queries keys"]]:
+    """(scores of a tile [batch kv_heads group queries keys], the slope of their cap, which of them count)."""
+    scores = form.scale * _product("bqkgd,bmkd->bkgqm", query, key)
+    seen = visible(queries, keys, reach)[:, None, None]
+    if not form.cap:
+        return scores, 1.0, seen
+    bounded = jnp.tanh(scores / form.cap)
+    return form.cap * bounded, 1.0 - jnp.square(bounded), seen
+
+
+def _needed(form: _Form, queries: Tokens, keys: Tokens, reach: Reach) -> Bool[Array, "down across"]:
+    """Which tiles may have a query that sees a key, by the smallest and the largest place and document of a tile."""
+    first, last, padded = jax.tree.map(lambda x: x[:, :, None], _spans(queries, form.rows))
+    from_key, to_key, padded_key = jax.tree.map(lambda x: x[:, None], _spans(keys, form.columns))
+    met = (first.document <= to_key.document) & (from_key.document <= last.document)
+    near = (first.place - to_key.place <= reach.before) & (from_key.place - last.place <= reach.after)
+    return jnp.any((met & near) | (padded & padded_key), axis=0)
+
+
+def _spans(tokens: Tokens, tile: int) -> tuple[Tokens, Tokens, Bool[Array, "batch tiles"]]:
+    """(smallest, largest place and document of the real tokens of every tile, whether it has padding)."""
+    place, document = (x.reshape(x.shape[0], -1, tile) for x in tokens)
+    real = document > 0
+    smallest = Tokens(*(jnp.min(x, axis=2, where=real, initial=FAR) for x in (place, document)))
+    largest = Tokens(*(jnp.max(x, axis=2, where=real, initial=-1) for x in (place, document)))
+    return smallest, largest, jnp.any(document == 0, axis=2)
+
+
+def _part(x: Any, i: Int[Array, ""], tile: int, *, axis: int = 1) -> Any:
+    """Tile `i` of every array."""
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * tile, tile, axis=axis), x)
+
+
+def _product(axes: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
+def _finite(largest: _Rows) -> _Rows:
+    return jnp.where(largest == -jnp.inf, 0.0, largest)
