@@ -110,10 +110,3 @@ def _cut_pair(encoding: Encoding, borders: tuple[int, int, int], *, max_length: 
     if room < min(own, head + 1):
         return None
     return _Pair(np.concatenate([ids[: min(own, room)], ids[own:middle]]), ids[middle:])
-
-
-def prefix_of(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that a tokenizer itself puts before a text: none for GPT-2, <s> for Llama."""
-    encoding = tokenizer.encode("a")
-    ids = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
-    return tuple(id for id, _ in itertools.takewhile(lambda pair: pair[1], ids))

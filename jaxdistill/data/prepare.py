@@ -25,8 +25,9 @@ from jaxtyping import Int64, Integer
 from tokenizers import Tokenizer
 
 from jaxdistill.data.cache import lock, whole_or_not, writing
-from jaxdistill.data.encode import Encoded, encode_ahead, encode_pairs, encode_texts, prefix_of
+from jaxdistill.data.encode import Encoded, encode_ahead, encode_pairs, encode_texts
 from jaxdistill.data.frame import Ragged, fill_rows, frame, frame_causal, select, too_short_or_unknown
+from jaxdistill.data.prompts import prefix_of, whole_texts
 from jaxdistill.data.settings import DataConfig
 from jaxdistill.data.sources import Source
 from jaxdistill.data.store import FORMAT_VERSION, TOKENS, open_store, records_of
@@ -104,10 +105,7 @@ class _Layout(NamedTuple):
 
 def _layout(data: DataConfig, tokenizer: Any, *, causal: bool) -> _Layout:
     vocabulary = vocabulary_of(tokenizer, causal=causal)
-    # A copy: transformers sets truncation and padding on its own object at every call, and hashes differ with them.
-    rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    rust.no_truncation()
-    rust.no_padding()
+    rust = whole_texts(tokenizer)
     template = data.template if causal and data.prompt_column else ""
     return _Layout(data, rust, vocabulary, causal, template, prefix_of(rust) if causal else ())
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jaxdistill.data.prompts import framed_ids
 from jaxdistill.errors import UserError
 from jaxdistill.models import intercept
 from jaxdistill.models.model import Model
@@ -36,12 +37,10 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> 
     Raises:
       UserError: a text has no `[MASK]`, or more than `max_length` tokens.
     """
-    encoded = []
-    for text in texts:
-        ids = tokenizer(text.replace("[MASK]", tokenizer.mask_token))["input_ids"]
+    encoded = framed_ids(tokenizer, [text.replace("[MASK]", tokenizer.mask_token) for text in texts])
+    for text, ids in zip(texts, encoded, strict=True):
         if tokenizer.mask_token_id not in ids:
             raise UserError(f"config.evaluate.prompts: {text!r} holds no [MASK]")
         if len(ids) > max_length:
             raise UserError(f"config.evaluate.prompts: {text!r} is {len(ids)} tokens long, the model has {max_length}")
-        encoded.append(ids)
     return encoded

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxdistill.config import Config
 from jaxdistill.data import text as texts
+from jaxdistill.data.prompts import framed_ids, prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import search
 from jaxdistill.evaluate.evaluator import make_context
@@ -91,8 +93,8 @@ def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layer
     card = Card(
         name=out.name, base_model=cut.teacher, recipe=recipe, license="", results={}, causal=student_model.family.causal
     )
-    probe = tokenizer(["The quick brown fox jumps over the lazy dog."], return_tensors="np")
-    probe = {"input_ids": probe["input_ids"], "attention_mask": probe["attention_mask"].astype(bool)}
+    encode = prompt_ids if student_model.family.causal else framed_ids
+    ids = np.array(encode(tokenizer, ["The quick brown fox jumps over the lazy dog."]))
     export(
         model=student_model,
         params=params,
@@ -100,7 +102,7 @@ def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layer
         out=out,
         to="pytorch",
         card=model_card(card),
-        probe=probe,
+        probe={"input_ids": ids, "attention_mask": np.ones_like(ids, bool)},
     )
 
 

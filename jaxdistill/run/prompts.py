@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from jaxdistill.data.prompts import prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate.fill_mask import encode_prompts, fill_mask
 from jaxdistill.evaluate.rouge import greedy
@@ -20,8 +21,8 @@ def check_prompts(settings: EvaluateConfig, pair: Pair) -> None:
     if not pair.student.family.causal:
         encode_prompts(pair.tokenizer, settings.prompts, max_length=pair.student.max_length)
         return
-    for prompt in settings.prompts:
-        size, new = len(pair.tokenizer(prompt)["input_ids"]), settings.max_new_tokens
+    for prompt, ids in zip(settings.prompts, prompt_ids(pair.tokenizer, settings.prompts), strict=True):
+        size, new = len(ids), settings.max_new_tokens
         for role, model in (("student", pair.student), ("teacher", pair.teacher)):
             if model is not None and not 1 <= size <= model.max_length - new:
                 raise UserError(
@@ -50,7 +51,7 @@ def _answers(settings: EvaluateConfig, tokenizer: Any, model: Model, params: PyT
     prompts = list(settings.prompts)
     if model.family.causal:
         generate = make_generator(model, decoding=greedy(settings, model, tokenizer), batch_size=len(prompts))
-        completions = generate(params, tokenizer(prompts)["input_ids"], jax.random.key(0))
+        completions = generate(params, prompt_ids(tokenizer, prompts), jax.random.key(0))
         texts = tokenizer.batch_decode([list(one.tokens) for one in completions], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
     filled = fill_mask(model, params, tokenizer, prompts)

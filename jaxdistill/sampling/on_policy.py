@@ -19,7 +19,8 @@ from jaxdistill.data.batching import HostBatch
 from jaxdistill.losses import policy as policies
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.models import intercept
-from jaxdistill.models.model import Model
+from jaxdistill.models.head import first_words
+from jaxdistill.models.model import Model, common_words
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.tokenizer import end_ids
 from jaxdistill.sampling.decoding import Decoding
@@ -118,11 +119,12 @@ def _make_writer(sample: SampleConfig, pair: Pair, layout: BatchLayout, *, mixtu
         ),
         mixture=mixture,
         length=length,
+        words=common_words(pair.student, pair.teacher),  # the model that does not write reads them, too
     )
     key = jax.random.fold_in(jax.random.key(seed), 2)  # 1 is folded in for the projections
 
     def write(step: int, text: HostBatch, student_params: PyTree, teacher_params: PyTree) -> Batch:
-        prompts = prompts_of(text, length=length, prompt_tokens=sample.prompt_tokens, pad=pad)
+        prompts = prompts_of(text, length=length, prompt_tokens=sample.prompt_tokens, eos=pad)
         on_devices = sharding.put_batch(prompts, layout.mesh)
         return draw(student_params, teacher_params, on_devices, jax.random.fold_in(key, step))
 
@@ -157,10 +159,11 @@ def make_scorer(
     and weights, which correct for drawing from the mixture. Without a teacher, log_p is old_log_q: there are penalties
     alone, and no reward.
     """
+    words = common_words(student, teacher)
 
     def log_probs_of_both(student_params: PyTree, teacher_params: PyTree, rows: Batch) -> dict[str, Array]:
-        log_q = _log_probs(student, student_params, rows)
-        log_p = log_q if teacher is None else _log_probs(teacher, teacher_params, rows)
+        log_q = _log_probs(student, student_params, rows, words)
+        log_p = log_q if teacher is None else _log_probs(teacher, teacher_params, rows, words)
         return {"old_log_q": log_q, "log_p": log_p}
 
     @jax.jit
@@ -182,9 +185,10 @@ def make_scorer(
     return score
 
 
-def _log_probs(model: Model, params: PyTree, rows: Batch) -> Float[Array, "batch length"]:
+def _log_probs(model: Model, params: PyTree, rows: Batch, words: int) -> Float[Array, "batch length"]:
     """log-probabilities of the sampled tokens; arbitrary, but finite, at other positions."""
     logits = intercept.apply(model, params, input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    logits = first_words(logits, words)
     return policies.token_log_probs(logits, jnp.where(rows["sampled_mask"], rows["labels"], 0))
 
 

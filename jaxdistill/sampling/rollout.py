@@ -18,31 +18,39 @@ from jaxdistill.sampling.generate import Decoded, check_causal, make_decoder
 from jaxdistill.step.batch import Batch
 
 
-def prompts_of(batch: Mapping[str, np.ndarray], *, length: int, prompt_tokens: int, pad: int) -> dict[str, np.ndarray]:
+def prompts_of(batch: Mapping[str, np.ndarray], *, length: int, prompt_tokens: int, eos: int) -> dict[str, np.ndarray]:
     """The prompts of a host batch: input_ids, attention_mask [rows, length], padded on the left, and live [rows].
 
     With `prompt_tokens`, this number of tokens at the start of a row is its prompt. With 0, the prompt goes up to the
-    first token that is followed by a predicted token, or is the whole row where nothing is predicted. Of longer prompts
-    the last `length` tokens are kept. Rows without tokens are not live.
+    first token that is followed by a predicted token, or is the whole row where nothing is predicted. The eos at the
+    end of a row belongs to no prompt. Of longer prompts the last `length` tokens are kept. Rows without a prompt are
+    not live.
 
     Args:
       batch: input_ids, attention_mask, label_mask [rows, width], padded on the right; label_mask[t] is True where the
         token after t is predicted.
+      eos: ends the texts of training; also what rows are padded with.
     """
     ids, predicted = batch["input_ids"], batch["label_mask"] & batch["attention_mask"]
     tokens = batch["attention_mask"].sum(axis=1)
-    if prompt_tokens:
-        ends = np.minimum(tokens, prompt_tokens)
-    else:
-        ends = np.where(predicted.any(axis=1), predicted.argmax(axis=1) + 1, tokens)
+    last = np.take_along_axis(ids, np.maximum(tokens - 1, 0)[:, None], axis=1)[:, 0]
+    tokens = tokens - ((tokens > 0) & (last == eos))
+    wanted = prompt_tokens or np.where(predicted.any(axis=1), predicted.argmax(axis=1) + 1, tokens)
+    ends = np.minimum(tokens, wanted)
     positions = ends[:, None] - length + np.arange(length)
     real = positions >= 0
-    input_ids = np.where(real, np.take_along_axis(ids, np.maximum(positions, 0), axis=1), pad)
+    input_ids = np.where(real, np.take_along_axis(ids, np.maximum(positions, 0), axis=1), eos)
     return {"input_ids": input_ids.astype(np.int32), "attention_mask": real, "live": ends > 0}
 
 
 def make_sampler(
-    *, student: Model, teacher: Model | None, decoding: Decoding, mixture: float, length: int
+    *,
+    student: Model,
+    teacher: Model | None,
+    decoding: Decoding,
+    mixture: float,
+    length: int,
+    words: int | None = None,
 ) -> Callable[[PyTree, PyTree, Batch, Key[Array, ""]], dict[str, Array]]:
     """Returns the jitted function sample(student_params, teacher_params, prompts, key) -> the sampled batch.
 
@@ -55,9 +63,10 @@ def make_sampler(
       teacher: None, with None for its parameters, where there is no teacher.
       mixture: the teacher's share of the distribution that tokens are drawn from (teacher-mixed sampling, Gu et al.
         2024). With 0 only the student runs, and with 1 only the teacher.
+      words: tokens are drawn from this many words; None = from all that the models have in common.
 
     Raises:
-      UserError: a masked LM; vocabularies of different sizes; a row that does not fit the positions of both models.
+      UserError: a masked LM; a row that does not fit the positions of both models.
     """
     check_decoding(decoding)
     if not 0 <= mixture <= 1:
@@ -67,7 +76,7 @@ def make_sampler(
     models = (student,) if teacher is None else (student, teacher)
     for role, model in zip(("student", "teacher"), models, strict=False):
         _check_model(model, role, length=length, new=decoding.max_new_tokens)
-    decode = make_decoder(models, weights=(1 - mixture, mixture)[: len(models)], decoding=decoding)
+    decode = make_decoder(models, weights=(1 - mixture, mixture)[: len(models)], decoding=decoding, words=words)
 
     @jax.jit
     def sample(student_params: PyTree, teacher_params: PyTree, prompts: Batch, key: Key[Array, ""]) -> dict[str, Array]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxdistill.data.prompts import prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
 from jaxdistill.models import hub, weights
@@ -54,7 +55,7 @@ def continue_prompts(
     model = build_model(config)
     generate = make_generator(model, decoding=decoding, batch_size=batch_size)
     params = jax.device_put(weights.load_params(folder, model, allow_pickle=allow_pickle))
-    ids = tokenizer(prompts)["input_ids"]
+    ids = prompt_ids(tokenizer, prompts)
     completions = generate(params, ids, jax.random.key(seed))
     return [
         Continuation(prompt, _completion(tokenizer, before, tokens), len(tokens), stop)

@@ -1,5 +1,9 @@
 """Pairs and plain text of causal models, token for token."""
 
+import ast
+import copy
+from pathlib import Path
+
 import pytest
 import tiny_causal
 from tiny_text import (
@@ -11,13 +15,16 @@ from tiny_text import (
     opened,
     pair_source,
     prefix_ids,
+    prepared,
     rows_of,
     text_source,
     train_tokenizer,
     word_tokenizer,
 )
 
-from jaxdistill.data.encode import prefix_of
+import jaxdistill
+from jaxdistill.data.prompts import framed_ids, prefix_of, prompt_ids
+from jaxdistill.data.store import open_store
 from jaxdistill.errors import UserError
 
 
@@ -30,6 +37,39 @@ def test_what_a_tokenizer_puts_before_a_text(causal_tokenizer):
     assert list(prefix_of(causal_tokenizer.backend_tokenizer)) == prefix_ids(causal_tokenizer)
     assert prefix_of(train_tokenizer(LINES[:3]).backend_tokenizer) == ()
     assert prefix_of(word_tokenizer().backend_tokenizer) == ()
+
+
+def test_a_prompt_begins_as_its_text_does_in_training_and_has_no_end(causal_tokenizer, tmp_path):
+    # Whatever the tokenizer's file says of truncation, of padding and of tokens behind a text (framed_tokenizer: </s>).
+    tokenizer = copy.deepcopy(causal_tokenizer)
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=40)
+    store = opened(text_source(tmp_path / "text"), tokenizer, tmp_path / "cache", max_length=99, min_tokens=1)
+    trained = [document[:-1] for document in documents_of(store)[0]]
+    assert prompt_ids(tokenizer, LINES) == trained
+    assert [prompt_ids(tokenizer, [line])[0] for line in LINES] == trained
+
+
+def test_a_prompt_of_a_masked_model_has_the_frame_of_training(tmp_path):
+    tokenizer = train_tokenizer(LINES[:3])  # adds no [CLS] and [SEP] by itself
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    folder = prepared(
+        text_source(tmp_path / "text", LINES[:3]), tokenizer, tmp_path / "cache", max_length=99, min_tokens=1
+    )
+    assert framed_ids(tokenizer, LINES[:3]) == rows_of(open_store(folder))
+
+
+def test_no_other_file_makes_prompts():
+    """The tokenizers of transformers are called nowhere: their own calls add and cut what training does not."""
+    package = Path(jaxdistill.__file__).parent
+    calls = {
+        path.name: ast.unparse(node)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in ("tokenizer", "encode_plus", "apply_chat_template")
+    }
+    assert calls == {}
 
 
 def reference_pairs(pairs, tokenizer, template, max_length):

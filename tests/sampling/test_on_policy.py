@@ -282,7 +282,7 @@ def test_a_sample_serves_as_many_updates_as_it_should(pair, monkeypatch):
     # Another sample then, of other prompts, and of the student as it is by then.
     assert (of_written(got[0])["input_ids"] != of_written(got[3])["input_ids"]).any()
     fourth = {name: x[:, : LENGTH + NEW] for name, x in of_written(got[3]).items()}
-    prompts = prompts_of(make_text(3), length=LENGTH, prompt_tokens=0, pad=PAD)
+    prompts = prompts_of(make_text(3), length=LENGTH, prompt_tokens=0, eos=PAD)
     np.testing.assert_array_equal(fourth["input_ids"][:, :LENGTH], prompts["input_ids"])
     score = make_scorer(STUDENT, TEACHER, SETTINGS, accumulation=1, group=1)
     scored = host(score(pair.later, pair.teacher, on_device(fourth)))
@@ -310,7 +310,7 @@ def test_updates_are_of_the_text_or_of_written_rows(pair):
             for key, x in text.items():
                 np.testing.assert_array_equal(batch[key], x)
             continue
-        prompts = prompts_of(text, length=LENGTH, prompt_tokens=0, pad=PAD)
+        prompts = prompts_of(text, length=LENGTH, prompt_tokens=0, eos=PAD)
         np.testing.assert_array_equal(batch["input_ids"][:, :LENGTH], prompts["input_ids"])
         assert batch["input_ids"].shape == (ROWS, LENGTH + NEW)
         assert batch["head_mask"].any(axis=1).all() and not batch["head_mask"][:, : LENGTH - 1].any()

@@ -34,7 +34,7 @@ def prompts_for(prompts, length=LENGTH):
     mask = np.arange(width) < np.array([[len(row)] for row in prompts])
     ids = np.array([row + [PAD] * (width - len(row)) for row in prompts], np.int32)
     batch = {"input_ids": ids, "attention_mask": mask, "label_mask": np.zeros_like(mask)}
-    return prompts_of(batch, length=length, prompt_tokens=0, pad=PAD)
+    return prompts_of(batch, length=length, prompt_tokens=0, eos=PAD)
 
 
 def sample(prompts, mixture, *, length=LENGTH, seed=0, student="gpt2", teacher="mistral", new=NEW, **fields):
@@ -60,7 +60,8 @@ def texts(draw):
     """A batch padded on the right, its rows' prompt lengths (0: nothing is predicted)."""
     rows, width = draw(st.integers(1, 4)), draw(st.integers(1, 9))
     lengths = np.array(draw(st.lists(st.integers(0, width), min_size=rows, max_size=rows)))
-    ids = draw(st.lists(st.integers(5, 99), min_size=rows * width, max_size=rows * width))
+    tokens = st.sampled_from([PAD, *range(5, 40)])  # eos pads too
+    ids = draw(st.lists(tokens, min_size=rows * width, max_size=rows * width))
     mask = np.arange(width) < lengths[:, None]
     predicted = np.array(draw(st.lists(st.booleans(), min_size=rows * width, max_size=rows * width)))
     return {
@@ -73,7 +74,7 @@ def texts(draw):
 @given(texts(), st.integers(1, 11), st.integers(0, 10))
 @settings(max_examples=200, deadline=None)
 def test_prompts_are_as_defined(batch, length, prompt_tokens):
-    got = prompts_of(batch, length=length, prompt_tokens=prompt_tokens, pad=PAD)
+    got = prompts_of(batch, length=length, prompt_tokens=prompt_tokens, eos=PAD)
     assert {name: (x.dtype, x.shape[1:]) for name, x in got.items()} == {
         "input_ids": (np.int32, (length,)),
         "attention_mask": (bool, (length,)),
@@ -81,6 +82,8 @@ def test_prompts_are_as_defined(batch, length, prompt_tokens):
     }
     for row in range(len(batch["input_ids"])):
         prompt = batch["input_ids"][row][batch["attention_mask"][row]].tolist()
+        if prompt[-1:] == [PAD]:
+            prompt.pop()
         if prompt_tokens:
             prompt = prompt[:prompt_tokens]
         elif batch["label_mask"][row].any():
