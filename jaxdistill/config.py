@@ -202,7 +202,8 @@ def _attention_and_rows(c: Config) -> None:
 
 
 def _where_models_come_from(c: Config) -> None:
-    if not c.teacher.name and not c.student.name and not (c.student.init == "random" and c.student.overrides):
+    described = c.student.init == "random" and (c.student.overrides or c.student.family)
+    if not (c.teacher.name or c.student.name or described):
         raise UserError(
             "config.teacher.name is empty, so there is nothing to cut a student from; name a teacher, or a "
             'config.student.name, or config.student.init=random with config.student.overrides={"model_type": ...}'

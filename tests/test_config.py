@@ -306,8 +306,6 @@ APART = {"student.devices": 4, "teacher.devices": 2}
             {"teacher.name": "", "student.init": "random", "student.overrides": {"model_type": "bert"}},
             "config.tokenizer.name is empty",
         ),
-        ({"student.family": "distilbert", "student.init": "random"}, "config.student.family='distilbert'"),
-        ({"student.family": "distilbert", "student.name": "s"}, "config.student.family='distilbert'"),
         ({"data.buckets": (64,)}, "config.data.buckets=(64,): the last must be config.data.max_length=128"),
         ({"data.eval_fraction": 0.0}, "config.data.eval_fraction is 0"),
         ({"train.batch_size": 12}, "config.train.batch_size=12 must be a multiple of train.accumulation=1 x"),

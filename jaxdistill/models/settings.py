@@ -42,7 +42,9 @@ class StudentConfig(Section):
         "`last:N` or `spread:N`; None copies half of the layers, spread evenly.",
     )
     family: Literal["", "distilbert"] = knob(
-        "", "Architecture of a copied student: empty keeps the teacher's; `distilbert` is cut from a BERT teacher."
+        "",
+        "Architecture of a student that is made from the teacher, copied or random: empty keeps the teacher's; "
+        "`distilbert` goes with a BERT teacher. A student that is read from `name` keeps its own.",
     )
     reference_init: bool = knob(
         False,
@@ -52,7 +54,7 @@ class StudentConfig(Section):
     overrides: dict[str, Any] | None = knob(
         None,
         "Fields of the architecture, such as {'num_attention_heads': 6}; sizes may change only with init=random; "
-        "without a teacher 'model_type' must be among them.",
+        "without a teacher 'model_type' must be among them, or `family` be set.",
     )
     dtype: Dtype = knob("float32", "Data type of computation; parameters and losses stay float32.")
     attention: Attention = knob(
@@ -74,11 +76,6 @@ class StudentConfig(Section):
 
     def check(self) -> None:
         _check_attention(self, "student")
-        if self.family and (self.init == "random" or self.name):
-            raise UserError(
-                f"config.student.family={self.family!r} goes with layers cut from the teacher alone; set it to '', or "
-                "leave config.student.name and init as they are by default"
-            )
 
 
 class TokenizerConfig(Section):

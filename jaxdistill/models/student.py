@@ -61,6 +61,7 @@ def _set_layers(config: Any, teacher_config: Any, layers: Sequence[int]) -> None
 
 def _override(config: Any, overrides: Mapping[str, Any]) -> None:
     fields = sorted({*config.to_dict(), *config.attribute_map})
+    before = config.hidden_size, config.num_attention_heads
     for name, value in overrides.items():
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
@@ -74,6 +75,42 @@ def _override(config: Any, overrides: Mapping[str, Any]) -> None:
                 f"the teacher's is {getattr(config, name)!r}"
             )
         setattr(config, name, value)
+    _fit_heads(config, overrides, *before)
+
+
+# The field of the width inside of a layer, where it is not intermediate_size.
+_INNER = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim"}
+
+
+def _fit_heads(config: Any, overrides: Mapping[str, Any], old_width: int, old_heads: int) -> None:
+    """Makes the size of a head follow a new width or number of heads.
+
+    Raises:
+      UserError: the heads do not divide a new width; names sizes in the proportions of the old one.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    # Gemma's heads have a size of their own. What is no size at all is refused with the rest of the configuration.
+    if config.model_type == "gemma" or (width, heads) == (old_width, old_heads) or min(width, heads) < 1:
+        return
+    if width == old_width or width % heads == 0:
+        if getattr(config, "head_dim", None) == old_width // old_heads and "head_dim" not in overrides:
+            config.head_dim = width // heads  # the configuration class derives it only once
+        return
+    most = max(width * old_heads // old_width, 1)  # as many as leave a head no narrower than it was
+    fits = {**overrides, "hidden_size": width, "num_attention_heads": _largest_divisor(width, most)}
+    if shared := getattr(config, "num_key_value_heads", None):
+        fits["num_key_value_heads"] = _largest_divisor(fits["num_attention_heads"], max(shared * most // old_heads, 1))
+    inner = _INNER.get(config.model_type, "intermediate_size")
+    if size := getattr(config, inner):  # None in a GPT is four times the width
+        fits[inner] = size * width // old_width
+    raise UserError(
+        f"student.overrides: a width of {width} is not divisible by {heads} heads; in the proportions of "
+        f"{old_width} with {old_heads} heads, it is config.student.overrides={fits}"
+    )
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(most, 0, -1) if number % n == 0)
 
 
 def _same_type(old: Any, new: Any) -> bool:
@@ -165,5 +202,5 @@ def _check_fits(path: str, array: np.ndarray | None, shape: tuple[int, ...]) -> 
         has = "nothing" if array is None else str(array.shape)
         raise UserError(
             f"cutting the student: {path} is {shape} in the student and {has} in the teacher; a student "
-            "that is cut out keeps the teacher's sizes, one of other sizes starts at random"
+            "that is cut out keeps the teacher's sizes, other sizes start at random (config.student.init=random)"
         )

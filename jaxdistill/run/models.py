@@ -47,6 +47,8 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
     choice = _student_model(config.student, teacher, allow_pickle=allow_pickle)
     check_model(config, choice.model, "student")
     _check_same_kind(teacher, choice.model)
+    if unused := _unused(config.student, choice):
+        report(f"config.student.name={config.student.name} is taken as it is, without config.student.{unused}")
     params = _student_params(config, choice, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
     tokenizer = _tokenizer(config, choice)
     check_tokenizer(tokenizer, choice.model.config)
@@ -157,8 +159,8 @@ def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pick
         return StudentChoice(build_model_for(hub.load_config(folder), s), None, folder)
     overrides = dict(s.overrides or {})
     if s.init == "random":
-        base = _config_from_scratch(overrides) if teacher is None else teacher.config
-        family = overrides.pop("model_type", base.model_type)
+        base = _config_from_scratch(overrides, s.family) if teacher is None else teacher.config
+        family = overrides.pop("model_type", s.family or base.model_type)
         own = student_config(base, family=family, layers=(), overrides=overrides)
         return StudentChoice(build_model_for(own, s), None, None)
     assert teacher is not None, "config.check lets no run without any start pass"
@@ -187,6 +189,18 @@ def _student_params(
             student=choice.model,
             layers=choice.layers,
             reference_init=config.student.reference_init,
+def _unused(settings: StudentConfig, choice: StudentChoice) -> str:
+    """The settings, as `family=distilbert`, that say how a student is made, and are not used as it is read."""
+    if choice.folder is None:
+        return ""
+    default = StudentConfig()
+    names = ("init", "layers", "family", "reference_init", "overrides")
+    given = {name: getattr(settings, name) for name in names}
+    if given["family"] == choice.model.config.model_type:
+        del given["family"]
+    return ", ".join(f"{name}={value}" for name, value in given.items() if value != getattr(default, name))
+
+
             key=key,
         )
     if choice.folder is None:
@@ -201,12 +215,12 @@ def _is_run(name: str) -> bool:
     return (Path(name) / "config.json").exists() and (Path(name) / "student").is_dir()
 
 
-def _config_from_scratch(overrides: dict[str, Any]) -> Any:
+def _config_from_scratch(overrides: dict[str, Any], family: str) -> Any:
     from transformers import AutoConfig
 
-    if overrides.get("model_type") not in FAMILIES:
+    kind = overrides.get("model_type", family)
+    if kind not in FAMILIES:
         raise UserError(
-            f"config.student.overrides needs a model_type, one of {', '.join(FAMILIES)}; "
-            f"it has {overrides.get('model_type')!r}"
+            f"config.student.overrides needs a model_type, one of {', '.join(FAMILIES)}; it has {kind or None!r}"
         )
-    return AutoConfig.for_model(overrides["model_type"])
+    return AutoConfig.for_model(kind)

@@ -1,5 +1,7 @@
 """Students cut from teachers: their configuration and numbers, and what is refused."""
 
+import ast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model
 from jaxdistill.models.student import cut_student, student_config
+from jaxdistill.models.supported import head_size
 
 
 @pytest.mark.parametrize("kind", tiny.families(kind for kind in FAMILIES if kind != "albert"))
@@ -166,3 +169,34 @@ def test_what_a_student_cannot_be():
     with pytest.raises(UserError, match="electra student cannot be cut from a bert teacher"):
         electra = build_model(tiny.config("electra"))
         cut_student(tiny.params("bert"), teacher=tiny.model("bert"), student=electra, layers=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "overrides", "fits"),
+    [
+        # Sixteen wide with two heads: heads stay eight wide, and the inner size keeps its share of the width.
+        ("bert", "bert", {"hidden_size": 9}, {"num_attention_heads": 1, "intermediate_size": 13}),
+        ("bert", "bert", {"hidden_size": 25, "num_hidden_layers": 1}, {"num_attention_heads": 1}),
+        ("bert", "distilbert", {"hidden_size": 27}, {"num_attention_heads": 3, "hidden_dim": 40}),
+        ("bert", "distilbert", {"dim": 27}, {"num_attention_heads": 3}),
+        ("gpt2", "gpt2", {"n_embd": 33}, {"num_attention_heads": 3}),
+        ("llama", "llama", {"hidden_size": 40, "num_attention_heads": 3}, {"num_attention_heads": 10}),
+    ],
+)
+def test_a_width_that_heads_do_not_divide_is_refused_with_sizes_that_fit(kind, family, overrides, fits):
+    teacher = tiny.config(kind)
+    with pytest.raises(UserError, match=r"is not divisible by .* it is config\.student\.overrides=") as caught:
+        student_config(teacher, family=family, overrides=overrides)
+    said = ast.literal_eval(str(caught.value).partition("config.student.overrides=")[2])
+    assert said.items() >= {**overrides, **fits}.items()
+    build_model(student_config(teacher, family=family, overrides=said))  # what is said can be given
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma"])
+def test_the_size_of_a_head_follows_a_new_width(kind):
+    """LlamaConfig derives head_dim when it is made; Gemma's heads have a size of their own."""
+    teacher = tiny.config(kind)
+    width, heads = 2 * teacher.hidden_size, teacher.num_attention_heads
+    student = build_model(student_config(teacher, family=kind, overrides={"hidden_size": width}))
+    old = teacher.head_dim or teacher.hidden_size // heads
+    assert head_size(student.config) == (old if kind == "gemma" else width // heads)
