@@ -1,0 +1,135 @@
+"""The small modules that the architectures share. Parameters are float32; `dtype` is that of the computation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdistill.models.core.attention import Reach, Tokens, written_out
+from jaxdistill.models.core.kernels import attend
+from jaxdistill.models.core.rope import Rotation
+from jaxdistill.models.head import Head, logits
+
+Dtype = Any
+Hidden = Float[Array, "batch length width"]
+
+
+class How(NamedTuple):
+    """How a forward pass runs; the same for all layers, and no array."""
+
+    kernel: str  # of attention, by its name in kernels.KERNELS
+    maps: bool = False  # whether layers return the probabilities of attention
+    train: bool = False  # whether dropout is on
+    dtype: Dtype = jnp.float32
+
+
+class Cached(NamedTuple):
+    """Keys and values of a layer for the tokens so far, with room for more."""
+
+    key: Float[Array, "batch length kv_heads size"]
+    value: Float[Array, "batch length kv_heads size"]
+    filled: Int[Array, ""]  # tokens that are held
+
+
+class Seen(NamedTuple):
+    """What a layer needs besides its hidden states."""
+
+    queries: Tokens
+    keys: Tokens
+    reach: Reach
+    rotation: Rotation | None = None
+    cached: Cached | None = None  # the tokens before the queries
+
+
+class LayerOutput(NamedTuple):
+    """What a layer returns; None where it was not asked for."""
+
+    hidden: Hidden
+    maps: Float[Array, "batch heads queries keys"] | None = None
+    cached: Cached | None = None  # with the queries' own tokens
+
+
+class BodyOutput(NamedTuple):
+    """What stands before the head."""
+
+    features: Hidden
+    hidden_states: Sequence[Hidden]  # the embeddings first, and the features last
+    layers: Sequence[LayerOutput]
+    embedding: Float[Array, "vocab width"]
+
+
+class RmsNorm(nn.Module):
+    """Division by the root mean square (Zhang and Sennrich 2019), in float32."""
+
+    eps: float
+    dtype: Dtype
+    plus_one: bool = False  # the factor is 1 + weight
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        start = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        weight = self.param("weight", start, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        factor = weight + 1.0 if self.plus_one else weight
+        return (normed * jnp.broadcast_to(factor, normed.shape)).astype(self.dtype)
+
+
+class Projection(nn.Module):
+    """The vocabulary projection; `tied` is the word embedding, whose transpose is then the kernel."""
+
+    vocab: int
+    bias: bool
+    scale: float = 1.0
+    cap: float = 0.0
+    kernel_init: Callable[..., Array] = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, features: Array, tied: Float[Array, "vocab width"] | None = None) -> Array:
+        if tied is None:
+            kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.vocab), jnp.float32)
+        else:
+            kernel = tied.T
+        bias = self.param("bias", nn.initializers.zeros, (self.vocab,), jnp.float32) if self.bias else None
+        return logits(Head(features, kernel, bias, self.cap, self.scale))
+
+
+def mix_values(
+    module: nn.Module,
+    query: Float[Array, "batch length heads size"],
+    key: Float[Array, "batch keys kv_heads size"],
+    value: Float[Array, "batch keys kv_heads size"],
+    seen: Seen,
+    how: How,
+    *,
+    scale: float,
+    cap: float = 0.0,
+    dropout: float = 0.0,
+) -> LayerOutput:
+    """Attention of one layer: the mixed values [batch, length, heads * size], and what else was asked for.
+
+    Args:
+      module: draws the dropout of the probabilities.
+    """
+    cached = None if seen.cached is None else _extended(seen.cached, key, value)
+    if cached is not None:
+        key, value = cached.key, cached.value
+    tokens = (seen.queries, seen.keys, seen.reach)
+    maps = None
+    if how.maps or (how.train and dropout):
+        drop = nn.Dropout(dropout, deterministic=not how.train, parent=module) if dropout else None
+        mixed, maps = written_out(query, key, value, *tokens, scale=scale, cap=cap, dropout=drop)
+    else:
+        mixed = attend(how.kernel, query, key, value, *tokens, scale=scale, cap=cap)
+    flat = mixed.reshape(*mixed.shape[:2], -1)
+    return LayerOutput(flat, maps if how.maps else None, cached)
+
+
+def _extended(cached: Cached, key: Array, value: Array) -> Cached:
+    """The cache with the keys and values of the next tokens."""
+    at = cached.filled
+    put = jax.lax.dynamic_update_slice_in_dim
+    return Cached(put(cached.key, key, at, axis=1), put(cached.value, value, at, axis=1), cached.filled + key.shape[1])

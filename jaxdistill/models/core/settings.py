@@ -1,0 +1,74 @@
+"""What a model computes, read out of a configuration (rows.py); frozen, so that it can be a static argument."""
+
+from dataclasses import dataclass
+
+from jaxdistill.models.core.attention import Reach
+from jaxdistill.models.core.rope import Rope
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What differs between the layers of one model."""
+
+    reach: Reach
+    rope: Rope | None = None  # None = the layer knows no positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every architecture has."""
+
+    vocab: int
+    width: int
+    inner: int  # width of the MLPs
+    heads: int
+    kv_heads: int  # of keys and values, each shared by equally many heads of queries
+    head_size: int
+    layers: tuple[LayerKind, ...]
+    activation: str
+    eps: float  # of the norms
+    tied: bool  # the head's kernel is the word embedding
+    projection_bias: bool = False  # the head adds a bias to its logits
+    attention_dropout: float = 0.0
+    logit_scale: float = 1.0  # logits are multiplied by it, before the cap
+    logit_cap: float = 0.0  # logits become cap * tanh(logits / cap); 0 = no cap
+    initializer_range: float = 0.02
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The names of a layer's norms, by where they stand; "" = there is none."""
+
+    before_attention: str = ""
+    after_attention: str = ""
+    before_mlp: str = ""
+    after_mlp: str = ""
+
+
+# Torch gives the same name to norms at different places.
+NORMS_BEFORE = Norms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+NORMS_AFTER = Norms(after_attention="post_attention_layernorm", after_mlp="post_feedforward_layernorm")
+NORMS_AROUND = Norms(
+    before_attention="input_layernorm",
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings(Settings):
+    """Llama and its kin: causal, RMS norms, a gated MLP, rotary positions."""
+
+    norms: Norms = NORMS_BEFORE
+    norm_plus_one: bool = False  # gemma: norms multiply by 1 + weight
+    head_norm: str = ""  # norms of queries and keys: "each" head by itself, "all" heads as one, "" = none
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    fused: bool = False  # phi3: one kernel makes query, key and value, and one makes both parts of the MLP
+    score_scale: float
+    score_cap: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add
+    residual_dropout: float = 0.0

@@ -1,0 +1,79 @@
+"""The core's decoders compute what the torch classes compute with eager attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_core
+import torch
+from flax.traverse_util import flatten_dict
+
+from jaxdistill.models import torch_names
+from jaxdistill.models.core import network
+from jaxdistill.models.core.modules import How
+from jaxdistill.models.intercept import position_ids
+
+TOLERANCE = 1e-4
+FAST = ("qwen3", "plain")
+FORMS = [
+    pytest.param(*form, marks=() if form == FAST else pytest.mark.slow, id="-".join(form)) for form in tiny_core.FORMS
+]
+CELLS = [(length, padding) for length in (12, 200) for padding in ("", "left", "right")]
+
+
+def ours(kind, form, params, ids, mask):
+    mask = jnp.asarray(mask)
+    tokens = network.real_tokens(mask, position_ids(mask))
+    return network.forward(tiny_core.settings(kind, form), params, jnp.asarray(ids), tokens, How("own", maps=True))
+
+
+def theirs(model, ids, mask):
+    return model(
+        input_ids=torch.tensor(ids).long(),
+        attention_mask=torch.tensor(mask).long(),
+        position_ids=torch.tensor(np.maximum(np.cumsum(mask, axis=1) - 1, 0)),
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+
+
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_outputs_are_those_of_torch(kind, form):
+    params, model = tiny_core.params(kind, form), tiny_core.torch_model(kind, form)
+    run = jax.jit(lambda params, ids, mask: ours(kind, form, params, ids, mask))
+    for length, padding in CELLS if (kind, form) != FAST else [(12, "left")]:
+        ids, mask = tiny_core.batch(length, padding)
+        got = jax.device_get(run(params, ids, mask))
+        with torch.no_grad():
+            wanted = theirs(model, ids, mask)
+        close(got.logits, wanted.logits, mask)
+        for one, other in zip(got.hidden_states, wanted.hidden_states, strict=True):
+            close(one, other, mask)
+        for one, other in zip(got.maps, wanted.attentions, strict=True):
+            close(np.moveaxis(one, 1, 2), other.transpose(1, 2), mask)
+
+
+def close(got, wanted, mask):
+    """At real tokens, relative to the size of the values."""
+    got, wanted = got[mask], wanted.detach().numpy()[mask]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_gradients_are_those_of_torch(kind, form):
+    params, model = tiny_core.params(kind, form), tiny_core.torch_model(kind, form)
+    ids, mask = tiny_core.batch(20, "left")
+    weights = np.random.default_rng(2).normal(size=(*ids.shape, 101)).astype(np.float32) * mask[:, :, None]
+
+    def loss(params):
+        return jnp.sum(jax.nn.log_softmax(ours(kind, form, params, ids, mask).logits) * weights)
+
+    torch.sum(torch.log_softmax(theirs(model, ids, mask).logits, -1) * torch.tensor(weights)).backward()
+    got = torch_names.to_torch(jax.device_get(jax.jit(jax.grad(loss))(params)))
+    wanted = {name: x.grad.numpy() for name, x in model.named_parameters() if name in got}
+    assert got.keys() == wanted.keys() == {torch_names.torch_name(path) for path in flatten_dict(params, sep="/")}
+    for name, gradient in got.items():
+        np.testing.assert_allclose(
+            gradient, wanted[name], rtol=0, atol=TOLERANCE * max(1.0, np.abs(wanted[name]).max()), err_msg=name
+        )
