@@ -123,6 +123,7 @@ def _settings(source: Source, layout: _Layout) -> dict[str, Any]:
         "vocabulary": dataclasses.asdict(layout.vocabulary),
         "format_version": FORMAT_VERSION,
         **({"causal": True, "template": layout.template} if layout.causal else {}),
+        **({"split_special_tokens": True} if layout.tokenizer.encode_special_tokens else {}),
     }
 
 

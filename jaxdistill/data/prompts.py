@@ -22,6 +22,7 @@ def whole_texts(tokenizer: Any) -> Tokenizer:
     rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     rust.no_truncation()
     rust.no_padding()
+    rust.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens  # not in the text of a tokenizer
     return rust
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched
-from jaxdistill.models import hub
+from jaxdistill.models import hub, transformers_5
 from jaxdistill.models.library_messages import quiet
 
 # Special tokens of a folder that holds a bare tokenizer.json, recognised by its mask token or its end token.
@@ -84,14 +84,14 @@ def _read(folder: Path, file: Path, settings: Path) -> Any:
             raise UserError(f"{folder} has a vocabulary and no config.json, which says of which family it is: add one")
         return PreTrainedTokenizerFast(tokenizer_file=str(file), **_special_tokens(file))
     fields = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    # transformers 5 writes this name for the class that 4 calls PreTrainedTokenizerFast.
-    backend = fields.get("tokenizer_class") == "TokenizersBackend"
-    reader = PreTrainedTokenizerFast if backend else AutoTokenizer
+    if file.is_file() and transformers_5.stands_alone(fields):
+        with quiet():
+            return transformers_5.read_as_it_stands(folder, fields)
     options = {}
     if fields.get("tokenizer_class") is None and described and "model_type" not in hub.config_fields(folder):
         options["config"] = hub.load_config(folder)  # AutoTokenizer goes by the folder's name
     with quiet():
-        return reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
 
 
 def _special_tokens(file: Path) -> dict[str, str]:

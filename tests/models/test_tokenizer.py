@@ -56,9 +56,62 @@ def test_no_tokenizer(tmp_path):
     refused(lambda: load_tokenizer(tmp_path), "no tokenizer that can be read")
 
 
-def test_a_tokenizer_saved_by_transformers_5(tmp_path):
+# Byte-pair encodings as transformers 5 writes them for LlamaTokenizer and for GPT2Tokenizer.
+LETTERS = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "ab", "Ġ", "Ġa"]
+
+
+def file_of_5(folder, *, kind="Llama", template="$A", prefix_space=False, **fields):
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocabulary = {letter: i for i, letter in enumerate(LETTERS)}
+    words = Tokenizer(models.BPE(vocabulary, [("▁", "a"), ("a", "b"), ("Ġ", "a")], fuse_unk=True, unk_token="<unk>"))
+    llama = kind == "Llama"
+    words.pre_tokenizer = (
+        pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        if llama
+        else pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    )
+    words.decoder = decoders.Metaspace() if llama else decoders.ByteLevel()
+    frame = [(token, vocabulary[token]) for token in ("<s>", "</s>") if token in template]
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=frame)
+    words.add_special_tokens([AddedToken(token, normalized=False) for token in LETTERS[:3]])
+    extra = fields.get("extra_special_tokens", [])
+    words.add_special_tokens([*extra, *(token for name, token in fields.items() if name == "image_token")])
+    words.save(str(folder / "tokenizer.json"))
+    settings = {"backend": "tokenizers", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **fields}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{kind}Tokenizer", **settings}))
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    ("given", "ids", "special"),
+    [
+        ({}, [6, 5, 3, 1, 4], {0, 1, 2}),  # no <s>, which LlamaTokenizerFast of transformers 4.57 would add
+        ({"template": "$A </s>"}, [6, 5, 3, 1, 4, 2], {0, 1, 2}),
+        ({"template": "<s> $A", "add_bos_token": False}, [1, 6, 5, 3, 1, 4], {0, 1, 2}),
+        ({"add_bos_token": True, "add_eos_token": True}, [6, 5, 3, 1, 4], {0, 1, 2}),  # 5 goes by the file
+        ({"add_prefix_space": True}, [6, 5, 3, 1, 4], {0, 1, 2}),  # 4.57 would look for a sentencepiece file
+        ({"extra_special_tokens": ["<e1>", "<e2>"]}, [6, 5, 3, 1, 4], {0, 1, 2, 10, 11}),
+        ({"kind": "Nobodys", "extra_special_tokens": ["<e1>"]}, [7, 8, 1, 4], {0, 1, 2, 10}),  # in GPT-2's manner
+        ({"kind": "GPT2", "template": "<s> $A"}, [1, 7, 8, 1, 4], {0, 1, 2}),
+        ({"tokenizer_class": "TokenizersBackend", "kind": "GPT2", "prefix_space": True}, [8, 7, 8, 1, 9], {0, 1, 2}),
+        ({"tokenizer_class": "TokenizersBackend", "image_token": "<i>"}, [6, 5, 3, 1, 4], {0, 1, 2, 10}),
+    ],
+)
+def test_files_of_transformers_5_give_its_ids(tmp_path, given, ids, special):
+    file_of_5(tmp_path, **given)
+    tokenizer = load_tokenizer(tmp_path)
+    for saved in ("", "again", "and again"):
+        assert tokenizer("ab <s>a")["input_ids"] == ids and {*tokenizer.all_special_ids} == special
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
+        tokenizer.save_pretrained(tmp_path / saved)
+        tokenizer = load_tokenizer(tmp_path / saved)
+
+
+@pytest.mark.parametrize("name", ["Nobodys", "BertJapaneseTokenizer", "PreTrainedTokenizer"])
+def test_a_class_that_is_unknown_or_not_fast_beside_a_tokenizer_json(tmp_path, name):
     tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
-    settings = {"tokenizer_class": "TokenizersBackend", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+    settings = {"tokenizer_class": name, "mask_token": "[MASK]", "unk_token": "[UNK]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(tmp_path).mask_token_id == 4
 
@@ -79,7 +132,7 @@ def test_real_tokenizers(shared, name, text, ids):
 def test_vocabularies_must_agree():
     bert = tiny.config("bert")
     check_same_vocabulary(bert, tiny.config("distilbert"))
-    with pytest.raises(UserError, match="the teacher's has 101 entries, the student's 99"):
+    with pytest.raises(UserError, match="the teacher's has 101 entries, the student's 99, and no tokenizer stands"):
         check_same_vocabulary(bert, tiny.config("bert", vocab_size=99))
 
     class Words:
@@ -90,6 +143,7 @@ def test_vocabularies_must_agree():
             return {word: i for i, word in enumerate(self.words)}
 
     check_same_vocabulary(bert, bert, [Words("a", "b"), Words("a", "b")])
+    check_same_vocabulary(bert, tiny.config("bert", vocab_size=99), [Words("a", "b"), Words("a", "b")])
     with pytest.raises(UserError, match=r"teacher's tokenizer has 2 entries, the student's 2, and 4 \(token, id\)"):
         check_same_vocabulary(bert, bert, [Words("a", "b"), Words("b", "a")])
 
