@@ -171,6 +171,18 @@ def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pick
     return StudentChoice(build_model_for(cut, s), layers, None)
 
 
+def _unused(settings: StudentConfig, choice: StudentChoice) -> str:
+    """The settings, as `family=distilbert`, that say how a student is made, and are not used as it is read."""
+    if choice.folder is None:
+        return ""
+    default = StudentConfig()
+    names = ("init", "layers", "family", "reference_init", "overrides")
+    given = {name: getattr(settings, name) for name in names}
+    if given["family"] == choice.model.config.model_type:
+        del given["family"]
+    return ", ".join(f"{name}={value}" for name, value in given.items() if value != getattr(default, name))
+
+
 def _student_params(
     config: Config,
     choice: StudentChoice,
@@ -189,18 +201,6 @@ def _student_params(
             student=choice.model,
             layers=choice.layers,
             reference_init=config.student.reference_init,
-def _unused(settings: StudentConfig, choice: StudentChoice) -> str:
-    """The settings, as `family=distilbert`, that say how a student is made, and are not used as it is read."""
-    if choice.folder is None:
-        return ""
-    default = StudentConfig()
-    names = ("init", "layers", "family", "reference_init", "overrides")
-    given = {name: getattr(settings, name) for name in names}
-    if given["family"] == choice.model.config.model_type:
-        del given["family"]
-    return ", ".join(f"{name}={value}" for name, value in given.items() if value != getattr(default, name))
-
-
             key=key,
         )
     if choice.folder is None:
