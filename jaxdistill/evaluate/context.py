@@ -14,7 +14,7 @@ from jaxdistill.data.text import Text
 from jaxdistill.losses.divergences import masked_sum
 from jaxdistill.losses.fused_head import chunk_size
 from jaxdistill.models import intercept, layer_drop
-from jaxdistill.models.head import Head, logits
+from jaxdistill.models.head import Head, logits, over_words
 from jaxdistill.models.model import Model
 from jaxdistill.step import sharding
 
@@ -84,12 +84,13 @@ def token_sums(
     """Sums of figures over the valid tokens, and the `count` of these tokens.
 
     Logits are computed for a few tokens of every row at a time, so that there is no [batch, k, vocab] array. Each
-    device does its own rows.
+    device does its own rows. Several heads are compared over the words that all of them have.
 
     Args:
       figures: (labels, the student's logits, the logits of each other head) -> values [batch, tokens] by name.
     """
-    heads = (student.head, *other_heads)
+    words = min(head.kernel.shape[1] for head in (student.head, *other_heads))
+    heads = [over_words(head, words) for head in (student.head, *other_heads)]
     width = _piece_width(context, *student.labels.shape)
 
     def sums_of_piece(piece: Any) -> dict[str, Array]:

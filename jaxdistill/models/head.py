@@ -42,6 +42,17 @@ def logits(head: Head) -> Float[Array, "*tokens vocab"]:
     return bounded(values, cap=head.cap, scale=head.scale).astype(head.features.dtype)
 
 
+def over_words(head: Head, words: int) -> Head:
+    """The projection onto the first `words` words alone."""
+    bias = None if head.bias is None else first_words(head.bias, words)
+    return head._replace(kernel=first_words(head.kernel, words), bias=bias)
+
+
+def first_words(values: Float[Array, "*rest vocab"], words: int) -> Float[Array, "*rest words"]:
+    """The entries of the first `words` words."""
+    return values if values.shape[-1] == words else values[..., :words]
+
+
 def bounded(values: Float[Array, "*tokens vocab"], *, cap: float, scale: float) -> Float[Array, "*tokens vocab"]:
     """cap * tanh(scale * values / cap), or scale * values where `cap` is 0."""
     values = values if scale == 1 else scale * values

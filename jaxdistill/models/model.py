@@ -57,6 +57,11 @@ class Model:
         return type(self.flax).__name__.removeprefix("Flax")
 
 
+def common_words(*models: Model | None) -> int:
+    """The number of words that all models have: one tokenizer's words, where embeddings are padded to unlike sizes."""
+    return min(model.vocab_size for model in models if model is not None)
+
+
 def build_model(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "") -> Model:
     """The masked or causal language model that a configuration of transformers describes.
 

@@ -119,14 +119,19 @@ def check_tokenizer(tokenizer: Any, config: Any) -> None:
 
 
 def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: Sequence[Any] = ()) -> None:
-    """Checks that both models, and the tokenizers given (teacher's, student's), have the same vocabulary.
+    """Checks that both models, and the tokenizers given (teacher's, student's), have the same words.
+
+    With the same tokenizer, the embeddings may be padded to unlike sizes.
 
     Raises:
-      UserError: the vocabularies differ in size or in a token's id.
+      UserError: the tokenizers differ in a token's id, or the sizes differ and no tokenizer says which words are shared.
     """
     sizes = teacher_config.vocab_size, student_config.vocab_size
-    if sizes[0] != sizes[1]:
-        raise UserError(f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}")
+    if sizes[0] != sizes[1] and not tokenizers:
+        raise UserError(
+            f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}, and no tokenizer "
+            "stands beside the student to say which words they share; save the student's tokenizer in its folder"
+        )
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
     for other in vocabularies[1:]:
         first = vocabularies[0]

@@ -15,7 +15,7 @@ from jaxdistill.evaluate import EVALUATORS, rouge
 from jaxdistill.models import hub, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.layer_choice import resolve_layers
-from jaxdistill.models.model import Model, build_model_for, init_params, param_shapes
+from jaxdistill.models.model import Model, build_model_for, common_words, init_params, param_shapes
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
 from jaxdistill.models.student import cut_student, student_config
@@ -51,7 +51,9 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
         report(f"config.student.name={config.student.name} is taken as it is, without config.student.{unused}")
     params = _student_params(config, choice, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
     tokenizer = _tokenizer(config, choice)
-    check_tokenizer(tokenizer, choice.model.config)
+    for one in (teacher, choice.model):
+        if one is not None:
+            check_tokenizer(tokenizer, one.config)
     if choice.model.family.causal:
         if teacher is None and choice.folder is None:
             choice.model.config.eos_token_id = None  # of the configuration class, which knows no tokenizer
@@ -60,8 +62,13 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
     if tokenizer.mask_token_id is None and not choice.model.family.causal:
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
-        own = [load_tokenizer(choice.folder)] if choice.folder and has_tokenizer(choice.folder) else []
-        check_same_vocabulary(teacher.config, choice.model.config, [tokenizer, *own])
+        _check_same_words(teacher, choice, tokenizer)
+        if teacher.vocab_size != choice.model.vocab_size:
+            report(
+                f"the teacher's vocabulary has {teacher.vocab_size:,} entries and the student's "
+                f"{choice.model.vocab_size:,}, with the same tokenizer: the losses on logits are over the "
+                f"{common_words(teacher, choice.model):,} that both have"
+            )
     return Pair(choice.model, params, teacher, in_dtype(teacher_params, config.teacher.dtype), tokenizer, choice.layers)
 
 
@@ -77,7 +84,8 @@ def pair_of_shapes(config: Config) -> Pair:
     if teacher is not None:
         check_model(config, teacher, "teacher")
         _check_same_kind(teacher, choice.model)
-        check_same_vocabulary(teacher.config, choice.model.config)
+        if teacher.vocab_size != choice.model.vocab_size:
+            _check_same_words(teacher, choice, _tokenizer(config, choice))
     dtype = jnp.dtype(config.teacher.dtype)
     shapes = {} if teacher is None else param_shapes(teacher)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
@@ -130,6 +138,16 @@ def _check_same_kind(teacher: Model | None, model: Model) -> None:
     if teacher is not None and teacher.family.causal != model.family.causal:
         kinds = [f"{one.config.model_type} ({'causal' if one.family.causal else 'masked'})" for one in (teacher, model)]
         raise UserError(f"teacher {kinds[0]} and student {kinds[1]}: both must be masked, or both causal")
+
+
+def _check_same_words(teacher: Model, choice: StudentChoice, tokenizer: Any) -> None:
+    if choice.folder is None:  # its words are those of the run's tokenizer
+        tokenizers = [tokenizer]
+    elif has_tokenizer(choice.folder):
+        tokenizers = [tokenizer, load_tokenizer(choice.folder)]
+    else:
+        tokenizers = []
+    check_same_vocabulary(teacher.config, choice.model.config, tokenizers)
 
 
 def _tokenizer(config: Config, choice: StudentChoice) -> Any:

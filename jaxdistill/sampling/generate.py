@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.head import first_words
 from jaxdistill.models.intercept import gather_before, position_ids
-from jaxdistill.models.model import Model, shortened, with_tied_head
+from jaxdistill.models.model import Model, common_words, shortened, with_tied_head
 from jaxdistill.sampling.decoding import Decoding, check_decoding, choose, mix, repeated
 
 _NARROWEST = 8  # tokens; shorter prompts share one compilation
@@ -130,7 +131,9 @@ def left_padded(prompts: Sequence[Sequence[int]], *, rows: int, width: int, pad_
     return {"input_ids": input_ids, "attention_mask": attention_mask, "live": np.arange(rows) < len(prompts)}
 
 
-def make_decoder(models: Sequence[Model], *, weights: Sequence[float], decoding: Decoding) -> Callable[..., Decoded]:
+def make_decoder(
+    models: Sequence[Model], *, weights: Sequence[float], decoding: Decoding, words: int | None = None
+) -> Callable[..., Decoded]:
     """Returns the jitted loop: decode(params of each model, input_ids, attention_mask, keys, live) -> Decoded.
 
     Every token is drawn from the sum of the models' distributions times their weights; a model of weight 0 does not
@@ -138,14 +141,10 @@ def make_decoder(models: Sequence[Model], *, weights: Sequence[float], decoding:
     are not `live` [batch] end before their first token. The loop ends when all rows have ended.
     width + max_new_tokens - 1 must not exceed the positions of any model.
 
-    Raises:
-      UserError: the vocabularies of the models differ in size.
+    Args:
+      words: tokens are drawn from this many words; None = from all that the models have in common.
     """
-    sizes = [model.vocab_size for model in models]
-    if len(set(sizes)) > 1:
-        raise UserError(
-            f"vocabularies of {' and '.join(map(str, sizes))} words: models that write together need the same one"
-        )
+    words = words or common_words(*models)
     used = [i for i, weight in enumerate(weights) if weight > 0]
     new = decoding.max_new_tokens
 
@@ -164,7 +163,7 @@ def make_decoder(models: Sequence[Model], *, weights: Sequence[float], decoding:
         prompt_lengths = jnp.sum(attention_mask, axis=1)
         # Positions after the last token so far are hidden by the causal mask of the cache.
         mask = jnp.concatenate([attention_mask, jnp.ones((rows, new - 1), bool)], axis=1)
-        forward = partial(_forward, writers, mask, temperature=decoding.temperature)
+        forward = partial(_forward, writers, mask, words=words, temperature=decoding.temperature)
         append = partial(_append, keys=keys, decoding=decoding)
 
         empty = [empty_cache(writer.model, batch=rows, length=length) for writer in writers]
@@ -191,6 +190,7 @@ def _forward(
     tokens: Int[Array, "batch fed"],
     positions: Int[Array, "batch fed"],
     *,
+    words: int,
     temperature: float,
 ) -> tuple[Float[Array, "batch vocab"], tuple[PyTree, ...]]:
     """(logits of the mixture after the last of `tokens`, the caches with these tokens)."""
@@ -200,6 +200,7 @@ def _forward(
         for writer, cache in zip(writers, caches, strict=True)
     ]
     logits, filled = zip(*runs, strict=True)
+    logits = [first_words(x, words) for x in logits]
     return mix(logits, weights=[writer.weight for writer in writers], temperature=temperature), filled
 
 

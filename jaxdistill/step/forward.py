@@ -11,9 +11,9 @@ from jaxdistill.losses import terms
 from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.losses.terms import needs_teacher_head, teacher_layers, uses_fused_head
 from jaxdistill.models import intercept
-from jaxdistill.models.head import Head
+from jaxdistill.models.head import Head, first_words, over_words
 from jaxdistill.models.intercept import Interceptor, Outputs
-from jaxdistill.models.model import Model, embedding_of
+from jaxdistill.models.model import Model, common_words, embedding_of
 from jaxdistill.step.batch import Batch
 
 Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # (weighted sum, mean of each loss)
@@ -27,6 +27,11 @@ class Distillation(NamedTuple):
     objective: Objective
     group: int  # rows whose masked positions were drawn together
     capacity: Callable[[int], int]  # row length -> largest number of masked positions in a group
+
+    @property
+    def words(self) -> int:
+        """The words that the losses compare and predict, which are those that both models have."""
+        return common_words(self.student, self.teacher)
 
 
 class TeacherOutputs(NamedTuple):
@@ -72,11 +77,29 @@ def teacher_outputs(distillation: Distillation, params: PyTree, batch: Batch) ->
     teacher, objective = distillation.teacher, distillation.objective
     assert teacher is not None
     inputs, _ = _model_inputs(distillation, batch)
-    outputs = _used_outputs(objective, intercept.apply(teacher, params, **inputs))
-    head = None
-    if uses_fused_head(objective) and needs_teacher_head(objective):
-        head = intercept.head_of(teacher, params)
-    return jax.lax.stop_gradient(TeacherOutputs(outputs, head))
+    outputs = _over_words(intercept.apply(teacher, params, **inputs), distillation.words)
+    return jax.lax.stop_gradient(
+        TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params))
+    )
+
+
+def teacher_head(distillation: Distillation, params: PyTree) -> Head | None:
+    """The weights of the teacher's head, where the fused head makes logits from them."""
+    teacher, objective = distillation.teacher, distillation.objective
+    if teacher is None or not (uses_fused_head(objective) and needs_teacher_head(objective)):
+        return None
+    return over_words(intercept.head_of(teacher, params), distillation.words)
+
+
+def student_head(distillation: Distillation, params: PyTree) -> Head | None:
+    """The weights of the student's head, where the fused head makes logits from them.
+
+    Args:
+      params: of the student alone.
+    """
+    if not uses_fused_head(distillation.objective):
+        return None
+    return over_words(intercept.head_of(distillation.student, params), distillation.words)
 
 
 def student_loss(
@@ -97,15 +120,15 @@ def student_loss(
     outputs = intercept.apply(
         student, params["student"], **inputs, dropout_key=how.dropout_key, interceptors=how.interceptors
     )
+    outputs = _over_words(outputs, distillation.words)
     heads = None
-    if uses_fused_head(objective):
-        head = how.head or intercept.head_of(student, params["student"])
-        heads = (head._replace(features=outputs.features), _teacher_head(from_teacher))
+    if head := how.head or student_head(distillation, params["student"]):
+        heads = (head._replace(features=outputs.features), _with_features(from_teacher))
     signals = Signals(
         outputs, from_teacher and from_teacher.outputs, labels, masks, params["projections"], heads, sampled=batch
     )
     if terms.needs_samples(objective):
-        signals = signals._replace(embedding=embedding_of(student, params["student"]))
+        signals = signals._replace(embedding=embedding_of(student, params["student"])[: distillation.words])
     loss, means = terms.weighted_sum(objective, signals, counts, mesh=how.mesh)
     if terms.needs_samples(objective):
         means |= {f"sample/{name}": x for name, x in terms.sample_statistics(objective, signals).items()}
@@ -135,6 +158,10 @@ def _model_inputs(distillation: Distillation, batch: Batch) -> tuple[dict[str, A
     return inputs, valid
 
 
+def _over_words(outputs: Outputs, words: int) -> Outputs:
+    return outputs._replace(logits=first_words(outputs.logits, words))
+
+
 def _used_outputs(objective: Objective, outputs: Outputs) -> Outputs:
     """The outputs with None in place of arrays that no enabled loss uses, so that these are neither kept nor moved."""
     hidden, attentions = teacher_layers(objective, last=len(outputs.hidden_states) - 1)
@@ -152,7 +179,7 @@ def _used_outputs(objective: Objective, outputs: Outputs) -> Outputs:
     )
 
 
-def _teacher_head(from_teacher: TeacherOutputs | None) -> Head | None:
+def _with_features(from_teacher: TeacherOutputs | None) -> Head | None:
     if from_teacher is None or from_teacher.head is None:
         return None
     return from_teacher.head._replace(features=from_teacher.outputs.features)

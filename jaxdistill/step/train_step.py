@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from jaxdistill.losses import policy, terms
 from jaxdistill.losses.objective import Ramp, at_step
 from jaxdistill.losses.term import Objective
-from jaxdistill.models import intercept, layer_drop
+from jaxdistill.models import layer_drop
 from jaxdistill.models.head import Head
 from jaxdistill.models.intercept import Interceptor, Outputs
 from jaxdistill.models.model import without_attention_dropout
@@ -22,7 +22,7 @@ from jaxdistill.models.remat import rematerialise
 from jaxdistill.step import optimizer as optimizers
 from jaxdistill.step import sharding
 from jaxdistill.step.batch import Batch, micro_batches
-from jaxdistill.step.forward import Distillation, StudentPass, TeacherOutputs, loss_fn, student_loss
+from jaxdistill.step.forward import Distillation, StudentPass, TeacherOutputs, loss_fn, student_head, student_loss
 from jaxdistill.step.state import Metrics, Placement, TrainState, TrainStep, Update
 from jaxdistill.step.two_meshes import on_two_meshes
 
@@ -120,7 +120,7 @@ def _make_update(
 
         # A tied kernel has two gradients, the embedding's and the head's. Added up after the micro-batches, each is
         # reduced over the devices once; where they meet in every micro-batch, the compiler reduces both there.
-        head, to_params = jax.vjp(lambda params: _student_head(now, params), state.params)
+        head, to_params = jax.vjp(lambda params: student_head(now, params["student"]), state.params)
         outputs = None if from_teacher is None else from_teacher.outputs
         (loss, means), (grads, of_head) = _over_micro_batches(
             gradient, batch, outputs, accumulation=settings.accumulation, group=now.group
@@ -159,13 +159,6 @@ def _over_micro_batches(
         return jax.tree.map(jnp.add, total, gradient(*piece)), None
 
     return jax.lax.scan(add, zeros, (jnp.arange(accumulation), *pieces))[0]
-
-
-def _student_head(distillation: Distillation, params: PyTree) -> Head | None:
-    """The weights of the student's head, where they get a gradient of their own."""
-    if not terms.uses_fused_head(distillation.objective):
-        return None
-    return intercept.head_of(distillation.student, params["student"])
 
 
 def _interceptors(

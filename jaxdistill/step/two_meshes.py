@@ -6,13 +6,11 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from jaxdistill.losses.terms import needs_teacher_head, uses_fused_head
-from jaxdistill.models import intercept
 from jaxdistill.models.head import Head
 from jaxdistill.models.intercept import Outputs
 from jaxdistill.step import sharding
 from jaxdistill.step.batch import Batch, micro_batches
-from jaxdistill.step.forward import Distillation, TeacherOutputs, teacher_outputs
+from jaxdistill.step.forward import Distillation, TeacherOutputs, teacher_head, teacher_outputs
 from jaxdistill.step.state import Metrics, Placement, TrainState, TrainStep, Update
 
 UNDER_WAY = 2  # updates: two keep both sides busy; more would only pile up outputs of a fast teacher
@@ -52,7 +50,7 @@ def on_two_meshes(update: Update, distillation: Distillation, placement: Placeme
         out_shardings=(placement.state, everywhere),
         donate_argnums=0,
     )
-    teacher_head = _teacher_head_on(here, there, distillation, placement.teacher)
+    head_here = _teacher_head_on(here, there, distillation, placement.teacher)
     objective = distillation.objective
     names = ["input_ids", "attention_mask", "segment_ids"] + ["label_mask"] * (objective.tokens == "masked")
     under_way: list[Array] = []  # losses of the last updates
@@ -60,7 +58,7 @@ def on_two_meshes(update: Update, distillation: Distillation, placement: Placeme
     def step(
         state: TrainState, teacher_params: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        head = teacher_head(teacher_params)
+        head = head_here(teacher_params)
         if len(under_way) == UNDER_WAY:
             jax.block_until_ready(under_way.pop(0))
         text = {name: batch[name] for name in names if name in batch}
@@ -76,18 +74,14 @@ def _teacher_head_on(
     here: Mesh, there: Mesh, distillation: Distillation, teacher_shardings: PyTree
 ) -> Callable[[PyTree], Head | None]:
     """The teacher's head on the student's devices, copied once for the same parameters; None where no loss uses it."""
-    teacher = distillation.teacher
-    assert teacher is not None
-    if not (uses_fused_head(distillation.objective) and needs_teacher_head(distillation.objective)):
-        return lambda teacher_params: None
     head_there = jax.jit(
-        lambda params: intercept.head_of(teacher, params),
+        lambda params: teacher_head(distillation, params),
         in_shardings=(teacher_shardings,),
         out_shardings=sharding.replicated(there),
     )
-    held: tuple[PyTree, Head] | None = None  # the parameters, and their head
+    held: tuple[PyTree, Head | None] | None = None  # the parameters, and their head
 
-    def head_of(teacher_params: PyTree) -> Head:
+    def head_of(teacher_params: PyTree) -> Head | None:
         nonlocal held
         if held is None or held[0] is not teacher_params:
             held = teacher_params, jax.device_put(head_there(teacher_params), sharding.replicated(here))
