@@ -78,9 +78,7 @@ def teacher_outputs(distillation: Distillation, params: PyTree, batch: Batch) ->
     assert teacher is not None
     inputs, _ = _model_inputs(distillation, batch)
     outputs = _over_words(intercept.apply(teacher, params, **inputs), distillation.words)
-    return jax.lax.stop_gradient(
-        TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params))
-    )
+    return jax.lax.stop_gradient(TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params)))
 
 
 def teacher_head(distillation: Distillation, params: PyTree) -> Head | None:
