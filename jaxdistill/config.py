@@ -16,7 +16,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.export.settings import ExportConfig
-from jaxdistill.knobs import OneOf, Section, is_resumable, knob
+from jaxdistill.knobs import OneOf, Resumable, Section, knob, resumable_of
 from jaxdistill.losses.divergences import DIVERGENCES
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
@@ -144,23 +144,35 @@ def to_json(config: Config) -> str:
     return json.dumps(config.model_dump(mode="json"), indent=2)
 
 
-def differences(old: dict[str, Any], new: Config) -> list[tuple[str, Any, Any]]:
-    """Lists (key, old, new) of knobs that differ and may not, as the parameters of a resumed run would change."""
-    # A key that the old run did not have yet was, in effect, at its default.
-    before = dict(flat(json.loads(to_json(Config())))) | dict(flat(old))
-    after = dict(flat(json.loads(to_json(new))))
+def recorded_values(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of the config that a run recorded. A key that it did not have yet was at its default."""
+    return values_of(Config()) | dict(flat(recorded))
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Dotted key -> value as in JSON, to compare with `recorded_values`."""
+    return dict(flat(json.loads(to_json(config))))
+
+
+def differences(recorded: dict[str, Any], new: Config) -> list[tuple[str, Any, Any]]:
+    """Lists (key, old, new) of knobs that differ and may not, as the parameters of a resumed run would change.
+
+    Knobs of which only the content, or the length of the run, may not differ are not among them: see run/resume.py.
+    """
+    before, after = recorded_values(recorded), values_of(new)
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if not _may_change(key) and before.get(key) != after.get(key)
+        if not resumable_in(key) and before.get(key) != after.get(key)
     ]
 
 
-def _may_change(key: str) -> bool:
+def resumable_in(key: str) -> Resumable:
+    """Whether the knob of a dotted key may change when a run is resumed; False for a key that there is not."""
     section, _, name = key.rpartition(".")
-    kind = Config.model_fields[section].annotation if section else Config
+    kind = Config.model_fields[section].annotation if section in Config.model_fields else Config
     fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else {}
-    return name in fields and is_resumable(fields[name])
+    return name in fields and resumable_of(fields[name])
 
 
 def check(config: Config) -> None:

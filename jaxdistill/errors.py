@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class NotFiniteError(UserError):
+    """A loss, a gradient or a figure is not finite: training has diverged, or a model's weights are damaged."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the name of the error's type where the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -34,12 +34,17 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-def knob(default: Any, explanation: str, *, resumable: bool = False, **bounds: float) -> Any:
+# Whether a value may change when a run is resumed: True, as parameters do not depend on it; "content", as it says where
+# something lies, and what lies there is compared; "length", where the steps that are trained do not depend on it.
+Resumable = bool | Literal["content", "length"]
+
+
+def knob(default: Any, explanation: str, *, resumable: Resumable = False, **bounds: float) -> Any:
     """One field of a Section.
 
     Args:
       explanation: what the value means, with its unit, for a reader who has not seen the code.
-      resumable: whether the value may change when a run is resumed, because parameters do not depend on it.
+      resumable: whether the value may change when a run is resumed.
       bounds: ge, gt, le, lt, as pydantic.Field takes them. Choices are the type of the field (a Literal, or `OneOf` a
         table's names), and any other rule is a `Rule` in the type, or a pydantic.AfterValidator where the message of
         a broken rule depends on the value.
@@ -48,8 +53,10 @@ def knob(default: Any, explanation: str, *, resumable: bool = False, **bounds: f
     return pydantic.Field(default, description=explanation, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
 
 
-def is_resumable(field: FieldInfo) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra["resumable"])
+def resumable_of(field: FieldInfo) -> Resumable:
+    """Whether the value of a field may change when a run is resumed."""
+    extra: Any = field.json_schema_extra
+    return extra["resumable"] if isinstance(extra, dict) else False
 
 
 class OneOf:

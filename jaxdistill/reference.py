@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pydantic.fields import FieldInfo
 
 from jaxdistill.config import Config
-from jaxdistill.knobs import Section, is_resumable, rule_of, section_of
+from jaxdistill.knobs import Resumable, Section, resumable_of, rule_of, section_of
 
 BAR = r"\|"  # a bar inside a cell of a table
 
@@ -21,8 +21,13 @@ default, and sets what it needs; `--config.SECTION.KEY=VALUE` on the command lin
 that a run used stand in `<workdir>/config.json`.
 
 A run that is resumed must have the settings that it began with, because its parameters depend on them. Settings marked
-with * may change.
+with * may change. Settings marked with † name text or a model, and may change where the same content lies in another
+place or under another name. Settings marked with ‡ may change where no step that was trained depends on the number of
+all steps: with `optim.schedule=constant` after the warm-up, without `loss.end` and a linear
+`student.layer_drop_schedule`.
 """
+
+_MARKS: dict[Resumable, str] = {False: "", True: " *", "content": " †", "length": " ‡"}
 
 
 def settings_reference() -> str:
@@ -44,9 +49,13 @@ def _table(prefix: str, knobs: Iterable[tuple[str, FieldInfo]]) -> str:
 
 def _rows(prefix: str, knobs: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
     for name, field in knobs:
-        star = " *" if is_resumable(field) else ""
         rule = rule_of(field).removeprefix("must be ").removeprefix("must lie ")
-        cells = (f"`{prefix}{name}`{star}", f"`{field.default!r}`", rule, field.description or "")
+        cells = (
+            f"`{prefix}{name}`{_MARKS[resumable_of(field)]}",
+            f"`{field.default!r}`",
+            rule,
+            field.description or "",
+        )
         yield f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 

@@ -15,7 +15,7 @@ from jaxdistill import config as configs
 from jaxdistill import recipe as recipes
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
-from jaxdistill.knobs import Section, checked, is_resumable, rule_of, section_of
+from jaxdistill.knobs import Section, checked, resumable_of, rule_of, section_of
 from jaxdistill.losses.terms import TERMS
 
 RECIPE = """from jaxdistill.config import base
@@ -418,6 +418,16 @@ OTHER = {
 }
 RESUMABLE = ("evaluate.", "checkpoint.", "log.", "export.", "data.threads", "data.prefetch", "data.cache_dir")
 RESUMABLE += ("data.max_document_bytes", "data.max_field_lines")
+# Knobs that name something whose content is compared instead, and knobs of the length of a run.
+CONTENT = tuple(f"{role}.{name}" for role in ("teacher", "student", "tokenizer") for name in ("name", "revision"))
+CONTENT += tuple(
+    f"data.{name}"
+    for name in (
+        "source", "path", "column", "subset", "revision", "split", "streaming", "limit", "eval_path", "eval_split",
+        "prepared", "token_counts",
+    )
+)  # fmt: skip
+LENGTH = ("train.steps", "train.epochs")
 
 
 @pytest.mark.parametrize("key", sorted(KNOBS))
@@ -429,9 +439,10 @@ def test_differences_list_what_would_change_the_parameters(key):
            tuple: lambda: old[::-1] or OTHER.get(key, ("x",)), type(None): lambda: OTHER[key]}[type(old)]()  # fmt: skip
     section, _, name = key.rpartition(".")
     other = config.changed(**{section: {name: new}}) if section else config.model_copy(update={name: new})
-    assert is_resumable(KNOBS[key]) == key.startswith(RESUMABLE)
+    kind = "content" if key in CONTENT else "length" if key in LENGTH else key.startswith(RESUMABLE)
+    assert resumable_of(KNOBS[key]) == configs.resumable_in(key) == kind
     keys = [changed for changed, _, _ in configs.differences(recorded, other)]
-    assert keys == ([] if key.startswith(RESUMABLE) else [key])
+    assert keys == ([] if kind else [key])
 
 
 def test_every_knob_is_explained_in_a_sentence():

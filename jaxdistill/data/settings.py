@@ -34,13 +34,15 @@ class DataConfig(Section):
         "text",
         "Kind of data: `text` (a document a line), `csv`, `tsv` (a line is a row, a quotation mark a letter), `jsonl` "
         "(an object a line, or an array of objects), `parquet`, `hf` (also folders of `save_to_disk`) or `tfds`.",
+        resumable="content",
     )
     path: str = knob(
         "",
         "File, glob or several separated by commas, also compressed (.gz, .zst); for `hf` and `tfds` the data set's "
         "name or folder.",
+        resumable="content",
     )
-    column: str = knob("text", "Name of the text column, where the source has columns.")
+    column: str = knob("text", "Name of the text column, where the source has columns.", resumable="content")
     prompt_column: str = knob(
         "", "Causal models: name of the column of prompts; `column` then names the completions; empty = plain text."
     )
@@ -50,11 +52,13 @@ class DataConfig(Section):
         "before {completion}.",
     )
     prompt_loss: bool = knob(False, "Causal models: also learn to predict the tokens of the prompt.")
-    subset: str = knob("", "Configuration of an `hf` or `tfds` data set; empty = the default one.")
-    revision: str = knob("", "Branch, tag or commit of an `hf` data set; version of a `tfds` one.")
-    split: str = knob("train", "Split of an `hf` or `tfds` data set.")
-    streaming: bool = knob(False, "`hf`: read over the network without downloading the whole data set first.")
-    limit: int = knob(0, "Largest number of documents to read; 0 = all.", ge=0)
+    subset: str = knob("", "Configuration of an `hf` or `tfds` data set; empty = the default one.", resumable="content")
+    revision: str = knob("", "Branch, tag or commit of an `hf` data set; version of a `tfds` one.", resumable="content")
+    split: str = knob("train", "Split of an `hf` or `tfds` data set.", resumable="content")
+    streaming: bool = knob(
+        False, "`hf`: read over the network without downloading the whole data set first.", resumable="content"
+    )
+    limit: int = knob(0, "Largest number of documents to read; 0 = all.", ge=0, resumable="content")
     max_document_bytes: int = knob(
         2**24,
         "Largest document, and largest line or row that one stands in; a larger one is refused.",
@@ -68,14 +72,24 @@ class DataConfig(Section):
         ge=1,
         resumable=True,
     )
-    eval_path: str = knob("", "Held-out text of the same source and columns; empty holds out the last rows of `path`.")
-    eval_split: str = knob("", "Held-out split of an `hf` or `tfds` data set; empty holds out the last rows.")
+    eval_path: str = knob(
+        "",
+        "Held-out text of the same source and columns; empty holds out the last rows of `path`.",
+        resumable="content",
+    )
+    eval_split: str = knob(
+        "", "Held-out split of an `hf` or `tfds` data set; empty holds out the last rows.", resumable="content"
+    )
     eval_fraction: float = knob(
         0.02, "Share of the rows that is held out, where no held-out text is named.", ge=0, le=0.5
     )
-    prepared: str = knob("", "Folder printed by `jaxdistill prepare`; the keys above are then not used.")
+    prepared: str = knob(
+        "", "Folder printed by `jaxdistill prepare`; the keys above are then not used.", resumable="content"
+    )
     token_counts: str = knob(
-        "", "File (.npy or .json) with the count of every token id, for mask.smoothing; empty counts the text itself."
+        "",
+        "File (.npy or .json) with the count of every token id, for mask.smoothing; empty counts the text itself.",
+        resumable="content",
     )
     cache_dir: str = knob(
         "~/.cache/jaxdistill", "Folder for prepared text, stored under a hash of its content.", resumable=True

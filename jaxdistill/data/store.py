@@ -231,6 +231,15 @@ def _check_starts(starts: Int64[np.ndarray, "starts_and_end"], name: str) -> Non
         raise ValueError(f"{name} does not ascend from 0")
 
 
+def content_of(store: TokenStore) -> str:
+    """Equal for folders with the same rows for the same vocabulary, whatever they are called and were prepared from."""
+    meta = store.meta
+    if "fingerprints" not in meta:  # of 0.1.0; prepared text is named by its content
+        return store.path.name
+    kept = {name: meta.get(name) for name in ("fingerprints", "vocabulary", "causal", "pack", "max_length")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def split_store(store: TokenStore, *, fraction: float) -> tuple[TokenStore, TokenStore]:
     """(training rows, held-out rows): the last rows are held out.
 

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from jaxdistill.data.settings import MaskConfig
 from jaxdistill.data.text import Text
-from jaxdistill.errors import UserError
+from jaxdistill.errors import NotFiniteError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.context import Context, Evaluator, ScoredCompletion
 from jaxdistill.evaluate.settings import EvaluateConfig
@@ -68,11 +68,11 @@ def check_finite(figures: Mapping[str, float], *, of: Callable[[], str]) -> None
       of: says what was measured, for the message: "step 20; the last good checkpoint is that of step 10".
 
     Raises:
-      UserError: names the first figure that is not.
+      NotFiniteError: names the first figure that is not.
     """
     for name, value in figures.items():
         if not math.isfinite(value):
-            raise UserError(
+            raise NotFiniteError(
                 f"{name} is {value} in the evaluation of {of()}. A model's parameters, or what it computes from them, "
                 "are not finite: check its weights, compute in float32, or lower config.optim.learning_rate"
             )

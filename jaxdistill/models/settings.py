@@ -18,8 +18,12 @@ _ATTENTION = (
 class TeacherConfig(Section):
     """The model that is imitated."""
 
-    name: str = knob("", f"{_NAME} of a masked or causal language model; empty trains the student without a teacher.")
-    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.")
+    name: str = knob(
+        "",
+        f"{_NAME} of a masked or causal language model; empty trains the student without a teacher.",
+        resumable="content",
+    )
+    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.", resumable="content")
     dtype: Dtype = knob("float32", "Data type of computation and of the stored parameters; losses stay float32.")
     attention: Attention = knob("xla", f"{_ATTENTION}.")
     devices: int = knob(
@@ -33,8 +37,12 @@ class TeacherConfig(Section):
 class StudentConfig(Section):
     """The model that is trained: what its parameters start from, and how it computes."""
 
-    name: str = knob("", f"{_NAME}, or run folder, to start from; empty starts from the teacher, or as `init` says.")
-    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.")
+    name: str = knob(
+        "",
+        f"{_NAME}, or run folder, to start from; empty starts from the teacher, or as `init` says.",
+        resumable="content",
+    )
+    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.", resumable="content")
     init: Literal["teacher", "random"] = knob("teacher", "Start from copies of teacher layers, or from random numbers.")
     layers: int | str | tuple[Any, ...] | None = knob(
         None,
@@ -81,8 +89,12 @@ class StudentConfig(Section):
 class TokenizerConfig(Section):
     """The tokenizer that both models share."""
 
-    name: str = knob("", f"{_NAME}; empty takes the teacher's tokenizer, or the student's where there is no teacher.")
-    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.")
+    name: str = knob(
+        "",
+        f"{_NAME}; empty takes the teacher's tokenizer, or the student's where there is no teacher.",
+        resumable="content",
+    )
+    revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.", resumable="content")
 
 
 def _check_attention(side: TeacherConfig | StudentConfig, role: str) -> None:

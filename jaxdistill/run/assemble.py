@@ -1,9 +1,8 @@
 """The parts of a run, made from its config: every check that can fail early fails here."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -23,8 +22,7 @@ from jaxdistill.evaluate.perplexity import pruned_layers
 from jaxdistill.losses.objective import make_objective
 from jaxdistill.losses.term import Objective
 from jaxdistill.models.pair import Pair
-from jaxdistill.run import folder as folders
-from jaxdistill.run import writers
+from jaxdistill.run import resume, writers
 from jaxdistill.run.models import load_pair
 from jaxdistill.run.prompts import check_prompts
 from jaxdistill.run.training import Training, check_devices, check_patterns, make_training
@@ -36,7 +34,7 @@ from jaxdistill.step.sharding import Meshes
 class Parts(NamedTuple):
     """All that a run is made of."""
 
-    is_new: bool  # whether the workdir holds no run yet
+    recorded: dict[str, Any] | None  # the config of the run that the workdir holds; None where it holds none yet
     meshes: Meshes
     pair: Pair
     text: Text
@@ -47,6 +45,7 @@ class Parts(NamedTuple):
     training: Training
     steps: int
     per_epoch: int  # steps
+    content: dict[str, str]  # digests of what the run depends on, from resume.content
 
 
 def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
@@ -56,13 +55,13 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
       UserError: settings, files or devices that do not fit.
     """
     configs.check(config)
-    is_new = _check_same_run(config, workdir)
+    recorded = resume.began_with(config, workdir)
     meshes = sharding.make_meshes(config.mesh, student=config.student.devices, teacher=config.teacher.devices)
     check_devices(config, meshes)
     writers.check_installed(config.log)
     source = texts.open_text(config.data)
     pair = load_pair(config, allow_pickle=allow_pickle, report=print)
-    if is_new:  # a run that began before this rule goes on
+    if recorded is None:  # a run that began before this rule goes on
         _check_best(config, pair)
     check_prompts(config.evaluate, pair)
     objective = make_objective(config.loss, config.policy, pair)
@@ -79,11 +78,14 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
         text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
     )
     _check_ends_of_epochs(config, per_epoch)
-    steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
+    steps = resume.steps_of(configs.values_of(config), per_epoch=per_epoch)
     batches = train_batches_of(config, text, steps=steps)
     rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
     training = make_training(config, pair, objective, meshes, steps=steps)
-    return Parts(is_new, meshes, pair, text, held_out, batches, evaluate, rollouts, training, steps, per_epoch)
+    content = resume.content(config, pair, text)
+    return Parts(
+        recorded, meshes, pair, text, held_out, batches, evaluate, rollouts, training, steps, per_epoch, content
+    )
 
 
 def held_out_of(config: Config, text: Text) -> Sequence[HostBatch]:
@@ -118,18 +120,6 @@ def rollouts_of(config: Config, pair: Pair, objective: Objective, *, mesh: Mesh)
 
 def _hosts() -> Hosts:
     return Hosts(jax.process_index(), jax.process_count())
-
-
-def _check_same_run(config: Config, workdir: Path) -> bool:
-    """Whether the workdir holds no run yet; raises UserError where it holds one of another config."""
-    began = folders.read_config(workdir)
-    if began is not None and (differences := configs.differences(began, config)):
-        key, old, new = differences[0]
-        raise UserError(
-            f"--workdir {workdir} holds a run with config.{key}={old!r}, and now it is {new!r}; "
-            "name another --workdir, or repeat the config to resume"
-        )
-    return began is None
 
 
 def _check_best(config: Config, pair: Pair) -> None:

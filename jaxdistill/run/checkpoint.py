@@ -84,13 +84,30 @@ class _Best:
     def _figure(self, info: Any) -> float:
         metrics = info.metrics
         if metrics is None:  # saved by an earlier process, or not measured
-            try:
-                notes = self.directory / str(info.step) / "notes" / "metadata"
-                metrics = json.loads(notes.read_bytes())["metrics"]
-            except (OSError, ValueError, KeyError, TypeError):  # still being written, or damaged: never the best
-                metrics = {}
+            metrics = _notes(self.directory / str(info.step)).get("metrics", {})
         value = metrics.get(self.name, math.inf)
         return value if math.isfinite(value) else math.inf
+
+
+def steps_in(workdir: Path) -> list[int]:
+    """The steps of all checkpoints, whole or damaged, the newest first, without opening them."""
+    names = [path.name for path in (workdir / FOLDER).glob("*")]
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def last_notes(workdir: Path) -> dict[str, Any]:
+    """The notes of the newest checkpoint whose notes are whole, without a look at arrays; {} where there are none."""
+    found = (_notes(workdir / FOLDER / str(step)) for step in steps_in(workdir))
+    return next(filter(None, found), {})
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    """The notes of a checkpoint; {} where they are still being written, or are damaged."""
+    try:
+        notes = json.loads((folder / "notes" / "metadata").read_bytes())
+        return notes if notes.pop("digest") == _digest(notes) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import optax
 
 from jaxdistill.config import Config
 from jaxdistill.data.text import Text
-from jaxdistill.errors import UserError
+from jaxdistill.errors import NotFiniteError
 from jaxdistill.models.model import in_millions
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import writers
@@ -54,7 +54,7 @@ class Log:
         """Waits for the pending metrics and writes them.
 
         Raises:
-          UserError: the loss or the gradient is not finite.
+          NotFiniteError: of the loss or the gradient.
         """
         if self.pending is None:
             return
@@ -63,9 +63,10 @@ class Log:
         seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
         norm = values.pop("grad_norm")
         if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
-            raise UserError(
+            raise NotFiniteError(
                 f"loss is {values['loss']} and the gradient's norm {norm} at step {at}; {self.last_good()}. "
-                "Lower config.optim.learning_rate or config.optim.clip"
+                "The same command with a lower --config.optim.learning_rate or --config.optim.clip goes on from there; "
+                "another --workdir starts afresh"
             )
         figures = {
             "loss": values.pop("loss"),

@@ -15,9 +15,9 @@ from orbax.checkpoint import CheckpointManager
 from jaxdistill import config as configs
 from jaxdistill.config import Config
 from jaxdistill.data.batching import HostBatch
-from jaxdistill.errors import UserError
+from jaxdistill.errors import NotFiniteError
 from jaxdistill.evaluate.evaluator import check_finite
-from jaxdistill.run import checkpoint, memory
+from jaxdistill.run import checkpoint, memory, resume
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import Parts, assemble
 from jaxdistill.run.due import Due
@@ -48,15 +48,27 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
     # Of several processes of one run, the first one holds the lock. Backends are not asked for before it does.
     is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
     with locked(workdir) if is_first else nullcontext():
-        with ExitStack() as closing:
-            figures = _train(
-                config, workdir, assemble(config, workdir, allow_pickle=allow_pickle), closing, stop or Stop()
-            )
+        configs.check(config)
+        if student := resume.finished(config, workdir, resume.began_with(config, workdir)):
+            print(f"{workdir} is finished: all {student.step} steps are trained")
+            figures = student.figures
+        else:
+            figures = _trained(config, workdir, allow_pickle=allow_pickle, stop=stop or Stop())
         for to in config.export.to:
             out = workdir / f"export-{to}"
             if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
                 export_run(workdir, out, to=to, report=print)
     return figures
+
+
+def _trained(config: Config, workdir: Path, *, allow_pickle: bool, stop: Stop) -> dict[str, float]:
+    parts = assemble(config, workdir, allow_pickle=allow_pickle)
+    with ExitStack() as closing:
+        try:
+            return _train(config, workdir, parts, closing, stop)
+        except NotFiniteError as error:
+            resume.mark_not_finite(workdir, error)
+            raise
 
 
 class _Session(NamedTuple):
@@ -77,7 +89,7 @@ def _open(
     training, steps, per_epoch = parts.training, parts.steps, parts.per_epoch
     state = training.init(parts.pair.student_params)
     teacher_params = jax.device_put(parts.pair.teacher_params, training.teacher_shardings)
-    if parts.is_new:
+    if not checkpoint.steps_in(workdir):  # a run that was killed before its first checkpoint begins anew
         folders.create(
             workdir,
             config=configs.to_json(config),
@@ -85,6 +97,7 @@ def _open(
             tokenizer=parts.pair.tokenizer,
             probe=_probe(parts.held_out[0]),
         )
+        resume.forget_not_finite(workdir)
     manager = checkpoint.open_manager(
         workdir,
         keep=config.checkpoint.keep,
@@ -92,7 +105,7 @@ def _open(
         keep_steps=range(per_epoch, steps + 1, per_epoch) if config.checkpoint.keep_epochs else (),
     )
     closing.callback(manager.close)
-    state, figures = _restored(manager, workdir, state, parts)
+    state, figures = _restored(manager, config, workdir, state, parts)
     write, report = open_writers(config, workdir, start=int(state.step), total=steps, closing=closing)
     report(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
     log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
@@ -165,23 +178,24 @@ def _put(batch: HostBatch, at: int, parts: Parts, state: TrainState, teacher_par
 
 
 def _restored(
-    manager: CheckpointManager, workdir: Path, state: TrainState, parts: Parts
+    manager: CheckpointManager, config: Config, workdir: Path, state: TrainState, parts: Parts
 ) -> tuple[TrainState, dict[str, float]]:
     """(state, figures of its last evaluation) of the last whole checkpoint, or as given; moves parts.batches there.
 
     Raises:
       UserError: the checkpoint is of other text; no checkpoint can be read.
     """
+    recorded = parts.recorded
+    resume.check_content(config, workdir, recorded, parts.text, parts.content)
     found = checkpoint.restore(manager, _items(state), report=print)
     if found is None:
         return state, {}
     at, items, notes = found
-    path = parts.text.path
-    if notes["text"] != path.name:
-        raise UserError(
-            f"the text or the tokenizer is not the one that {workdir} was begun with (prepared as {path}, "
-            f"then as {notes['text']}); put it back, or name another --workdir"
-        )
+    assert recorded is not None, "read_config refuses a folder with checkpoints and without a config"
+    old = resume.steps_of(configs.recorded_values(recorded), per_epoch=parts.per_epoch)
+    resume.check_length(config, workdir, old=old, new=parts.steps, at=at)
+    if jax.process_index() == 0:
+        resume.go_on_with(config, workdir, recorded, old=old, new=parts.steps, report=print)
     parts.batches.set_state(notes["data"])
     print(f"resumed {workdir} at step {at} of {parts.steps}")
     return _from_items(items), notes["figures"]
@@ -192,6 +206,8 @@ def _notes(config: Config, parts: Parts, figures: dict[str, float]) -> dict[str,
     return {
         "data": parts.batches.get_state(),
         "text": parts.text.path.name,
+        "content": parts.content,
+        "steps": parts.steps,
         "figures": figures,
         "config": json.loads(configs.to_json(config)),
     }

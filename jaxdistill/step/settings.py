@@ -10,8 +10,8 @@ from jaxdistill.step.optimizer import Patterns
 class TrainConfig(Section):
     """How long to train, and on how many rows at a time."""
 
-    steps: int = knob(0, "Number of optimizer updates; 0 = as many as `epochs` takes.", ge=0)
-    epochs: float = knob(3.0, "Passes over the text, where steps is 0.", ge=0)
+    steps: int = knob(0, "Number of optimizer updates; 0 = as many as `epochs` takes.", ge=0, resumable="length")
+    epochs: float = knob(3.0, "Passes over the text, where steps is 0.", ge=0, resumable="length")
     limit_batches: int = knob(0, "Largest number of updates in an epoch; 0 = the whole text.", ge=0)
     batch_size: int = knob(32, "Rows in an update, over all devices.", ge=1)
     accumulation: int = knob(1, "Micro-batches that an update is computed in, which saves memory.", ge=1)
