@@ -8,7 +8,8 @@ from types import ModuleType
 from jaxdistill import __version__, train
 from jaxdistill.commands import evaluate, export, generate, init_student, plan, prepare
 
-# A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), add_flags and main.
+# A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
+# change where memory runs out), add_flags and main.
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
     "init-student": init_student,
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[flags.command]
     if overrides and not command.TAKES_CONFIG:
         parser.error(f"unknown argument {overrides[0]!r}")
-    return train.guarded(lambda: command.main(flags, overrides))
+    return train.guarded(lambda: command.main(flags, overrides), less_memory=command.LESS_MEMORY)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Files written whole or not at all, and errors of the operating system as one line."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, first_line
 
 _LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
+_LARGEST_JSON = 1 << 28  # bytes; the largest tokenizer.json in use has 34 million
 
 
 def refusal(error: Exception) -> str:
@@ -52,3 +55,40 @@ def check_fetched(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a small file of JSON, such as a configuration.
+
+    Raises:
+      UserError: the file cannot be read, is far too large, is a pointer of git-lfs, or is not JSON.
+    """
+    try:
+        check_fetched(path)
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_JSON + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > _LARGEST_JSON:
+        raise UserError(f"{path} has more than {_LARGEST_JSON:,} bytes, which no such file needs: fetch it again")
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({first_line(error)}): fetch it, or write it, again") from error
+
+
+def named_path(name: str) -> Path:
+    """The path that a user names; ~ is the home folder. Whether a file is there is not asked.
+
+    Raises:
+      UserError: no file can have this name, or ~ stands for no folder.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, or holds NUL; an unknown user
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise UserError(f"{name!r} is not a path of this machine: {reason}") from error
+    return path

@@ -6,11 +6,17 @@ python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/bert [--c
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import explained
 from jaxdistill.run.stop import EXIT_CODE, Interrupted, listening
+
+LESS_MEMORY = (
+    "set a larger config.train.accumulation, config.student.remat=dots or full, or lower config.train.batch_size, "
+    "config.evaluate.batch_size or config.data.max_length"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,11 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return guarded(run)
 
 
-def guarded(run: Callable[[], None]) -> int:
+def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY) -> int:
     """Runs, and returns the exit code.
 
-    0; 2 after an error that the user can fix, in one line; stop.EXIT_CODE after a signal, if the run saved its last
-    step; 130 after Ctrl-C in any other command.
+    0; 2 after an error that the user can fix, in one line; 1 after any other error, in one line as well;
+    stop.EXIT_CODE after a signal, if the run saved its last step; 130 after Ctrl-C in any other command. With
+    JAXDISTILL_TRACEBACK=1 in the environment the traceback of an error stands before its line.
+
+    Args:
+      less_memory: which values to change where memory runs out.
     """
     # Without this, gRPC and XLA write to the terminal before our first line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -48,9 +58,6 @@ def guarded(run: Callable[[], None]) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jaxdistill/compiled").expanduser()))
     try:
         run()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     except Interrupted as e:
         print(e, file=sys.stderr)
         return EXIT_CODE
@@ -61,6 +68,14 @@ def guarded(run: Callable[[], None]) -> int:
         # The reader of our output has gone; the flush at Python's exit must not raise the same error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except SystemExit:
+        raise
+    except BaseException as e:  # also what the libraries in Rust raise, which is no Exception
+        code, line = explained(e, less_memory=less_memory)
+        if os.environ.get("JAXDISTILL_TRACEBACK"):
+            traceback.print_exception(e)
+        print(f"error: {line}", file=sys.stderr)
+        return code
     return 0
 
 

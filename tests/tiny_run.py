@@ -189,7 +189,7 @@ def saved(workdir: Path, step: int | None = None) -> dict[str, Any]:
     return result
 
 
-class Stopped(Exception):
+class Stopped(SystemExit):
     """What `stop_after` raises."""
 
 

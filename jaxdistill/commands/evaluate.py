@@ -8,6 +8,7 @@ from jaxdistill import files
 
 HELP = "measure the student of a run on held-out text"
 TAKES_CONFIG = True
+LESS_MEMORY = "lower config.evaluate.batch_size"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

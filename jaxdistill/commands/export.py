@@ -5,6 +5,7 @@ from pathlib import Path
 
 HELP = "write the student of a run as a Hugging Face folder"
 TAKES_CONFIG = False
+LESS_MEMORY = "export on a machine with more memory"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

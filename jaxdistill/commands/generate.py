@@ -7,6 +7,7 @@ from jaxdistill.errors import UserError
 
 HELP = "continue prompts with a causal model"
 TAKES_CONFIG = False
+LESS_MEMORY = "lower --batch-size or --max-new-tokens"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 HELP = "cut a student out of a teacher, without training"
 TAKES_CONFIG = False
+LESS_MEMORY = "name a smaller teacher, or use a machine with more memory"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import argparse
 
 HELP = "show what a training step costs, before a machine is rented"
 TAKES_CONFIG = True
+LESS_MEMORY = "plan for a larger slice, or lower config.train.batch_size"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import argparse
 
 HELP = "tokenise the text of a recipe ahead of time"
 TAKES_CONFIG = True
+LESS_MEMORY = "lower config.data.max_document_bytes"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,5 @@
 """From the name of a model to its folder and configuration: a local folder, or a download from the Hugging Face hub."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from absl import logging
 
-from jaxdistill.errors import UserError
-from jaxdistill.files import check_fetched
+from jaxdistill.errors import UserError, first_line
+from jaxdistill.files import named_path, read_json
+from jaxdistill.models.config_fields import check_fields
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.weights import FLAX, has_safetensors
 
@@ -29,7 +29,7 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
     """
     if not name:
         raise UserError("the name of the model or tokenizer is empty: give a folder or a hub name")
-    path = Path(name).expanduser()
+    path = named_path(name)
     if path.is_dir():
         return path
     if path.exists():
@@ -73,17 +73,18 @@ def load_config(folder: Path) -> Any:
     """
     path, fields = folder / "config.json", config_fields(folder)
     model_type = fields["model_type"] if "model_type" in fields else _inferred_type(path, fields)
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}")
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    check_fields(str(path), fields, kind=model_type)
     # AutoConfig goes by the folder's name where there is no model_type.
     reader = AutoConfig if "model_type" in fields else CONFIG_MAPPING[model_type]
     config: Any
     try:
         config = reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a class of transformers raises is about the file
+        raise UserError(f"{path} cannot be read as a {model_type}: {first_line(error)}") from error
     if model_type == "distilbert":
         # The position table of the weights file counts even where the configuration says sinusoidal: DistilBERT's own
         # training overwrote the sinusoids with BERT's learned positions. As parameters they are read, kept and written.
@@ -98,11 +99,7 @@ def _generation_ends(folder: Path) -> int | list[int] | None:
     path = folder / "generation_config.json"
     if not path.is_file():
         return None
-    check_fetched(path)
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
+    fields = read_json(path)
     ends = fields.get("eos_token_id") if isinstance(fields, dict) else None
     if any(type(id) is not int for id in (ends if isinstance(ends, list) else [ends]) if id is not None):
         raise UserError(f"{path}: eos_token_id is {ends!r}; it must be a token's id, or a list of ids")
@@ -118,17 +115,14 @@ def config_fields(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: it is not a model folder")
-    check_fetched(path)
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
+    fields = read_json(path)
     return fields if isinstance(fields, dict) else {}
 
 
 def _inferred_type(path: Path, fields: dict[str, Any]) -> str | None:
     """The model_type of a configuration of 2019 or 2020, which has none, by its architectures or else by its fields."""
-    named = [str(name) for name in fields.get("architectures") or ()]
+    classes = fields.get("architectures")
+    named = [str(name) for name in classes] if isinstance(classes, list) else []
     kinds = {_type_of_class(name) for name in named} or {
         next((kind for kind, fits in _FIELDS.items() if fits(fields)), None)
     }

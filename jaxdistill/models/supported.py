@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.config_fields import check_fields
 from jaxdistill.models.families import FAMILIES
 
 _ROPE_THETA = 10_000.0  # written into the Flax classes
@@ -29,6 +30,7 @@ def check_supported(config: Any) -> None:
       UserError: the first field with which the Flax class would compute something else, or fail without naming it.
     """
     kind = config.model_type
+    check_fields(f"{kind} config", config.to_dict(), kind=kind)
     # Gemma's heads have a size of their own.
     if kind != "gemma" and config.hidden_size % config.num_attention_heads:
         raise UserError(

@@ -4,7 +4,6 @@ transformers' own PyTorch-to-Flax loading needs torch, so tensors are read here 
 that is missing, has another shape or is not finite is named in the error.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from jaxdistill.errors import UserError, first_line
-from jaxdistill.files import check_fetched
+from jaxdistill.files import check_fetched, read_json
 from jaxdistill.models import torch_names
 from jaxdistill.models.model import Model, init_params, param_shapes
 from jaxdistill.models.weight_names import Tensors, check_absent, check_unexpected, with_wanted_names
@@ -96,8 +96,8 @@ def _read(folder: Path, *, allow_pickle: bool) -> tuple[Path, Tensors]:
             check_fetched(file)
             return file, read(file)
         if index.is_file():
-            check_fetched(index)
-            return index, {key: value for shard in _shards(index) for key, value in read(shard).items()}
+            shards = _shards(index, ending=file.suffix)
+            return index, {key: value for shard in shards for key, value in read(shard).items()}
     msgpack = folder / FLAX
     if msgpack.is_file():
         check_fetched(msgpack)
@@ -126,17 +126,27 @@ def has_safetensors(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (_SAFETENSORS, f"{_SAFETENSORS}.index.json"))
 
 
-def _shards(index: Path) -> list[Path]:
+class _Index(pydantic.BaseModel):
+    """The index of shards: which file holds which tensor."""
+
+    weight_map: dict[str, str] = pydantic.Field(min_length=1)
+
+
+def _shards(index: Path, *, ending: str) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index of shards: {type(error).__name__}: {error}") from error
-    shards = [index.parent / name for name in names]
-    for shard in shards:
-        if shard.parent != index.parent or not shard.is_file():
-            raise UserError(f"{index} names {shard.name}, which is not in the folder")
-        check_fetched(shard)
-    return shards
+        names = sorted(set(_Index.model_validate(read_json(index), strict=True).weight_map.values()))
+    except pydantic.ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+        raise UserError(
+            f"{index} is no index of shards ({where}: {error.errors()[0]['msg']}): its weight_map must map names of "
+            "tensors to names of files"
+        ) from None
+    there = {file.name for file in index.parent.iterdir() if file.is_file()}
+    for name in names:
+        if name not in there or not name.endswith(ending):
+            raise UserError(f"{index} names {name!r}, which is not in the folder as a {ending} file: fetch it again")
+        check_fetched(index.parent / name)
+    return [index.parent / name for name in names]
 
 
 def _read_safetensors(file: Path) -> Tensors:
@@ -203,12 +213,10 @@ def _read_msgpack(file: Path) -> Tensors:
 
     try:
         flat = flatten_dict(msgpack_restore(file.read_bytes()), sep="/")
-    except ValueError as error:
+        arrays = {str(path): _upcast(np.asarray(array)) for path, array in flat.items()}
+    except Exception as error:  # msgpack, its extension types and flax raise errors of many types
         raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
-    return {
-        torch_names.torch_name(path): torch_names.transposed(path, _upcast(np.asarray(array)))
-        for path, array in flat.items()
-    }
+    return {torch_names.torch_name(path): torch_names.transposed(path, array) for path, array in arrays.items()}
 
 
 def _upcast(array: np.ndarray) -> np.ndarray:
@@ -220,5 +228,7 @@ def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, 
     wanted = shape[::-1] if transposed else shape
     if array.shape != wanted:
         raise UserError(f"{source}: {name} has shape {array.shape}, by config.json it should be {wanted}")
+    if array.dtype != np.float32:  # as all floats are by now
+        raise UserError(f"{source}: {name} holds {array.dtype}; give weights that are floats, and so not quantised")
     if not np.isfinite(array).all():
         raise UserError(f"{source}: {name} holds NaN or infinite values")

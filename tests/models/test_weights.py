@@ -75,12 +75,40 @@ def test_damaged_weights(folder):
 def test_damaged_index_of_shards(folder):
     model, index = tiny.model("bert"), folder / "model.safetensors.index.json"
     (folder / "model.safetensors").unlink()
-    for text in ("{", "[]", "{}"):
-        index.write_text(text)
+    index.write_text("{")
+    refused(lambda: weights.load_params(folder, model), "is not JSON")
+    odd = ({}, {"weight_map": None}, {"weight_map": {}}, {"weight_map": ["x"]}, {"weight_map": {"a": 3, "b": "x"}})
+    for content in ([], None, 3, *odd):
+        index.write_text(json.dumps(content))
         refused(lambda: weights.load_params(folder, model), "is no index of shards")
-    for shard in ("model-1.safetensors", "../model.safetensors"):
+    (folder / "evil.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    # A name of another folder, one that no file can have, one that stands for the folder, and another kind of file.
+    for shard in ("model-1.safetensors", "../model.safetensors", "/etc/passwd", "", ".", "x" * 5000, "x\0", "evil.bin"):
         index.write_text(json.dumps({"weight_map": {"bert.x": shard}}))
         refused(lambda: weights.load_params(folder, model), "which is not in the folder")
+
+
+def test_flax_files_of_odd_shapes(folder):
+    from flax.serialization import msgpack_serialize
+
+    model, file = tiny.model("bert"), folder / "flax_model.msgpack"
+    (folder / "model.safetensors").unlink()
+    packed = [
+        *(b"", b"\xc0", b"\x03", b"\x80\x80", b"\x81\xa1a" * 100_000, b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff"),
+        *(b"\x81\x90\x01", b"\x81\xa1a\xa1x", b"\x81\xa1a\xd4\x01x", b"\x81\xa1a\xd4\x63x", b"\x81\x01\x81\x02\x03"),
+        msgpack_serialize({"a": {"__msgpack_chunked_array__": True, "shape": {"0": 2**40}, "chunks": {}}}),
+    ]
+    for data in packed:
+        file.write_bytes(data)
+        refused(lambda: weights.load_params(folder, model), str(file))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool"])
+def test_weights_that_are_no_floats(folder, dtype):
+    tensors = torch_names.to_torch(tiny.params("bert"))
+    name = "bert.encoder.layer.1.output.dense.weight"
+    save_file({**tensors, name: tensors[name].astype(dtype)}, folder / "model.safetensors")
+    refused(lambda: weights.load_params(folder, tiny.model("bert")), name, dtype, "quantised")
 
 
 def save_pickle(folder, saved):
