@@ -31,6 +31,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 50, 50)
 
 
+def pytest_runtest_setup() -> None:
+    """Keeps the collections that a run asks for (run/memory.py) from searching what earlier tests traced."""
+    gc.freeze()
+
+
 SHARED = Path(__file__).parents[2] / "shared"  # real models and corpora, beside the checkout where there are any
 
 
