@@ -1,6 +1,7 @@
 """A model as a folder that plain transformers opens: configuration, weights, tokenizer and model card."""
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill.models import torch_names
+from jaxdistill.models import torch_names, transformers_5
 from jaxdistill.models.model import Model, with_tied_head
 from jaxdistill.models.tokenizer import end_ids
 
@@ -28,7 +29,8 @@ def write_folder(folder: Path, *, model: Model, params: Mapping[str, Any], token
     _set_special_ids(config, tokenizer, causal=model.family.causal)
     config.architectures = [model.torch_class]
     config.dtype = "float32"
-    (folder / "config.json").write_text(config.to_json_string(use_diff=True), encoding="utf-8")
+    fields = transformers_5.in_both_spellings(json.loads(config.to_json_string(use_diff=True)))
+    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if model.family.causal:
         GenerationConfig(**{name: getattr(config, name) for name in _SPECIAL_IDS}).save_pretrained(folder)
     FORMATS[to](folder, model, params)

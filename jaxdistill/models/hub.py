@@ -9,6 +9,7 @@ from absl import logging
 
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import named_path, read_json
+from jaxdistill.models import transformers_5
 from jaxdistill.models.config_fields import check_fields
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.weights import FLAX, has_safetensors
@@ -85,6 +86,7 @@ def load_config(folder: Path) -> Any:
         config = reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever a class of transformers raises is about the file
         raise UserError(f"{path} cannot be read as a {model_type}: {first_line(error)}") from error
+    transformers_5.respell(config, fields)
     if model_type == "distilbert":
         # The position table of the weights file counts even where the configuration says sinusoidal: DistilBERT's own
         # training overwrote the sinusoids with BERT's learned positions. As parameters they are read, kept and written.
