@@ -173,8 +173,10 @@ def files_that_are_read() -> set[str]:
     names = {"config.json", "generation_config.json", *(name for names in tokenizer.FILES for name in names)}
     names |= {ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE}
     for kind in FAMILIES:
-        classes = TOKENIZER_MAPPING[type(tiny.config(kind))]
-        names |= {name for one in classes if one is not None for name in one.vocab_files_names.values()}
+        found = TOKENIZER_MAPPING.get(type(tiny.config(kind)))
+        classes = found if isinstance(found, tuple) else (found,)  # transformers 5 has one class for each kind
+        # The others are None, or stand in for a class that needs a package that is not installed.
+        names |= {name for one in classes if type(one) is type for name in one.vocab_files_names.values()}
     return names
 
 
