@@ -3,8 +3,9 @@
 import errno
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ _LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
 _LARGEST_JSON = 1 << 28  # bytes; the largest tokenizer.json in use has 34 million
 
 
-def refusal(error: Exception) -> str:
-    """The message of the operating system where a disk failed; "" for any other error.
+# What a disk, a quota, a limit of the shell or a mount answers to a writer.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+# How writers in Rust (safetensors, tokenizers) and C++ (tensorstore), which raise types of their own, name the number.
+_NUMBER = re.compile(r"os[ _]error(?:[ _]code)?\W{1,3}(\d+)", re.IGNORECASE)
 
-    The Rust writers of safetensors and tokenizers raise types of their own, with the error number in the text.
-    """
+
+def refusal(error: BaseException) -> str:
+    """The message of the operating system where a disk failed; "" for any other error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        if f"os error {number}" in str(error):
-            return os.strerror(number)
-    return ""
+    numbers = {int(number) for number in _NUMBER.findall(str(error))}
+    return next((os.strerror(number) for number in _REFUSALS if number in numbers), "")
 
 
 @contextmanager
@@ -42,19 +44,52 @@ def write_text(path: Path, text: str) -> None:
     """Writes whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def appending(path: Path) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+    """(appends bytes to a file at once, closes it). Bytes are appended whole or not at all.
+
+    Unbuffered, so that an error is that of the bytes being written, and closing has none left to write.
+
+    Raises:
+      UserError: the operating system refuses, here or in the first function.
+    """
+    with writing(path):
+        file = path.open("ab", buffering=0)
+
+    def append(data: bytes) -> None:
+        with writing(path):
+            size = os.fstat(file.fileno()).st_size
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                with suppress(OSError):  # a device has no size
+                    file.truncate(size)
+                raise
+
+    return append, file.close
 
 
 def check_fetched(path: Path) -> None:
     """Checks that git has fetched a file, where the folder is a clone of a repository that keeps large files apart.
 
     Raises:
-      UserError: the file is a pointer of git-lfs.
+      UserError: the file is a pointer of git-lfs, or cannot be read.
     """
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if start == _LFS:
+        raise UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
 
 
 def read_json(path: Path) -> Any:
@@ -63,8 +98,8 @@ def read_json(path: Path) -> Any:
     Raises:
       UserError: the file cannot be read, is far too large, is a pointer of git-lfs, or is not JSON.
     """
+    check_fetched(path)
     try:
-        check_fetched(path)
         with path.open("rb") as file:
             data = file.read(_LARGEST_JSON + 1)
     except OSError as error:

@@ -4,6 +4,7 @@ Every checkpoint carries a fingerprint of its arrays: orbax notices a truncated 
 array data as good weights (docs/decisions.md).
 """
 
+import errno
 import functools
 import gc
 import hashlib
@@ -11,10 +12,12 @@ import itertools
 import json
 import logging
 import math
+import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxdistill.errors import UserError
+from jaxdistill.files import refusal
 
 FOLDER = "checkpoints"
 
@@ -95,6 +99,14 @@ def steps_in(workdir: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
+def remove_torn(workdir: Path) -> None:
+    """Removes what a save that failed has half-written, and the folder of checkpoints where that was all."""
+    for torn in (workdir / FOLDER).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(torn, ignore_errors=True)
+    with suppress(OSError):  # it is not empty, or not there
+        (workdir / FOLDER).rmdir()
+
+
 def last_notes(workdir: Path) -> dict[str, Any]:
     """The notes of the newest checkpoint whose notes are whole, without a look at arrays; {} where there are none."""
     found = (_notes(workdir / FOLDER / str(step)) for step in steps_in(workdir))
@@ -141,13 +153,13 @@ def save(
     """Starts writing `items` (name -> tree of arrays) and the JSON `notes`; returns before they are on disk.
 
     Raises:
-      UserError: an earlier write found the disk full; earlier checkpoints are untouched.
+      UserError: the disk refused this write or an earlier one; earlier checkpoints are untouched.
     """
     prints = {name: fingerprint(tree).tolist() for name, tree in items.items()}
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     notes = {**notes, "metrics": metrics or {}, "fingerprints": prints}
     record = ocp.args.JsonSave({**notes, "digest": _digest(notes)})
-    with _disk_full_as_user_error(manager):
+    with _writing(manager):
         manager.save(step, args=ocp.args.Composite(**arrays, notes=record), metrics=metrics, force=True)
 
 
@@ -155,28 +167,40 @@ def finish(manager: ocp.CheckpointManager) -> None:
     """Waits until all checkpoints are written.
 
     Raises:
-      UserError: the disk is full.
+      UserError: the disk refused.
     """
-    with _disk_full_as_user_error(manager):
+    with _writing(manager):
         manager.wait_until_finished()
 
 
+def close(manager: ocp.CheckpointManager) -> None:
+    """Closes the manager; what it was still writing is waited for.
+
+    Raises:
+      UserError: as `finish`.
+    """
+    with _writing(manager):
+        manager.close()
+
+
 @contextmanager
-def _disk_full_as_user_error(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Raises UserError for a full disk. Orbax wraps ENOSPC in errors of many types, which share only the words."""
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Raises UserError where the disk refuses. Orbax wraps its error in errors of many types, and reports it late."""
     try:
         yield
     except Exception as error:
         chain: BaseException | None = error
-        while chain is not None:
-            if "No space left" in str(chain) or "RESOURCE_EXHAUSTED" in str(chain):
-                last = max(manager.all_steps(), default=None)
-                raise UserError(
-                    f"the disk of {manager.directory} is full; the last whole checkpoint is "
-                    f"{'none' if last is None else f'step {last}'}. Make room and run the same command again"
-                ) from error
+        while chain is not None and not (reason := refusal(chain)):
             chain = chain.__cause__ or chain.__context__
-        raise
+        if chain is None:
+            raise
+        last = max(manager.all_steps(), default=None)
+        full = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
+        what = f"the disk of {manager.directory} is full" if reason in full else f"cannot write {manager.directory}"
+        raise UserError(
+            f"{what} ({reason}); the last whole checkpoint is {'none' if last is None else f'step {last}'}. "
+            "Make room, or raise the limit, and run the same command again"
+        ) from error
 
 
 def restore(

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -17,8 +17,46 @@ LOCK = ".lock"  # stays in the folder, as a lock file that is removed could be l
 HOLDER = ".holder.json"  # apart from the lock file, which some versions of filelock empty when they try it
 
 
+class GoneError(UserError):
+    """The run folder was deleted, moved or taken while the run trained in it."""
+
+
+class Held:
+    """A run folder that this process holds; `own` is what its file HOLDER says, "" in processes that hold nothing."""
+
+    def __init__(self, workdir: Path, own: str = ""):
+        self.workdir, self.own = workdir, own
+        self.needed: tuple[str, ...] = ()  # names that must be in the folder from now on
+
+    def check(self) -> None:
+        """Checks that the folder is still there. A writer would not notice: its file is open, or made anew.
+
+        Raises:
+          GoneError: it is not, or it is the folder of another process.
+        """
+        if not self.own:
+            return
+        is_own = self.is_own()
+        gone = [name for name in self.needed if not (self.workdir / name).exists()]
+        if not is_own or gone:
+            what = self.workdir / gone[0] if is_own else f"--workdir {self.workdir}"
+            raise GoneError(
+                f"{what} was deleted, moved or replaced while the run trained in it, so nothing more can be saved; if "
+                "the folder was moved, name its new place as --workdir to go on from its last checkpoint"
+            )
+
+    def is_own(self) -> bool:
+        """Whether the folder under this name is the one that this process holds."""
+        try:
+            return (self.workdir / HOLDER).read_text() == self.own
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a read that failed says nothing about the folder
+            return True
+
+
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path) -> Iterator[Held]:
     """Holds the folder for the block, and makes it. A folder that holds nothing else afterwards is as it was before.
 
     The operating system frees the lock of a process that is killed.
@@ -38,14 +76,17 @@ def locked(workdir: Path) -> Iterator[None]:
             ) from None
         except NotImplementedError as error:
             raise UserError(f"the file system of {workdir} has no locks ({error}); name another --workdir") from error
+    who = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
+    held = Held(workdir, json.dumps(who))
     try:
         with writing(workdir):
-            who = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
-            write_text(workdir / HOLDER, json.dumps(who))
-        yield
+            write_text(workdir / HOLDER, held.own)
+        yield held
     finally:
-        (workdir / HOLDER).unlink(missing_ok=True)
-        _remove_if_unused(workdir, made)
+        with suppress(OSError):  # which must not bury the error of the block
+            if held.is_own():
+                (workdir / HOLDER).unlink(missing_ok=True)
+            _remove_if_unused(workdir, made)
         lock.release()
 
 
@@ -59,9 +100,9 @@ def _holder(workdir: Path) -> str:
 
 def _remove_if_unused(workdir: Path, made: list[Path]) -> None:
     """Takes back what `locked` made, where the run was refused before it wrote anything."""
-    if not workdir.is_dir() or os.listdir(workdir) != [LOCK]:
+    if not workdir.is_dir() or set(os.listdir(workdir)) - {LOCK}:
         return
-    (workdir / LOCK).unlink()
+    (workdir / LOCK).unlink(missing_ok=True)
     for folder in made:
         if os.listdir(folder):
             return

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -17,6 +16,7 @@ from jaxdistill.errors import NotFiniteError
 from jaxdistill.models.model import in_millions
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import writers
+from jaxdistill.run.closing import Closing
 from jaxdistill.step.sharding import Meshes
 from jaxdistill.step.state import Metrics
 
@@ -80,7 +80,7 @@ class Log:
 
 
 def open_writers(
-    config: Config, workdir: Path, *, start: int, total: int, closing: ExitStack
+    config: Config, workdir: Path, *, start: int, total: int, closing: Closing
 ) -> tuple[writers.Write, Report]:
     """(writes figures wherever the config asks for, prints a line); both do nothing in processes after the first.
 

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from jaxdistill.evaluate.evaluator import check_finite
 from jaxdistill.run import checkpoint, memory, resume
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import Parts, assemble
+from jaxdistill.run.closing import Closing
 from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
-from jaxdistill.run.lock import locked
+from jaxdistill.run.lock import Held, locked
 from jaxdistill.run.log import Log, Report, describe, open_writers
 from jaxdistill.run.prompts import show_prompts
 from jaxdistill.run.stop import Interrupted, Stop
@@ -47,13 +48,13 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
     folders.read_config(workdir)  # raises for a folder of something else, before a lock is put there
     # Of several processes of one run, the first one holds the lock. Backends are not asked for before it does.
     is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
-    with locked(workdir) if is_first else nullcontext():
+    with locked(workdir) if is_first else nullcontext(Held(workdir)) as held:
         configs.check(config)
         if student := resume.finished(config, workdir, resume.began_with(config, workdir)):
             print(f"{workdir} is finished: all {student.step} steps are trained")
             figures = student.figures
         else:
-            figures = _trained(config, workdir, allow_pickle=allow_pickle, stop=stop or Stop())
+            figures = _trained(config, held, allow_pickle=allow_pickle, stop=stop or Stop())
         for to in config.export.to:
             out = workdir / f"export-{to}"
             if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
@@ -61,14 +62,20 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
     return figures
 
 
-def _trained(config: Config, workdir: Path, *, allow_pickle: bool, stop: Stop) -> dict[str, float]:
+def _trained(config: Config, held: Held, *, allow_pickle: bool, stop: Stop) -> dict[str, float]:
+    workdir = held.workdir
     parts = assemble(config, workdir, allow_pickle=allow_pickle)
-    with ExitStack() as closing:
-        try:
-            return _train(config, workdir, parts, closing, stop)
-        except NotFiniteError as error:
-            resume.mark_not_finite(workdir, error)
-            raise
+    try:
+        with Closing() as closing:
+            return _train(config, held, parts, closing, stop)
+    except NotFiniteError as error:
+        resume.mark_not_finite(workdir, error)
+        raise
+    except Exception:
+        if not (workdir / "config.json").exists():
+            checkpoint.remove_torn(workdir)
+        held.check()  # whatever failed, it failed because the folder is gone
+        raise
 
 
 class _Session(NamedTuple):
@@ -82,11 +89,9 @@ class _Session(NamedTuple):
     evaluate: Callable[[int, PyTree], dict[str, float]]  # (step, student_params) -> figures
 
 
-def _open(
-    config: Config, workdir: Path, parts: Parts, closing: ExitStack
-) -> tuple[_Session, TrainState, dict[str, float]]:
+def _open(config: Config, held: Held, parts: Parts, closing: Closing) -> tuple[_Session, TrainState, dict[str, float]]:
     """(session, state, figures of its last evaluation), at the last checkpoint or at the start; creates the folder."""
-    training, steps, per_epoch = parts.training, parts.steps, parts.per_epoch
+    workdir, training, steps, per_epoch = held.workdir, parts.training, parts.steps, parts.per_epoch
     state = training.init(parts.pair.student_params)
     teacher_params = jax.device_put(parts.pair.teacher_params, training.teacher_shardings)
     if not checkpoint.steps_in(workdir):  # a run that was killed before its first checkpoint begins anew
@@ -104,9 +109,15 @@ def _open(
         best=config.checkpoint.best,
         keep_steps=range(per_epoch, steps + 1, per_epoch) if config.checkpoint.keep_epochs else (),
     )
-    closing.callback(manager.close)
+    closing.callback(lambda: checkpoint.close(manager))
+    held.needed = ("config.json", checkpoint.FOLDER)
     state, figures = _restored(manager, config, workdir, state, parts)
-    write, report = open_writers(config, workdir, start=int(state.step), total=steps, closing=closing)
+    into_folder, report = open_writers(config, workdir, start=int(state.step), total=steps, closing=closing)
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        held.check()  # with every record, and so before every save
+        into_folder(step, kind, figures)
+
     report(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
     log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
 
@@ -118,9 +129,9 @@ def _open(
     return _Session(manager, write, report, log, teacher_params, evaluate), state, figures
 
 
-def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop: Stop) -> dict[str, float]:
+def _train(config: Config, held: Held, parts: Parts, closing: Closing, stop: Stop) -> dict[str, float]:
     """Trains from the last checkpoint to the last step; returns the figures of the last evaluation."""
-    session, state, figures = _open(config, workdir, parts, closing)
+    session, state, figures = _open(config, held, parts, closing)
     log, report, steps = session.log, session.report, parts.steps
     # Training has its own copy of the student's parameters; of those on the host, the shapes are enough.
     shapes = jax.eval_shape(lambda params: params, parts.pair.student_params)
@@ -158,10 +169,11 @@ def _train(config: Config, workdir: Path, parts: Parts, closing: ExitStack, stop
         if actions.stop:
             break
     checkpoint.finish(session.manager)
+    held.check()
     stop.defers = False
     if stop.asked:
         raise Interrupted(
-            f"stopped by {stop.asked} after step {at} of {steps}; its checkpoint is saved in {workdir}, "
+            f"stopped by {stop.asked} after step {at} of {steps}; its checkpoint is saved in {held.workdir}, "
             "and the same command goes on from there"
         )
     if not figures:  # resumed after the last step
