@@ -75,3 +75,9 @@ def written_out(
     maps = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkgqm,bmks->bqkgs", dropout(maps) if dropout else maps, value)
     return mixed.reshape(query.shape), maps.reshape(rows, heads, length, -1)
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: of the mesh under which the program is traced, else of the devices here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

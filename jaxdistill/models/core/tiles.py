@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdistill.models.core.attention import FAR, Heads, Reach, Tokens, visible
+from jaxdistill.models.core.attention import FAR, Heads, Reach, Tokens, platform, visible
 
-TILE = 512  # queries, and keys, of a tile at most
+# Platform -> queries, and keys, of a tile at most. What is fastest (benchmarks/attention.py): a CPU's cache is small.
+TILE = {"cpu": 256, "tpu": 512, "gpu": 512}
 _MULTIPLE = 128  # of which a tile's length is one where there are several: the lanes of a TPU
 
 # Heads of queries beside the head of keys that they share, and no copies of keys.
@@ -90,7 +91,7 @@ class _Saved(NamedTuple):
 
 def _tile(length: int) -> int:
     """The length of tiles that cut `length` evenly, with little padding."""
-    tiles = -(-length // TILE)
+    tiles = -(-length // TILE[platform()])
     return length if tiles == 1 else -(-length // (tiles * _MULTIPLE)) * _MULTIPLE
 
 

@@ -1,0 +1,66 @@
+"""Every kernel computes the same attention, and each is taken where it can serve."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from attention_rows import ROWS, arrays, close, graded, written
+
+from jaxdistill.models.core.attention import Reach, platform
+from jaxdistill.models.core.kernels import KERNELS, attend, kernel_for
+
+
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+@pytest.mark.parametrize("name", ["own", "xla", "tiles"])
+def test_value_and_gradient(name: str, cap: float) -> None:
+    row = ROWS["packed and padded"]
+    arguments = (*arrays(48), row, row, Reach(before=9))
+    close(*(graded(run, cap=cap)(*arguments) for run in (partial(attend, name), written)), 1e-5)
+
+
+TRACED = Reach(before=jnp.int32(7))
+CHOICES = {  # asked for, platform, queries, keys, reach, cap -> what runs
+    "short": (("xla", "cpu", 128, 128, Reach(), 0.0), "xla"),
+    "short, with a cap": (("xla", "cpu", 128, 128, Reach(), 30.0), "own"),
+    "long": (("xla", "cpu", 512, 512, Reach(), 0.0), "tiles"),
+    "long, with a cap": (("xla", "cpu", 512, 512, Reach(), 30.0), "tiles"),
+    "as long, on a chip where it is not": (("xla", "tpu", 512, 512, Reach(), 0.0), "xla"),
+    "one query of a long cache": (("xla", "cpu", 1, 4096, Reach(), 0.0), "xla"),
+    "named": (("own", "cpu", 4096, 4096, Reach(), 0.0), "own"),
+    "splash": (("splash", "tpu", 2048, 2048, Reach(before=100), 30.0), "splash"),
+    "splash with a cache": (("splash", "tpu", 1, 2048, Reach(), 0.0), "xla"),
+    "splash with a reach that is traced": (("splash", "tpu", 2048, 2048, TRACED, 0.0), "tiles"),
+    "cudnn": (("cudnn", "gpu", 512, 512, Reach(), 0.0), "cudnn"),
+    "cudnn with a cap": (("cudnn", "gpu", 512, 512, Reach(), 30.0), "own"),
+    "cudnn with a cap, long": (("cudnn", "gpu", 4096, 4096, Reach(), 30.0), "tiles"),
+}
+
+
+@pytest.mark.parametrize(("asked", "runs"), CHOICES.values(), ids=CHOICES)
+def test_the_kernel_that_runs(asked: tuple[Any, ...], runs: str) -> None:
+    name, where, queries, keys, reach, cap = asked
+    assert kernel_for(name, platform=where, queries=queries, keys=keys, reach=reach, cap=cap) == runs
+
+
+def test_platform() -> None:
+    """Of the mesh, where the program is compiled for devices that are not here."""
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
+    assert platform() == "cpu"
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert platform() == "tpu"
+
+
+def test_cudnn_is_lowered_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which checks shapes and types: one of its kernels forward and one backward."""
+    from jax._src.cudnn import fused_attention_stablehlo  # which asks for the version that is installed here
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91400)
+    row = ROWS["packed and padded"]
+    kernels = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in kernels]
+    run = jax.export.export(graded(KERNELS["cudnn"]), platforms=["cuda"], disabled_checks=allowed)
+    text = run(*arrays(48, dtype=jnp.bfloat16), row, row, Reach()).mlir_module()
+    assert [text.count(f"@{name}(") for name in kernels] == [1, 1]
