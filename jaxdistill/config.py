@@ -6,7 +6,6 @@ Package code supplies no other default, so `<workdir>/config.json` shows every v
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ml_collections import ConfigDict, config_dict
@@ -16,6 +15,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.export.settings import ExportConfig
+from jaxdistill.files import named_path
 from jaxdistill.knobs import OneOf, Resumable, Section, knob, resumable_of
 from jaxdistill.losses.divergences import DIVERGENCES
 from jaxdistill.losses.policy import PolicyConfig
@@ -226,7 +226,7 @@ def _where_models_come_from(c: Config) -> None:
 
 def _revisions(c: Config) -> None:
     for role, side in (("teacher", c.teacher), ("student", c.student), ("tokenizer", c.tokenizer)):
-        if side.revision and (not side.name or Path(side.name).expanduser().is_dir()):
+        if side.revision and (not side.name or named_path(side.name).is_dir()):
             named = f"{side.name} is a folder" if side.name else f"config.{role}.name is empty"
             raise UserError(
                 f"config.{role}.revision={side.revision!r} is of a hub name, and {named}; "

@@ -26,12 +26,19 @@ class Section(pydantic.BaseModel):
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: Any) -> Any:
-        """JSON and recipes have lists where a frozen section has tuples; the values of a dict stay as they are."""
+        """JSON and recipes have lists where a frozen section has tuples; the values of a dict stay as they are.
+
+        Whole numbers must have 64 bits, as arrays, ranges and sizes of files have no more.
+        """
         return _as_tuple(value)
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_tuple, value))
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("must be a number of at most 64 bits")
+    return value
 
 
 # Whether a value may change when a run is resumed: True, as parameters do not depend on it; "content", as it says where

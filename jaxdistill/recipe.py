@@ -5,7 +5,6 @@ import re
 import runpy
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxdistill.config import Config, base, check, flat
 from jaxdistill.errors import UserError
+from jaxdistill.files import named_path
 from jaxdistill.knobs import checked
 
 
@@ -23,7 +23,7 @@ def read(path: str, overrides: Sequence[str]) -> Config:
       UserError: no such file, an unknown key (with the nearest one), a value of the wrong type, or a broken rule.
     """
     file = path.split(":")[0]
-    if not Path(file).is_file():
+    if not named_path(file).is_file():
         raise UserError(f"--config: there is no file {file!r}")
     recipe = _run(path)
     if not isinstance(recipe, ConfigDict):
@@ -77,7 +77,7 @@ def _run(path: str) -> Any:
         return names["get_config"](*variant)
     except UserError as e:
         raise UserError(f"{file}: {e}") from e
-    except Exception as e:  # a recipe is the user's program: whatever it raises is reported with its line
+    except (Exception, SystemExit) as e:  # a recipe is the user's program: what it raises is reported with its line
         lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == file]
         where = f"{file} line {lines[-1]}" if lines else file
         raise UserError(f"{where}: {type(e).__name__}: {_one_line(e)}") from e
@@ -112,7 +112,7 @@ def _unknown(key: str) -> str:
     return f"unknown config key {key!r}{hint}"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     # ConfigDict raises with the repr of its message, and lists all other keys in it.
     text = re.sub(r"^'(.*)'$", r"\1", str(error), flags=re.DOTALL).replace("\\n", " ").replace("\\'", "'")
     return " ".join(re.sub(r'Other fields present: "{.*}"', "", text).split())

@@ -33,6 +33,7 @@ from jaxdistill.data.sources import Source
 from jaxdistill.data.store import FORMAT_VERSION, TOKENS, open_store, records_of
 from jaxdistill.data.vocabulary import Vocabulary, vocabulary_of
 from jaxdistill.errors import UserError
+from jaxdistill.files import named_path
 
 REPORT_SECONDS = 10.0  # between reports of progress
 
@@ -67,7 +68,7 @@ def prepare(data: DataConfig, source: Source, tokenizer: Any, *, causal: bool, r
     layout = _layout(data, tokenizer, causal=causal)
     settings = _settings(source, layout)
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-    final = Path(data.cache_dir).expanduser() / name
+    final = named_path(data.cache_dir) / name
     if final.exists():
         return _reuse(final, report)
     with writing(final.parent):

@@ -103,8 +103,8 @@ class DataConfig(Section):
         "length", "`length`: batches of rows of similar length; `packed`: rows filled with documents end to end."
     )
     buckets: Widths = knob((), "Widths of batches in tokens, the last one max_length; empty chooses up to four widths.")
-    threads: int = knob(2, "Threads that read and mask ahead of training.", ge=1, resumable=True)
-    prefetch: int = knob(16, "Batches that are read ahead.", ge=1, resumable=True)
+    threads: int = knob(2, "Threads that read and mask ahead of training.", ge=1, le=1024, resumable=True)
+    prefetch: int = knob(16, "Batches that are read ahead.", ge=1, le=2**16, resumable=True)
 
     @property
     def packed(self) -> bool:

@@ -9,6 +9,8 @@ import hashlib
 import itertools
 import json
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ from jaxdistill.data.readers import (
     rows_of_table,
 )
 from jaxdistill.errors import UserError, first_line
-from jaxdistill.files import check_fetched
+from jaxdistill.files import check_fetched, named_path
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,13 @@ def _open_text_files(location: Location) -> Source:
 
 def _expand(path: str) -> list[Path]:
     # The name of an existing file is meant literally, even with a comma or a bracket in it.
-    entries = [path] if Path(path).exists() else [entry.strip() for entry in path.split(",") if entry.strip()]
+    entries = [path] if os.path.exists(path) else [entry.strip() for entry in path.split(",") if entry.strip()]
+    if not entries:
+        raise UserError(f"data.path={path!r} names no file; give a file, a glob, or several separated by commas")
     found = {file for entry in entries for file in _matches(entry)}
     for file in found:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UserError(f"data.path: {str(file)!r} is a device or a pipe, whose size is not known; give a file")
         if file.stat().st_size == 0:
             raise UserError(f"data.path: {str(file)!r} is empty (0 bytes); leave it out or write it again")
         with reading(file):
@@ -140,7 +146,7 @@ def _expand(path: str) -> list[Path]:
 
 def _matches(entry: str) -> set[Path]:
     """The files that a name or a glob means."""
-    literal = Path(entry).expanduser()
+    literal = named_path(entry)
     if literal.is_dir():
         raise UserError(f"data.path: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt")
     if literal.exists():
@@ -179,7 +185,7 @@ def _open_hf(location: Location) -> Source:
     _, path, columns, limits, subset, revision, split, _ = location
     where = f"dataset {path!r}"
     _check_folder(location)
-    is_saved = _is_saved(Path(path).expanduser())
+    is_saved = _is_saved(named_path(path))
     data = _load_saved(location, where) if is_saved else _load_hf(location, where)
     streaming = isinstance(data, datasets.IterableDataset)
     names = data.column_names
@@ -209,7 +215,7 @@ def _open_hf(location: Location) -> Source:
 
 def _check_folder(location: Location) -> None:
     """Refuses what would be ignored, or read as text, where the name of a data set is a local folder."""
-    folder = Path(location.path).expanduser()
+    folder = named_path(location.path)
     if not folder.is_dir():
         return
     if location.revision:
@@ -231,7 +237,7 @@ def _load_saved(location: Location, where: str) -> Any:
     import datasets
 
     try:
-        saved = datasets.load_from_disk(str(Path(location.path).expanduser()))
+        saved = datasets.load_from_disk(str(named_path(location.path)))
         # A data set that was saved alone is whatever split the config names by default.
         parts = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved, str(saved.split): saved}
         lengths = {name: len(part) for name, part in parts.items()}

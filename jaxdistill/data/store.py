@@ -8,13 +8,14 @@ import os
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pydantic
 from jaxtyping import Int64, Integer
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import check_fetched
+from jaxdistill.files import check_fetched, named_path, read_json
 
 FORMAT_VERSION = 1
 
@@ -102,7 +103,7 @@ def open_store(path: Path | str) -> TokenStore:
     Raises:
       UserError: another kind of folder, another format version, or a damaged, truncated or edited folder.
     """
-    path = Path(path)
+    path = named_path(str(path))
     meta = _read_meta(path)
     try:
         store = _opened(path, meta)
@@ -196,29 +197,61 @@ def _scanned(file: Path, dtype: str, hashed: bool, identity: _Identity) -> tuple
     return digest.hexdigest() if hashed else "", largest
 
 
+class _Size(pydantic.BaseModel, strict=True, extra="allow"):
+    size: pydantic.PositiveInt
+
+
+class _Meta(pydantic.BaseModel, strict=True, extra="allow"):
+    """What is read of meta.json."""
+
+    format_version: Literal[1]
+    dtype: Literal["uint16", "int32"]
+    tokens: pydantic.NonNegativeInt
+    rows: pydantic.NonNegativeInt
+    max_length: int
+    pack: bool
+    vocabulary: _Size
+    causal: bool = False
+    fingerprints: dict[str, str] = {}
+    written: list[int] = []
+
+
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = read_json(path / "meta.json")
         version = meta["format_version"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is not a folder of prepared data (no readable meta.json)") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has prepared data of format {version}, not {FORMAT_VERSION}; prepare it again")
+    try:
+        _Meta.model_validate(meta)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"prepared data {str(path)!r} is damaged (meta.json: {'.'.join(map(str, first['loc']))} "
+            f"{first['input']!r}: {first['msg']}); delete the folder"
+        ) from None
     return meta
 
 
+def _array(file: Path) -> Int64[np.ndarray, "_"]:
+    array = np.load(file)
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != np.int64 or not len(array):
+        raise ValueError(f"{file.name} is no list of whole numbers of 64 bits")
+    return array
+
+
 def _opened(path: Path, meta: dict[str, Any]) -> TokenStore:
-    if meta["dtype"] not in ("uint16", "int32"):
-        raise ValueError(f"dtype {meta['dtype']!r} in meta.json")
     for name in (TOKENS, *ARRAYS):
         if (path / name).exists():
             check_fetched(path / name)
     tokens = TokenFile(path / TOKENS, meta["dtype"])
-    offsets = np.load(path / "offsets.npy")
-    counts = np.load(path / "counts.npy")
+    offsets = _array(path / "offsets.npy")
+    counts = _array(path / "counts.npy")
     documents = prompts = None
     if meta.get("causal", False):
-        documents, prompts = np.load(path / "documents.npy"), np.load(path / "prompts.npy")
+        documents, prompts = _array(path / "documents.npy"), _array(path / "prompts.npy")
         if (len(documents) - 1, int(documents[-1])) != (len(prompts), meta["tokens"]):
             raise ValueError("documents and prompts do not go together")
         _check_starts(documents, "documents.npy")
@@ -262,10 +295,10 @@ def load_token_counts(path: Path | str) -> Int64[np.ndarray, "vocab"]:
     Raises:
       UserError: the file cannot be read, or is not a flat list of counts.
     """
-    path = Path(path)
+    path = named_path(str(path))
     try:
-        counts = np.asarray(json.loads(path.read_text())) if path.suffix == ".json" else np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+        counts = np.asarray(read_json(path) if path.suffix == ".json" else np.load(path))
+    except (UserError, OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read token counts {str(path)!r} as a .npy array or a .json list: {error}") from error
     if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 0).any():
         raise UserError(f"token counts {str(path)!r} must be one flat list of whole numbers of 0 or more")

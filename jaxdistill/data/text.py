@@ -18,6 +18,7 @@ from jaxdistill.data.sources import SOURCES, Location, Source, first_documents
 from jaxdistill.data.store import TokenStore, load_token_counts, open_store, split_store
 from jaxdistill.data.vocabulary import Vocabulary, vocabulary_of
 from jaxdistill.errors import UserError
+from jaxdistill.files import named_path
 
 # Of the held-out masks: fixed, and not the run's seed, so that runs of different seeds are measured on the same text.
 HELD_OUT_SEED = 0
@@ -87,7 +88,7 @@ def prepare_text(
     if data.eval_path or data.eval_split:  # before the training text: it is small, and may be missing or empty
         held_out_source = open_source(data, path=data.eval_path or data.path, split=data.eval_split or data.split)
         held_out = open_store(prepared(held_out_source))
-    path = Path(data.prepared) if source is None else prepared(source)
+    path = named_path(data.prepared) if source is None else prepared(source)
     train = store = open_store(path)
     vocabulary = vocabulary_of(tokenizer, causal=causal)
     _check_store(store, data, vocabulary, causal=causal)

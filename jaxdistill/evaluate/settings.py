@@ -17,7 +17,7 @@ class EvaluateConfig(PerplexityConfig, PseudoPerplexityConfig, RougeConfig):
 
     every: int = knob(0, "Steps between evaluations; 0 = after every epoch.", ge=0, resumable=True)
     batches: int = knob(32, "Number of held-out batches; 0 = all.", ge=0, resumable=True)
-    batch_size: int = knob(32, "Rows in a held-out batch.", ge=1, resumable=True)
+    batch_size: int = knob(32, "Rows in a held-out batch.", ge=1, le=2**20, resumable=True)
     metrics: Annotated[tuple[str, ...], OneOf(EVALUATORS)] = knob(
         ("perplexity", "agreement"), f"Figures to measure: {_FIGURES}.", resumable=True
     )

@@ -1,12 +1,13 @@
 """Tokenizers of model folders, their fit to a model and to each other, and the tokens that end a text."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from jaxdistill.errors import UserError, first_line
-from jaxdistill.files import check_fetched
+from jaxdistill.files import check_fetched, read_json
 from jaxdistill.models import hub, transformers_5
 from jaxdistill.models.library_messages import quiet
 
@@ -35,7 +36,7 @@ _SPECIAL_TOKENS = {
     },
 }
 
-# The files from which a tokenizer is made, each set of them by itself; the last four need config.json beside them.
+# The files from which a tokenizer is made, each set of them by itself.
 FILES = (
     ("tokenizer.json",),
     ("tokenizer_config.json",),
@@ -66,6 +67,8 @@ def load_tokenizer(folder: Path) -> Any:
             check_fetched(small)
     try:
         tokenizer = _read(folder, file, settings)
+        if tokenizer.is_fast:  # a vocabulary without its unknown token fails at the first word
+            tokenizer.backend_tokenizer.encode("a")
     except UserError:
         raise
     except Exception as error:  # the Rust parser raises plain Exception
@@ -79,19 +82,44 @@ def _read(folder: Path, file: Path, settings: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     described = (folder / "config.json").is_file()
-    if not settings.is_file() and not described:
-        if not file.is_file():
-            raise UserError(f"{folder} has a vocabulary and no config.json, which says of which family it is: add one")
+    if not settings.is_file() and not described and file.is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(file), **_special_tokens(file))
-    fields = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    fields = read_json(settings) if settings.is_file() else {}
     if file.is_file() and transformers_5.stands_alone(fields):
         with quiet():
             return transformers_5.read_as_it_stands(folder, fields)
     options = {}
-    if fields.get("tokenizer_class") is None and described and "model_type" not in hub.config_fields(folder):
+    if fields.get("tokenizer_class") is None and not described:
+        options = _by_vocabulary(folder)
+    elif fields.get("tokenizer_class") is None and "model_type" not in hub.config_fields(folder):
         options["config"] = hub.load_config(folder)  # AutoTokenizer goes by the folder's name
     with quiet():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
+
+
+def _by_vocabulary(folder: Path) -> dict[str, Any]:
+    """What AutoTokenizer needs to know of a folder that holds a vocabulary, and nothing that names its family.
+
+    Raises:
+      UserError: no kind of vocabulary is there.
+    """
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = {}
+    if (folder / "vocab.txt").is_file():
+        kind = "bert"
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split()
+        options["do_lower_case"] = not any(word != word.lower() for word in words if not word.startswith("["))
+    elif (folder / "vocab.json").is_file():
+        kind = "roberta" if "<mask>" in read_json(folder / "vocab.json") else "gpt2"
+    elif (folder / "spiece.model").is_file():
+        kind = "albert"
+    elif (folder / "sentencepiece.bpe.model").is_file():
+        kind = "xlm-roberta"
+    else:
+        raise UserError(f"{folder} has a tokenizer_config.json that names no tokenizer_class, and no vocabulary")
+    logging.warning("%s has no config.json; by its vocabulary its tokenizer is read as that of %s", folder, kind)
+    return {"config": AutoConfig.for_model(kind), **options}
 
 
 def _special_tokens(file: Path) -> dict[str, str]:

@@ -163,6 +163,11 @@ def _read_safetensors(file: Path) -> Tensors:
                 tensors[name] = _upcast(np.asarray(opened.get_tensor(name)))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
+    except (AttributeError, TypeError, ValueError) as error:  # NumPy has no such data type
+        raise UserError(
+            f"{file} holds a data type that is not read here ({first_line(error)}): give weights in float32, float16 "
+            "or bfloat16"
+        ) from error
     return tensors
 
 

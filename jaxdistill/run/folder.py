@@ -5,6 +5,7 @@ student/         config.json and tokenizer files: with a checkpoint, a complete 
 probe.json       a few rows of real token ids, on which an exported folder is compared with the checkpoint
 checkpoints/     written by orbax
 metrics.jsonl    a record in each line
+wandb-id.txt     where figures go to W&B: the id of the run there
 .lock            held by the process that trains, as lock.py says; .holder.json names it while it runs
 """
 
@@ -15,10 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pydantic
 from jaxtyping import PyTree
 
+from jaxdistill.config import Config
 from jaxdistill.errors import UserError
-from jaxdistill.files import write_text, writing
+from jaxdistill.files import named_path, read_json, write_text, writing
+from jaxdistill.knobs import section_of
 from jaxdistill.models import hub
 from jaxdistill.models.model import Model, build_model, param_shapes
 from jaxdistill.models.tokenizer import load_tokenizer
@@ -43,7 +47,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it is there and cannot be read, or the folder holds something else.
     """
-    path = workdir / "config.json"
+    path = named_path(str(workdir)) / "config.json"
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
     if not path.exists():
@@ -51,12 +55,32 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
             raise UserError(f"{workdir} holds checkpoints but no config.json; name another --workdir")
         return None
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({e}); name another --workdir") from e
+        config = read_json(path)
+    except UserError as e:
+        raise UserError(f"{e}; or name another --workdir") from e
     if not isinstance(config, dict) or "teacher" not in config:
         raise UserError(f"{path} is not the config of a run; name another --workdir")
-    return config
+    return _complete(path, config)
+
+
+def _complete(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
+    """The values of config.json, with the default of a knob that it does not have.
+
+    Raises:
+      UserError: a value has another type than its knob. Its rules may be younger than the run, so they are not checked.
+    """
+    complete = {**Config().model_dump(mode="json"), **recorded}
+    for name, field in Config.model_fields.items():
+        if (section := section_of(field)) and isinstance(complete[name], dict):
+            complete[name] = {**section().model_dump(mode="json"), **complete[name]}
+    try:
+        Config.model_validate(complete)
+    except pydantic.ValidationError as error:
+        for one in error.errors():
+            if one["type"].endswith("_type"):
+                key = ".".join(map(str, one["loc"][:2]))
+                raise UserError(f"{path} is damaged: {key} ({one['msg']}); name another --workdir") from None
+    return complete
 
 
 def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]) -> None:
@@ -89,9 +113,35 @@ def load_student(workdir: Path, *, step: int | None = None, report: Callable[[st
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     at, items, notes = found
-    probe = {
-        name: np.asarray(x, dtype=bool if name == "attention_mask" else np.int32)
-        for name, x in json.loads((workdir / "probe.json").read_text()).items()
-    }
     tokenizer = load_tokenizer(workdir / "student")
+    probe = _read_probe(workdir / "probe.json", model)
     return Student(model, items["student"], tokenizer, at, notes["figures"], probe, config)
+
+
+class _Probe(pydantic.BaseModel):
+    """The content of probe.json: rows of equal length."""
+
+    input_ids: list[list[pydantic.NonNegativeInt]] = pydantic.Field(min_length=1)
+    attention_mask: list[list[bool]]
+
+
+def _read_probe(path: Path, model: Model) -> dict[str, np.ndarray]:
+    try:
+        probe = _Probe.model_validate(read_json(path))
+    except pydantic.ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+        raise UserError(
+            f"{path} is damaged ({where}: {error.errors()[0]['msg']}): take it from a copy of the run folder"
+        ) from None
+    length = len(probe.input_ids[0])
+    whole = len(probe.attention_mask) == len(probe.input_ids)
+    whole = whole and all(len(row) == length for row in [*probe.input_ids, *probe.attention_mask])
+    if not whole or not 1 <= length <= model.max_length or max(map(max, probe.input_ids)) >= model.vocab_size:
+        raise UserError(
+            f"{path} is damaged: its rows do not go together, or are no rows of a model of {model.max_length:,} "
+            f"positions and {model.vocab_size:,} words; take it from a copy of the run folder"
+        )
+    return {
+        "input_ids": np.asarray(probe.input_ids, np.int32),
+        "attention_mask": np.asarray(probe.attention_mask, bool),
+    }

@@ -25,7 +25,7 @@ def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
     with writing(path):
         if path.exists():
             # The last line of a killed run may be torn.
-            kept = [line for line in path.read_text().splitlines() if 0 < resume_at >= _step_of(line)]
+            kept = [line for line in path.read_text(errors="replace").splitlines() if 0 < resume_at >= _step_of(line)]
             part = path.with_suffix(".part")
             part.write_text("".join(f"{line}\n" for line in kept))
             os.replace(part, path)
@@ -45,9 +45,10 @@ def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def check_installed(settings: LogConfig) -> None:

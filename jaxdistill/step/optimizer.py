@@ -50,7 +50,7 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"holds {value!r}, which is no regular expression ({error})") from None
     return values
 

@@ -10,10 +10,12 @@ from jaxdistill.step.optimizer import Patterns
 class TrainConfig(Section):
     """How long to train, and on how many rows at a time."""
 
-    steps: int = knob(0, "Number of optimizer updates; 0 = as many as `epochs` takes.", ge=0, resumable="length")
-    epochs: float = knob(3.0, "Passes over the text, where steps is 0.", ge=0, resumable="length")
+    steps: int = knob(
+        0, "Number of optimizer updates; 0 = as many as `epochs` takes.", ge=0, le=2**31 - 1, resumable="length"
+    )
+    epochs: float = knob(3.0, "Passes over the text, where steps is 0.", ge=0, le=1_000_000, resumable="length")
     limit_batches: int = knob(0, "Largest number of updates in an epoch; 0 = the whole text.", ge=0)
-    batch_size: int = knob(32, "Rows in an update, over all devices.", ge=1)
+    batch_size: int = knob(32, "Rows in an update, over all devices.", ge=1, le=2**20)
     accumulation: int = knob(1, "Micro-batches that an update is computed in, which saves memory.", ge=1)
     freeze: Patterns = knob(
         (),

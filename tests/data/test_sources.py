@@ -615,3 +615,23 @@ def test_tfds_name_that_does_not_exist(tfds_folder):
     with pytest.raises(UserError, match=r"TFDS dataset 'no_such_set/small:2\.0\.0'") as raised:
         opened("no_such_set", source="tfds", subset="small", revision="2.0.0")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        *((name, "names no file") for name in (",,,", ",", " ", " , ")),
+        *(
+            (name, "is not a path of this machine")
+            for name in ("~nosuchuser/x", "x" * 300, "x/" * 5000, "~nosuchuser,b")
+        ),
+        ("/dev/zero", "is a device or a pipe"),
+        ("/dev/null", "is a device or a pipe"),
+    ],
+)
+def test_names_that_no_text_can_have(path, said):
+    with pytest.raises(UserError, match=said):
+        opened(path)
+    if said.startswith("is not a path"):
+        with pytest.raises(UserError, match=said):
+            opened(path, source="hf")

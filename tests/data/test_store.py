@@ -70,6 +70,26 @@ BAD_STORES = {
         r"is damaged \(offsets.npy does not ascend",
     ),
     "other type": (lambda folder: set_meta(folder / "meta.json", dtype="float16"), "is damaged .*dtype 'float16'"),
+    **{
+        f"{name} is {value!r}": (
+            lambda folder, name=name, value=value: set_meta(folder / "meta.json", **{name: value}),
+            rf"is damaged \(meta.json: {name}",
+        )
+        for name, value in (
+            *(("tokens", "x"), ("rows", None), ("tokens", -1), ("vocabulary", 3), ("vocabulary", {"size": "x"})),
+            *(("max_length", "x"), ("pack", None), ("causal", "x"), ("fingerprints", 3), ("fingerprints", {"a": 3})),
+            ("written", {}),
+        )
+    },
+    "deep meta": (lambda folder: (folder / "meta.json").write_text("[" * 100_000), "is not a folder of prepared data"),
+    **{
+        f"{name} holds {array.dtype} {array.shape}": (
+            lambda folder, name=name, array=array: np.save(folder / name, array),
+            f"is damaged .{name} is no list",
+        )
+        for name in ("offsets.npy", "counts.npy")
+        for array in (np.array(3), np.zeros((3, 3), int), np.zeros(5), np.zeros(5, complex), np.array(["x"]))
+    },
     "edited tokens": (lambda folder: edit_tokens(folder, 0, 5), "is damaged: tokens.bin changed after"),
     "edited last token": (lambda folder: edit_tokens(folder, -1, 5), "is damaged: tokens.bin changed after"),
     "edited offsets": (lambda folder: edit_offsets(folder), "is damaged: offsets.npy changed after"),

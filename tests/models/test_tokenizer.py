@@ -149,7 +149,7 @@ def test_vocabularies_must_agree():
 
 
 @pytest.mark.parametrize("without", [(), ("model_type", "architectures")])
-def test_a_vocabulary_alone_is_read_as_autotokenizer_reads_it(tmp_path, without):
+def test_a_vocabulary_alone_is_read_as_autotokenizer_reads_it(tmp_path, caplog, without):
     import tiny_causal
     import tiny_run
     from transformers import BertTokenizerFast, GPT2TokenizerFast
@@ -168,7 +168,9 @@ def test_a_vocabulary_alone_is_read_as_autotokenizer_reads_it(tmp_path, without)
         read = load_tokenizer(folder)
         assert type(read) is made and read(texts)["input_ids"] == words(texts)["input_ids"]
         (folder / "config.json").unlink()
-        refused(lambda folder=folder: load_tokenizer(folder), "has a vocabulary and no config.json")
+        read = load_tokenizer(folder)  # by the kind of the vocabulary
+        assert type(read) is made and read(texts)["input_ids"] == words(texts)["input_ids"]
+        assert f"is read as that of {kind}" in caplog.text
     (tmp_path / "gpt2" / "merges.txt").unlink()
     refused(lambda: load_tokenizer(tmp_path / "gpt2"), "has no tokenizer", "vocab.json with merges.txt")
 
@@ -199,3 +201,28 @@ def test_texts_end_alike_in_training_and_generation(given, eos, sep, ends, train
     assert [config.eos_token_id for config in configs] == ([ends, ends] if ends is not None else [None, 5])
     if trained:
         assert vocabulary_of(tokenizer, causal=True).eos in end_ids(configs[1], tokenizer)
+
+
+def test_a_cased_vocabulary_alone_keeps_capitals(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    assert load_tokenizer(tmp_path)("The the cat")["input_ids"] == [2, 6, 5, 7, 3]
+    (tmp_path / "vocab.txt").write_text("\n".join([*words[:6], "a", "cat"]))
+    assert load_tokenizer(tmp_path)("The the cat")["input_ids"] == [2, 5, 5, 7, 3]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "the\ncat", "\0" * 40])
+def test_a_vocabulary_without_its_special_tokens(tmp_path, text):
+    (tmp_path / "vocab.txt").write_text(text)
+    refused(lambda: load_tokenizer(tmp_path), f"{tmp_path} has no tokenizer that can be read")
+
+
+def test_files_that_are_none(tmp_path):
+    tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).mkdir()
+        refused(lambda: load_tokenizer(tmp_path), name, "cannot be read")
+        (tmp_path / name).rmdir()
+    for text in ("[]", "3", "null", "{", "[" * 100_000):
+        (tmp_path / "tokenizer_config.json").write_text(text)
+        refused(lambda: load_tokenizer(tmp_path), str(tmp_path))
