@@ -52,6 +52,23 @@ def _repeated_kinds(pair: list[Any]) -> list[Any]:
     return pair
 
 
+def _rope(fields: dict[str, Any]) -> dict[str, Any]:
+    """Scaling of rotary positions: numbers, lists of numbers, names, or such an object for each kind of layer."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            _rope(value)
+            continue
+        texts, numbers = name.endswith("type"), value if isinstance(value, list) else [value]
+        if value is None or (isinstance(value, str) if texts else numbers and all(_is_number(x) for x in numbers)):
+            continue
+        raise ValueError(f"{name} has another type")
+    return fields
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 _SIZE = _Kind(Annotated[int, pydantic.Field(ge=1, lt=2**31)], "a whole number from 1 to 2147483647")
 _ID = _Kind(
     Annotated[int, pydantic.Field(ge=-1, lt=2**31)] | list[Annotated[int, pydantic.Field(ge=0, lt=2**31)]] | type(None),
@@ -65,6 +82,7 @@ _ATTENTION_TYPES = _Kind(  # GPT-Neo's class writes the kinds out as often as th
     list[Annotated[list, pydantic.Field(min_length=2, max_length=2), pydantic.AfterValidator(_repeated_kinds)]],
     "a list of pairs [[kind, ...], number of times]",
 )
+_ROPE = _Kind(Annotated[dict, pydantic.AfterValidator(_rope)] | type(None), "an object of numbers and names, or null")
 _LIST = _Kind(list | tuple | None, "a list")
 _OBJECT = _Kind(dict | None, "an object")
 _ANY = _Kind(Any, "any value")
@@ -122,6 +140,7 @@ def _schema(kind: str) -> _Schema:
     kinds = {name: _kind_of(name, default, names) for name, default in (_defaults(kind) or {}).items()}
     kinds |= {common: kinds[own] for common, own in names.items() if own in kinds}
     kinds |= dict.fromkeys(_IDS, _ID)
+    kinds.setdefault("rope_parameters", _ROPE)  # transformers 5 writes it for any class
     if kind in FAMILIES and FAMILIES[kind].positions_after_pad:  # positions count from this id
         kinds["pad_token_id"] = _Kind(Annotated[int, pydantic.Field(ge=0, lt=2**31)], "the id of a token")
     config = pydantic.ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -138,6 +157,8 @@ def _kind_of(name: str, default: Any, names: Mapping[str, str]) -> _Kind:
         found = _SIZE
     elif name == "attention_types":
         found = _ATTENTION_TYPES
+    elif name in ("rope_scaling", "rope_parameters"):
+        return _ROPE
     elif name.endswith(("eps", "epsilon", "rope_theta")):
         found = _POSITIVE
     else:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -158,7 +159,17 @@ def _rebuilt(model: Model, config: Any) -> Model:
 
 
 def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
-    """Random float32 parameters, by the family's own initialisers."""
+    """Random float32 parameters, by the family's own initialisers.
+
+    Raises:
+      UserError: they do not fit into the memory of this machine.
+    """
+    needed, there = 4 * count_params(param_shapes(model)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"the parameters of this {model.config.model_type} take {needed:,} bytes in float32, and this machine has "
+            f"{there:,} bytes of memory: choose smaller sizes, or a larger machine"
+        )
 
     def draw(key: Key[Array, ""]) -> dict[str, Any]:
         params = _without_tied_head(model, model.flax.init_weights(key, (1, 8)))

@@ -7,6 +7,7 @@ from jaxdistill.models.config_fields import check_fields
 from jaxdistill.models.families import FAMILIES
 
 _ROPE_THETA = 10_000.0  # written into the Flax classes
+_MOST_POSITIONS = 2**20  # the table of a head of 128 entries then takes 3 GB while it is made
 _ROTARY = tuple(kind for kind, family in FAMILIES.items() if family.rotary)
 
 # Fields that the causal Flax classes ignore: in which families, and the only value with which they agree with torch.
@@ -36,8 +37,6 @@ def check_supported(config: Any) -> None:
         raise UserError(
             f"{kind} config: hidden size {config.hidden_size} is not divisible by {config.num_attention_heads} heads"
         )
-    if config.num_hidden_layers < 1:
-        raise UserError(f"{kind} config: {config.num_hidden_layers} layers; there must be at least 1")
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
         raise UserError(
             f"{kind} config: position_embedding_type {config.position_embedding_type!r}; only 'absolute' is known here"
@@ -91,6 +90,11 @@ def _check_rotary(config: Any) -> None:
         raise UserError(
             f"{kind} config: rotary positions of type {name!r} with theta {rope['rope_theta']:g}; transformers' Flax "
             f"class knows only 'default' with {_ROPE_THETA:g}"
+        )
+    if config.max_position_embeddings > _MOST_POSITIONS:
+        raise UserError(
+            f"{kind} config: {config.max_position_embeddings:,} positions; transformers' Flax class makes a table of "
+            f"all of them, and the most here are {_MOST_POSITIONS:,}: lower max_position_embeddings"
         )
     if config.max_position_embeddings < fewest_positions(config):
         raise UserError(

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import jax
 import pytest
 import tiny
 from refusal import refused
@@ -10,7 +11,7 @@ from refusal import refused
 from jaxdistill.models import hub
 from jaxdistill.models.config_fields import check_fields
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.model import build_model
+from jaxdistill.models.model import build_model, count_params, init_params, param_shapes
 from jaxdistill.models.student import student_config
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
@@ -70,6 +71,10 @@ def test_the_bytes_are_a_lower_bound():
         ("llama", {"rope_theta": 0}),
         ("llama", {"head_dim": 10**9}),
         ("mistral", {"sliding_window": 0}),
+        ("llama", {"rope_scaling": [1]}),
+        ("llama", {"rope_scaling": {"rope_type": 3}}),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": "x"}}),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": []}}}),
     ],
 )
 def test_other_fields(kind, fields):
@@ -80,6 +85,21 @@ def test_what_real_files_hold_is_accepted():
     for kind, fields in (
         ("llama", {"pad_token_id": -1, "rope_theta": 500000, "num_key_value_heads": None, "head_dim": None}),
         ("mistral", {"sliding_window": None, "eos_token_id": [1, 2]}),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "factor": 32.0,
+                    "high_freq_factor": 4.0,
+                    "low_freq_factor": 1.0,
+                    "original_max_position_embeddings": 8192,
+                    "rope_type": "llama3",
+                }
+            },
+        ),
+        ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 1], "long_factor": [1.5, 2]}}),
+        ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}),
+        ("gemma2", {"final_logit_softcapping": None, "attn_logit_softcapping": None}),
         ("bert", {"hidden_dropout_prob": 0, "layer_norm_eps": 1e-12, "output_past": True, "gradient_checkpointing": 3}),
         ("albert", {"hidden_dropout_prob": 0.1}),
         ("gpt2", {"n_inner": None, "n_ctx": 1024, "task_specific_params": {"x": None}}),
@@ -103,3 +123,10 @@ def test_files_and_overrides_are_checked(tmp_path):
     refused(lambda: hub.load_config(tmp_path), "is not JSON")
     random = student_config(tiny.config("bert"), family="bert", overrides={"intermediate_size": 10**15})
     refused(lambda: build_model(random), "intermediate_size is 1000000000000000")
+
+
+def test_tables_of_positions_and_parameters_that_fit_nowhere():
+    refused(lambda: build_model(tiny.config("llama", max_position_embeddings=2**30)), "1,073,741,824 positions")
+    wide = build_model(tiny.config("bert", hidden_size=2**17, intermediate_size=2**20))
+    assert count_params(param_shapes(wide)) > 2**37
+    refused(lambda: init_params(wide, jax.random.key(0)), "this bert take", "bytes", "this machine has")

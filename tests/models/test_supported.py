@@ -11,7 +11,7 @@ from jaxdistill.models.model import build_model
     ("fields", "part"),
     [
         ({"hidden_size": 15}, "hidden size 15 is not divisible by 2 heads"),
-        ({"num_hidden_layers": 0}, "0 layers"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"position_embedding_type": "relative_key"}, "'relative_key'"),
         ({"is_decoder": True}, "is_decoder"),
         ({"hidden_act": "mish"}, "activation 'mish' is none of gelu"),
