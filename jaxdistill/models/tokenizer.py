@@ -75,6 +75,9 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} has no tokenizer that can be read: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder} has no fast tokenizer: a tokenizer.json is needed")
+    vocabulary = type(tokenizer).vocab_files_names.get("vocab_file", file.name)
+    if not file.is_file() and not (folder / vocabulary).is_file():  # transformers 5 then makes up a vocabulary
+        raise UserError(f"{folder} has no tokenizer that can be read: neither {file.name} nor {vocabulary}")
     return tokenizer
 
 
@@ -152,7 +155,7 @@ def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: 
     With the same tokenizer, the embeddings may be padded to unlike sizes.
 
     Raises:
-      UserError: the tokenizers differ in a token's id, or the sizes differ and no tokenizer says which words are shared.
+      UserError: the tokenizers differ in a token's id, or the sizes differ and no tokenizer says which words both have.
     """
     sizes = teacher_config.vocab_size, student_config.vocab_size
     if sizes[0] != sizes[1] and not tokenizers:

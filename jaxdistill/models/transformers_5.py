@@ -105,24 +105,27 @@ def in_both_spellings(fields: Mapping[str, Any]) -> dict[str, Any]:
 def stands_alone(fields: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json must be read as it stands, by the fields of the tokenizer_config.json beside it.
 
-    It must where transformers 5 wrote it, and where the class is unknown to 4.57. Code of the folder (auto_map) is
-    another matter: AutoTokenizer refuses it.
+    It must where transformers 5 wrote it and 4.57 reads it, and where the class is unknown or reads no tokenizer.json.
+    Code of the folder (auto_map) is another matter: AutoTokenizer refuses it.
     """
-    if is_5() or "auto_map" in fields:
-        return False  # transformers 5 reads its own files, and any class, by itself
+    if "auto_map" in fields:
+        return False
     of_5 = "backend" in fields or isinstance(fields.get("extra_special_tokens"), list)
     named = fields.get("tokenizer_class")
-    return of_5 or (named is not None and not _has_fast_class(named))
+    return (of_5 and not is_5()) or (named is not None and not _has_fast_class(named))
 
 
 def _has_fast_class(name: str) -> bool:
+    from transformers import PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-    return tokenizer_class_from_name(f"{name.removesuffix('Fast')}Fast") is not None
+    stem = name.removesuffix("Fast")
+    known = tokenizer_class_from_name(stem if is_5() else f"{stem}Fast")
+    return known is not None and issubclass(known, PreTrainedTokenizerFast)
 
 
 def read_as_it_stands(folder: Path, fields: Mapping[str, Any]) -> Any:
-    """The tokenizer.json of a folder under transformers 4.57, with the special tokens that `fields` name."""
+    """The tokenizer.json of a folder, unchanged, with the special tokens that `fields` name."""
     from transformers import PreTrainedTokenizerFast
 
     extra = fields.get("extra_special_tokens") or []

@@ -26,6 +26,9 @@ import jaxdistill
 from jaxdistill.data.prompts import framed_ids, prefix_of, prompt_ids
 from jaxdistill.data.store import open_store
 from jaxdistill.errors import UserError
+from jaxdistill.models.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.newest
 
 
 @pytest.fixture(scope="module", params=["plain", "framed"])
@@ -35,7 +38,6 @@ def causal_tokenizer(request):
 
 def test_what_a_tokenizer_puts_before_a_text(causal_tokenizer):
     assert list(prefix_of(causal_tokenizer.backend_tokenizer)) == prefix_ids(causal_tokenizer)
-    assert prefix_of(train_tokenizer(LINES[:3]).backend_tokenizer) == ()
     assert prefix_of(word_tokenizer().backend_tokenizer) == ()
 
 
@@ -188,9 +190,7 @@ def test_pairs_are_what_generate_is_given(tmp_path, shared, name):
 
 def test_a_prompt_that_takes_up_the_space_before_it_needs_no_more_room(tmp_path, shared):
     """ "Say: " alone is three tokens, and "Say: house" too."""
-    from transformers import AutoTokenizer
-
-    gpt2 = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+    gpt2 = load_tokenizer(shared / "tokenizers" / "gpt2")
     source = pair_source(tmp_path / "a.jsonl", [("house", "cat")])
     store = opened(source, gpt2, tmp_path / "cache", max_length=5, template="Say: {prompt} {completion}")
     assert gpt2.convert_ids_to_tokens(store[0]) == ["Say", ":", "Ġhouse", "Ġcat", "<|endoftext|>"]

@@ -13,6 +13,8 @@ from jaxdistill.data.text import Text, held_out_batches, train_batches
 from jaxdistill.data.vocabulary import Vocabulary
 from jaxdistill.errors import UserError
 
+pytestmark = pytest.mark.newest
+
 VOCABULARY = Vocabulary(size=300, bos=2, eos=3, pad=0, unk=1, mask=4, special=(0, 1, 2, 3, 4))
 MASK = MaskConfig(fraction=0.15, replace=(0.8, 0.1, 0.1), smoothing=0.7, group=2)
 DATA = DataConfig(max_length=32, buckets=(16, 32), threads=2, prefetch=4)

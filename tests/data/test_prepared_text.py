@@ -28,6 +28,9 @@ from jaxdistill.data.store import load_token_counts, open_store
 from jaxdistill.data.text import open_source, open_text, prepare_text
 from jaxdistill.data.vocabulary import vocabulary_of
 from jaxdistill.errors import UserError
+from jaxdistill.models.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.newest
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +77,7 @@ def test_prepared_rows_are_those_of_the_reference(tmp_path, tokenizer, monkeypat
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "roberta-base"])
 def test_real_tokenizers_on_real_text(tmp_path, shared, name):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+    tokenizer = load_tokenizer(shared / "tokenizers" / name)
     text = str(shared / "corpora" / "europarl" / "dev.en.txt.gz")
     source = open_source(DataConfig(source="text", limit=150), path=text, split="")
     settings = dict(max_length=32, min_tokens=12, max_unk_fraction=0.5, pack=False)

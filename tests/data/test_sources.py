@@ -16,6 +16,8 @@ from jaxdistill.data.text import open_source
 from jaxdistill.errors import UserError
 from jaxdistill.knobs import checked
 
+pytestmark = pytest.mark.newest
+
 DOCUMENTS = ["The first document.", "Ein zweites, größeres …", 'A "quoted" one, with a comma', "last 日本語"]
 
 

@@ -16,6 +16,8 @@ from jaxdistill.data.store import _scanned, load_token_counts, open_store, recor
 from jaxdistill.data.vocabulary import vocabulary_of
 from jaxdistill.errors import UserError
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

@@ -4,13 +4,14 @@ import pytest
 
 from jaxdistill.data.vocabulary import Vocabulary, vocabulary_of
 from jaxdistill.errors import UserError
+from jaxdistill.models.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.newest
 
 
 def test_vocabulary_of_real_tokenizers(shared):
-    from transformers import AutoTokenizer
-
     found = {
-        name: vocabulary_of(AutoTokenizer.from_pretrained(shared / "tokenizers" / name))
+        name: vocabulary_of(load_tokenizer(shared / "tokenizers" / name))
         for name in ("bert-base-uncased", "roberta-base", "gpt2")
     }
     assert found["bert-base-uncased"] == Vocabulary(30522, 101, 102, 0, 100, 103, (0, 100, 101, 102, 103))
