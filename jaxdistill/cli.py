@@ -9,7 +9,7 @@ from jaxdistill import __version__, train
 from jaxdistill.commands import evaluate, export, generate, init_student, plan, prepare
 
 # A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
-# change where memory runs out), add_flags and main.
+# change where memory runs out), INTERRUPTED (what Ctrl-C leaves behind), add_flags and main.
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
     "init-student": init_student,
@@ -32,12 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsers = parser.add_subparsers(dest="command", required=True)
     parsers.add_parser("train", help="distil a student, or resume a run", add_help=False)
     for name, command in COMMANDS.items():
-        command.add_flags(parsers.add_parser(name, help=command.HELP, allow_abbrev=not command.TAKES_CONFIG))
+        own = parsers.add_parser(
+            name,
+            help=command.HELP,
+            description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
+            epilog=train.CONFIG_HELP if command.TAKES_CONFIG else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=not command.TAKES_CONFIG,
+        )
+        command.add_flags(own)
     flags, overrides = parser.parse_known_args(argv)
     command = COMMANDS[flags.command]
     if overrides and not command.TAKES_CONFIG:
         parser.error(f"unknown argument {overrides[0]!r}")
-    return train.guarded(lambda: command.main(flags, overrides), less_memory=command.LESS_MEMORY)
+    return train.guarded(
+        lambda: command.main(flags, overrides), less_memory=command.LESS_MEMORY, interrupted=command.INTERRUPTED
+    )
 
 
 if __name__ == "__main__":

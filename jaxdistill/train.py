@@ -10,9 +10,18 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jaxdistill.console import LOADING, say, taking
 from jaxdistill.errors import explained
 from jaxdistill.run.stop import EXIT_CODE, Interrupted, listening
 
+CONFIG_HELP = """\
+Every setting of the recipe can be changed: --config.KEY=VALUE, as in --config.train.steps=1000 or
+--config.data.path=corpus.txt. KEY is a section and a name: docs/settings.md, which
+`python -m jaxdistill.reference` prints, lists all keys with their meaning. config.json in a run folder
+holds the values of the run. A value with spaces, quotes or brackets is quoted for the shell:
+--config.student.layers="[0,2,4]".
+"""
+INTERRUPTED = "the same command goes on from the last checkpoint"
 LESS_MEMORY = (
     "set a larger config.train.accumulation, config.student.remat=dots or full, or lower config.train.batch_size, "
     "config.evaluate.batch_size or config.data.max_length"
@@ -22,7 +31,12 @@ LESS_MEMORY = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the flags and the recipe, then trains; returns the exit code as `guarded` does."""
     parser = argparse.ArgumentParser(
-        prog="jaxdistill train", description="Distils a student, or resumes a run.", allow_abbrev=False
+        prog="jaxdistill train",
+        usage="%(prog)s [-h] --config RECIPE --workdir RUN [--allow-pickle] [--config.KEY=VALUE ...]",
+        description="Distils a student, or resumes a run.",
+        epilog=CONFIG_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", required=True, help="recipe, such as configs/bert_mlm.py or configs/bert_mlm.py:smoke"
@@ -32,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = parser.parse_known_args(argv)
 
     def run() -> None:
-        from jaxdistill import recipe
-        from jaxdistill.run import loop
+        with taking(LOADING):
+            from jaxdistill import recipe
+            from jaxdistill.run import loop
 
         loop.run(recipe.read(flags.config, overrides), flags.workdir, allow_pickle=flags.allow_pickle, stop=stop)
 
@@ -41,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return guarded(run)
 
 
-def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY) -> int:
+def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY, interrupted: str = INTERRUPTED) -> int:
     """Runs, and returns the exit code.
 
     0; 2 after an error that the user can fix, in one line; 1 after any other error, in one line as well;
@@ -50,6 +65,7 @@ def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY) -> int:
 
     Args:
       less_memory: which values to change where memory runs out.
+      interrupted: what Ctrl-C leaves behind, and what to do.
     """
     # Without this, gRPC and XLA write to the terminal before our first line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -59,10 +75,10 @@ def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY) -> int:
     try:
         run()
     except Interrupted as e:
-        print(e, file=sys.stderr)
+        say(str(e))
         return EXIT_CODE
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        say(f"interrupted; {interrupted}")
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; the flush at Python's exit must not raise the same error again.
@@ -74,7 +90,7 @@ def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY) -> int:
         code, line = explained(e, less_memory=less_memory)
         if os.environ.get("JAXDISTILL_TRACEBACK"):
             traceback.print_exception(e)
-        print(f"error: {line}", file=sys.stderr)
+        say(f"error: {line}")
         return code
     return 0
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("losses",),
     ("models",),
     ("data",),
-    ("knobs", "files"),
+    ("knobs", "files", "console"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}

@@ -18,7 +18,9 @@ import tiny_run
 from jaxdistill import cli, train
 from jaxdistill.run import training
 
-CLI_NAMES = {"mlm_loss", "perplexity", "mlm_accuracy", "kl", "top1", "top5"}
+TEACHER_NAMES = {"teacher_mlm_loss", "teacher_perplexity", "teacher_mlm_accuracy"}
+CLI_NAMES = {"mlm_loss", "perplexity", "mlm_accuracy", "kl", "top1", "top5", *TEACHER_NAMES}
+PSEUDO_NAMES = {"pseudo_perplexity", "teacher_pseudo_perplexity"}
 TRAIN_NAMES = {"step", "time", "kind", "loss", "ce", "mlm", "cos", "grad_norm", "learning_rate"}
 TIMED_NAMES = {"tokens_per_s", "input_wait"}
 PROMPT = "the cat [MASK] the dog."
@@ -39,7 +41,7 @@ def run(tiny):
 
 def figures_of(out: str) -> dict[str, float]:
     rows = [line.split() for line in out.splitlines()]
-    return {row[0]: float(row[1]) for row in rows if len(row) == 2 and row[0] in CLI_NAMES | {"pseudo_perplexity"}}
+    return {row[0]: float(row[1]) for row in rows if len(row) == 2 and row[0] in CLI_NAMES | PSEUDO_NAMES}
 
 
 def test_the_folder_of_a_run(run):
@@ -86,7 +88,7 @@ def test_evaluate_gives_the_figures_of_the_run(run, tmp_path):
     assert figures == pytest.approx({name: last[name] for name in CLI_NAMES}, rel=2e-6)
     # The command prints six digits, which is less than the tolerance of 2e-6 for figures near 1.
     assert figures_of(out) == {name: float(f"{value:.6g}") for name, value in figures.items()}
-    assert err == ""
+    assert [line for line in err.splitlines() if not line.startswith("reusing ")] == []
 
 
 def test_evaluate_takes_a_step_metrics_and_a_file(run, tmp_path):
@@ -98,10 +100,64 @@ def test_evaluate_takes_a_step_metrics_and_a_file(run, tmp_path):
          "--config.evaluate.pseudo_rows=4"],
     )  # fmt: skip
     figures = json.loads(path.read_text())
-    assert code == 0 and figures.keys() == {"pseudo_perplexity"}
+    assert code == 0 and figures.keys() == PSEUDO_NAMES
     assert 1 < figures["pseudo_perplexity"] < 1000
     assert figures_of(out) == pytest.approx(figures, rel=1e-5)
     assert tiny_run.bits(run) == before
+
+
+@pytest.mark.slow
+def test_the_teachers_own_figures_are_those_of_the_teacher_measured_by_itself(tiny, run, tmp_path):
+    """They stand beside the student's in every evaluation; any model is measured on the same masks."""
+    evaluated = tiny_run.records(run, "eval")
+    (own,) = {tuple(record[name] for name in sorted(TEACHER_NAMES)) for record in evaluated}  # it does not change
+    argv = ["evaluate", f"--model={tiny.teacher}", "--metrics=perplexity", "--json"]
+    for where in (f"--config={tiny.recipe}", f"--workdir={run}"):
+        code, out, err = tiny_run.call(cli.main, [*argv, where])
+        assert code == 0, err
+        alone = json.loads(out)
+        assert [alone[name.removeprefix("teacher_")] for name in sorted(TEACHER_NAMES)] == pytest.approx(own, rel=1e-6)
+        assert alone["perplexity"] == pytest.approx(alone["teacher_perplexity"], rel=1e-6)
+    # The student of the run, exported, has the figures that the run gave it.
+    code, out, err = tiny_run.call(cli.main, ["evaluate", f"--model={run}", f"--config={tiny.recipe}", "--json"])
+    assert code == 0 and json.loads(out) == pytest.approx({name: evaluated[-1][name] for name in CLI_NAMES}, rel=2e-6)
+
+
+def test_perplexity_needs_no_teacher(run, tmp_path):
+    gone = f"--config.teacher.name={tmp_path / 'gone'}"
+    code, out, err = tiny_run.call(cli.main, ["evaluate", f"--workdir={run}", "--metrics=perplexity", "--json", gone])
+    figures, last = json.loads(out), tiny_run.records(run, "eval")[-1]
+    assert code == 0 and figures.keys() == CLI_NAMES - TEACHER_NAMES - {"kl", "top1", "top5"}
+    assert figures == pytest.approx({name: last[name] for name in figures}, rel=2e-6)
+    assert "without the teacher's own figures" in err and str(tmp_path / "gone") in err
+    for metrics in ((), ("--metrics=agreement",)):
+        code, _, err = tiny_run.call(cli.main, ["evaluate", f"--workdir={run}", *metrics, gone])
+        assert code == 2 and "there is no such folder" in err
+
+
+def test_the_best_step_is_named(tiny, run, tmp_path):
+    """The last evaluation is that of the last step; one of an earlier step with a lower figure is then the best."""
+    assert "the best checkpoint is that of step 4, with perplexity" in (tiny.folder / "run.err").read_text()
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    best = json.loads((copy / "checkpoints" / "4" / "notes" / "metadata").read_text())["metrics"]["perplexity"]
+    change_notes(copy / "checkpoints" / "2", metrics={"perplexity": best / 2})
+    code, out, _ = tiny_run.call(
+        cli.main, ["export", "--to-flax", f"--workdir={copy}", f"--out={tmp_path / 'out'}", "--step=best", "--json"]
+    )
+    assert code == 0 and json.loads(out)["step"] == 2
+    code, _, err = tiny_run.call(cli.main, ["evaluate", f"--workdir={copy}", "--step=worst"])
+    assert code == 2 and "--step worst is no step" in err
+
+
+def change_notes(checkpoint: Path, **values) -> None:
+    """Writes other notes into a checkpoint, as the run itself would have written them."""
+    from jaxdistill.run.checkpoint import _digest
+
+    path = checkpoint / "notes" / "metadata"
+    notes = {**json.loads(path.read_text()), **values}
+    notes.pop("digest")
+    path.write_text(json.dumps({**notes, "digest": _digest(notes)}))
 
 
 def test_no_tensor_of_the_teacher_is_stored(tiny, run):
@@ -164,7 +220,7 @@ def test_stopped_and_run_again(tiny, run, tmp_path, monkeypatch):
 def test_prepare_then_train_from_the_prepared_folder(tiny, run, tmp_path):
     code, out, err = tiny_run.call(cli.main, ["prepare", f"--config={tiny.recipe}"])
     assert code == 0, err
-    folder = Path(out.splitlines()[-1])
+    folder = Path(out.removesuffix("\n"))
     assert (folder / "tokens.bin").is_file() and folder.parent == tiny.folder / "cache"
     workdir = tmp_path / "run"
     tiny_run.train(tiny, workdir, data__path="", data__prepared=folder)
@@ -426,8 +482,8 @@ def test_a_run_whose_files_are_gone(run, tmp_path, gone):
     code, out, err = tiny_run.call(cli.main, ["evaluate", f"--workdir={workdir}"])
     assert code == (2 if gone == "student" else 0)  # evaluating reads the student alone
     if gone == "student":
-        assert err.startswith("error: no checkpoint in ") and err.count("\n") == 1
-        assert out.count("is damaged") == 2
+        assert err.splitlines()[-1].startswith("error: no checkpoint in ") and out == ""
+        assert err.count("is damaged") == 2
 
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

@@ -3,15 +3,18 @@
 import argparse
 from pathlib import Path
 
+from jaxdistill.console import LOADING, say, taking
 from jaxdistill.errors import UserError
 
 HELP = "continue prompts with a causal model"
 TAKES_CONFIG = False
 LESS_MEMORY = "lower --batch-size or --max-new-tokens"
+INTERRUPTED = "nothing was written"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder, or name on the Hugging Face hub")
+    parser.add_argument("--model", required=True, help="folder of a model or of a run, or name on the hub")
+    parser.add_argument("--step", default="last", help="of a run: a step, best or last; default: %(default)s")
     parser.add_argument("--revision", default="", help="branch, tag or commit on the hub")
     parser.add_argument(
         "--input", type=Path, help='one prompt a line, or .jsonl with a field "prompt"; default: standard input'
@@ -43,8 +46,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
-    from jaxdistill.sampling.decoding import Decoding, check_decoding
-    from jaxdistill.sampling.write import continue_prompts, read_prompts, write_records
+    with taking(LOADING):
+        from jaxdistill.run.generate import writer_named
+        from jaxdistill.sampling.decoding import Decoding, check_decoding
+        from jaxdistill.sampling.write import continue_prompts, read_prompts, write_records
 
     decoding = Decoding(
         max_new_tokens=flags.max_new_tokens,
@@ -57,15 +62,11 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     check_decoding(decoding)
     if flags.out is not None and flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a folder; name a file")
-    continuations = continue_prompts(
-        flags.model,
-        read_prompts(flags.input),
-        decoding,
-        revision=flags.revision,
-        allow_pickle=flags.allow_pickle,
-        batch_size=flags.batch_size,
-        seed=flags.seed,
+    prompts = read_prompts(flags.input)
+    writer = writer_named(
+        flags.model, step=flags.step, revision=flags.revision, allow_pickle=flags.allow_pickle, report=say
     )
+    continuations = continue_prompts(writer, prompts, decoding, batch_size=flags.batch_size, seed=flags.seed)
     if flags.out is None:
         for continuation in continuations:
             print(continuation.prompt + continuation.completion, flush=True)

@@ -3,9 +3,12 @@
 import argparse
 from pathlib import Path
 
+from jaxdistill.console import LOADING, say, show, taking
+
 HELP = "cut a student out of a teacher, without training"
 TAKES_CONFIG = False
 LESS_MEMORY = "name a smaller teacher, or use a machine with more memory"
+INTERRUPTED = "no folder was written"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +30,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the transform that --reference-init draws")
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; it must not exist")
+    parser.add_argument("--json", action="store_true", help="print layers, folder and scores as JSON")
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
-    from jaxdistill.run.cut import Cut, init_student
+    with taking(LOADING):
+        from jaxdistill.run.cut import Cut, init_student
 
     cut = Cut(
         teacher=flags.teacher,
@@ -41,4 +46,5 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         reference_init=flags.reference_init,
         seed=flags.seed,
     )
-    init_student(cut, flags.out, allow_pickle=flags.allow_pickle, report=print)
+    made = init_student(cut, flags.out, allow_pickle=flags.allow_pickle, report=say)
+    show(made.lines(), made.values(), as_json=flags.json)

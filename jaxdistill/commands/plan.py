@@ -1,10 +1,14 @@
 """`jaxdistill plan`: what a training step costs, on the devices here or on a TPU slice that need not be present."""
 
 import argparse
+import json
+
+from jaxdistill.console import LOADING, taking
 
 HELP = "show what a training step costs, before a machine is rented"
 TAKES_CONFIG = True
 LESS_MEMORY = "plan for a larger slice, or lower config.train.batch_size"
+INTERRUPTED = "nothing was changed"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -12,10 +16,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology", default="", help="compile for a TPU slice such as v5e:2x4; default: the devices here"
     )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, in bytes, seconds and numbers")
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
-    from jaxdistill.cost.plan import plan
+    with taking(LOADING):
+        from jaxdistill.cost.plan import plan
 
-    for line in plan(flags.config, overrides, topology=flags.topology):
-        print(line)
+    values = {}
+    for line, figures in plan(flags.config, overrides, topology=flags.topology):
+        values |= figures
+        if not flags.json:
+            print(line, flush=True)
+    if flags.json:
+        print(json.dumps(values, indent=2))

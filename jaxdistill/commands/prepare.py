@@ -2,9 +2,12 @@
 
 import argparse
 
+from jaxdistill.console import LOADING, say, taking
+
 HELP = "tokenise the text of a recipe ahead of time"
 TAKES_CONFIG = True
 LESS_MEMORY = "lower config.data.max_document_bytes"
+INTERRUPTED = "no text was left half prepared; the same command begins again"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +15,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
-    from jaxdistill import recipe
-    from jaxdistill.run.prepare import prepare
+    with taking(LOADING):
+        from jaxdistill import recipe
+        from jaxdistill.run.prepare import prepare
 
-    print(prepare(recipe.read(flags.config, overrides), report=print))
+    print(prepare(recipe.read(flags.config, overrides), report=say))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,15 +12,22 @@ from jaxdistill.cost.chips import REACHED, Chip, Work, chip_of, seconds, tokens_
 from jaxdistill.cost.estimate import Fit, LargestBatch, find_fit, find_largest_batch, other_ways
 from jaxdistill.cost.program import Memory, Target, compile_step, count_flops, devices_of
 from jaxdistill.errors import UserError
-from jaxdistill.models.model import in_millions
+from jaxdistill.models.model import count_params, in_millions
 from jaxdistill.run.models import pair_of_shapes
 from jaxdistill.run.training import check_devices
 from jaxdistill.step import sharding
 from jaxdistill.step.sharding import Meshes
 
 
-def plan(path: str, overrides: Sequence[str], *, topology: str) -> Iterator[str]:
-    """Compiles the step of a recipe, for the devices here or for a TPU slice, and yields the lines about its cost.
+class Cost(NamedTuple):
+    """A line about the cost of a step, and the figures in it."""
+
+    line: str
+    figures: dict[str, Any]
+
+
+def plan(path: str, overrides: Sequence[str], *, topology: str) -> Iterator[Cost]:
+    """Compiles the step of a recipe, for the devices here or for a TPU slice, and yields what it costs.
 
     Each line comes as soon as it is known, because compilation takes long. No weights are read.
 
@@ -31,18 +39,20 @@ def plan(path: str, overrides: Sequence[str], *, topology: str) -> Iterator[str]
     train, chip = target.config.train, chip_of(target.mesh.devices.flat[0])
     compiled, memory = compile_step(target, rows=train.batch_size, accumulation=train.accumulation)
     limit = chip.memory if chip else float("inf")
-    yield _memory_line(memory, limit)
+    yield Cost(_memory_line(memory, limit), {"memory": memory._asdict(), "fits": memory.peak <= limit})
     if memory.peak > limit:
-        yield f"does not fit: {_gb(memory.peak)} of {_gb(limit)} a device"
-        yield _remedy_line(find_fit(target, limit), target)
+        yield Cost(f"does not fit: {_gb(memory.peak)} of {_gb(limit)} a device", {"limit": limit})
+        fit = find_fit(target, limit)
+        yield Cost(_remedy_line(fit, target), {"fitting_accumulation": fit.accumulation if fit else None})
         return
     text = compiled.as_text()
     work = Work(count_flops(target), hlo.bytes_moved(text))
-    yield _work_line(work, hlo.collectives(text))
+    collectives = hlo.collectives(text)
+    yield Cost(_work_line(work, collectives), {**work._asdict(), "collectives": collectives})
     if chip:
         yield from _speed_lines(target, work, chip)
         if batch := find_largest_batch(target, memory, limit=0.95 * limit):
-            yield _batch_line(batch)
+            yield Cost(_batch_line(batch), {"largest_batch": batch.rows})
 
 
 def read_target(path: str, overrides: Sequence[str], *, topology: str) -> Target:
@@ -62,15 +72,25 @@ def read_target(path: str, overrides: Sequence[str], *, topology: str) -> Target
     return Target(config, pair_of_shapes(config), mesh)
 
 
-def _target_lines(target: Target) -> Iterator[str]:
+def _target_lines(target: Target) -> Iterator[Cost]:
     config, pair, mesh = target
     roles = [("teacher", pair.teacher, pair.teacher_params), ("student", pair.student, pair.student_params)]
     models = [f"{role} {model.config.model_type} {in_millions(params)}" for role, model, params in roles if model]
     kind = mesh.devices.flat[0].device_kind
-    yield f"{', '.join(models)} parameters; {mesh.size} x {kind}, mesh {json.dumps(dict(mesh.shape))}"
+    yield Cost(
+        f"{', '.join(models)} parameters; {mesh.size} x {kind}, mesh {json.dumps(dict(mesh.shape))}",
+        {
+            "parameters": {role: count_params(params) for role, model, params in roles if model},
+            "devices": mesh.size,
+            "device_kind": kind,
+            "mesh": dict(mesh.shape),
+        },
+    )
     rows, length = config.train.batch_size, config.data.max_length
-    yield (
-        f"an update: {rows:,} rows x {length} = {rows * length:,} tokens in {config.train.accumulation} micro-batch(es)"
+    yield Cost(
+        f"an update: {rows:,} rows x {length} = {rows * length:,} tokens in "
+        f"{config.train.accumulation} micro-batch(es)",
+        {"rows": rows, "max_length": length, "accumulation": config.train.accumulation},
     )
 
 
@@ -94,15 +114,19 @@ def _work_line(work: Work, collectives: dict[str, int]) -> str:
     )
 
 
-def _speed_lines(target: Target, work: Work, chip: Chip) -> Iterator[str]:
+def _speed_lines(target: Target, work: Work, chip: Chip) -> Iterator[Cost]:
     arithmetic, memory = seconds(work, chip)
     bound = "arithmetic" if arithmetic >= memory else "memory"
-    yield f"at the peaks {1e3 * arithmetic:.1f} ms of arithmetic, {1e3 * memory:.1f} ms of memory: bound by {bound}"
+    yield Cost(
+        f"at the peaks {1e3 * arithmetic:.1f} ms of arithmetic, {1e3 * memory:.1f} ms of memory: bound by {bound}",
+        {"seconds_of_arithmetic": arithmetic, "seconds_of_memory": memory},
+    )
     tokens = target.config.train.batch_size * target.config.data.max_length
     low, high = tokens_per_second(tokens, work, chip)
-    yield (
+    yield Cost(
         f"expected: {low:,.0f} to {high:,.0f} tokens/s (from {REACHED:.0%} of both peaks, one after the other, to "
-        "all of them, overlapped)"
+        "all of them, overlapped)",
+        {"tokens_per_s": [low, high]},
     )
 
 

@@ -15,6 +15,8 @@ from jaxdistill.evaluate.context import Context, Evaluator, ScoredCompletion
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.models.pair import Pair
 
+TEACHER = "teacher_"  # begins the names of the teacher's own figures
+
 
 def make_context(
     settings: EvaluateConfig,
@@ -48,17 +50,38 @@ def make_context(
 def make_evaluator(settings: EvaluateConfig, context: Context) -> Evaluator:
     """The evaluators of settings.metrics as one evaluator, without those whose teacher is missing; each compiles once.
 
+    The teacher's own figures follow the student's, as teacher_perplexity and so on. The teacher does not change, so
+    they are measured once.
+
     Raises:
       UserError: a figure cannot be measured on these models or this text.
     """
     rows = [EVALUATORS[name] for name in settings.metrics]
     evaluators = [row.make(context, settings) for row in rows if context.teacher or not row.needs_teacher]
+    of_teacher = _evaluators_of_teacher(settings, context)
+    figures: dict[str, float] = {}
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
         for evaluator in evaluators:
             yield from evaluator(student_params, teacher_params)
+        if not figures:
+            for evaluator in of_teacher:
+                figures.update({f"{TEACHER}{name}": value for name, value in evaluator(teacher_params, None)})
+        yield from figures.items()
 
     return evaluate
+
+
+def _evaluators_of_teacher(settings: EvaluateConfig, context: Context) -> list[Evaluator]:
+    """The evaluators of what a model does by itself, with the teacher in the place of the student."""
+    if context.teacher is None:
+        return []
+    alone = context._replace(student=context.teacher, teacher=None, keep_completions=None)
+    whole = settings.model_copy(update={"pruned": ()})
+    # Prompts and completions fit the student; a teacher with fewer positions writes none.
+    fits = context.teacher.max_length >= context.student.max_length
+    rows = [EVALUATORS[name] for name in settings.metrics if fits or name != "rouge"]
+    return [row.make(alone, whole) for row in rows if not row.needs_teacher]
 
 
 def check_finite(figures: Mapping[str, float], *, of: Callable[[], str]) -> None:

@@ -30,16 +30,23 @@ class Score(NamedTuple):
     kl: float  # KL(whole model || sub-network) at temperature 1, nats a token
 
 
-def search_layers(context: Context, params: PyTree, *, count: int) -> tuple[Score, list[Score]]:
+def search_layers(
+    context: Context, params: PyTree, *, count: int, choices: Sequence[Layers] | None = None
+) -> tuple[Score, list[Score]]:
     """Scores the whole of context.student, and subsets of `count` of its layers, those closest to the whole first.
 
     All subsets are scored where there are no more than EXHAUSTIVE. Where there are more, the search goes backward: from
     the whole model, the layer that costs the least KL is dropped, again and again, until one layer too many is left.
     Then every way to drop the last one is scored, and beside these subsets the usual choices (USUAL).
+
+    Args:
+      choices: the only subsets that are scored, where not every subset makes a student of its own; None = all.
     """
     score = make_scorer(context)
     whole = tuple(range(context.student.num_layers))
-    if math.comb(len(whole), count) <= EXHAUSTIVE:
+    if choices is not None:
+        subsets = set(choices)
+    elif math.comb(len(whole), count) <= EXHAUSTIVE:
         subsets = set(itertools.combinations(whole, count))
     else:
         left = whole

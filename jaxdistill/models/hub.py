@@ -1,7 +1,9 @@
 """From the name of a model to its folder and configuration: a local folder, or a download from the Hugging Face hub."""
 
 import re
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.weights import FLAX, has_safetensors
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, index of shards, chat template
+
+PATIENCE = 5.0  # seconds in which the hub must answer
 
 
 def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Path:
@@ -31,6 +35,11 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
     if not name:
         raise UserError("the name of the model or tokenizer is empty: give a folder or a hub name")
     path = named_path(name)
+    if is_run(name):
+        raise UserError(
+            f"{name} is the folder of a run; `jaxdistill export --to-pytorch --workdir {name} --out DIR` writes its "
+            "student as a model"
+        )
     if path.is_dir():
         return path
     if path.exists():
@@ -40,14 +49,23 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
     return _download(name, revision=revision, allow_pickle=allow_pickle)
 
 
+def is_run(name: str) -> bool:
+    """Whether this names the folder of a run, which holds the run's config beside the folder `student`."""
+    path = named_path(name)
+    return (path / "config.json").is_file() and (path / "student").is_dir()
+
+
 def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # Where the hub does not answer, its cache alone.
+    alone: dict[str, Any] = {"local_files_only": True} if _is_hub_silent() else {}
+
     def fetch(patterns: list[str]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"]
+                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"], **alone
             )
         )
 
@@ -64,6 +82,29 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
             f"({type(error).__name__}): check the name and the network, or give a local folder"
         ) from error
     return folder
+
+
+def _is_hub_silent() -> bool:
+    """Whether the hub gives no answer within PATIENCE seconds; not asked in offline mode, which needs none.
+
+    snapshot_download waits for the operating system to give up, for minutes where packets are dropped. In a thread, as
+    no timeout bounds the look-up of the hub's address.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # of whichever library the hub's client uses: no answer
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            answers.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return not answers
 
 
 def load_config(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -171,19 +172,34 @@ def _pick_layers(source: Mapping[str, np.ndarray], *, teacher: Model, layers: Se
     return picked
 
 
+def albert_choices(config: Any, count: int) -> list[tuple[int, ...]]:
+    """A choice of `count` layers for each student that can be cut out of an ALBERT: which of its groups are kept.
+
+    Layers of one group have the same parameters, so which of them are chosen makes no difference.
+    """
+    layers, groups = config.num_hidden_layers, config.num_hidden_groups
+    members = [[i for i in range(layers) if _group_of(i, layers, groups) == group] for group in range(groups)]
+    found = []
+    for kept in range(1, min(count, groups) + 1):
+        for chosen in itertools.combinations(members, kept):
+            if count % kept == 0 and all(len(group) >= count // kept for group in chosen):
+                found.append(tuple(layer for group in chosen for layer in group[: count // kept]))
+    return found
+
+
+def _group_of(layer: int, num_layers: int, num_groups: int) -> int:
+    return int(layer / (num_layers / num_groups))
+
+
 def _albert_groups(config: Any, layers: Sequence[int]) -> tuple[int, ...]:
     """The parameter groups of ALBERT that a student keeps: layer i runs group i // (layers / groups).
 
     The student's own layers must fall into the groups by the same rule, so each group kept must be chosen
     equally often.
     """
-
-    def group_of(layer: int, num_layers: int, num_groups: int) -> int:
-        return int(layer / (num_layers / num_groups))
-
-    wanted = [group_of(layer, config.num_hidden_layers, config.num_hidden_groups) for layer in layers]
+    wanted = [_group_of(layer, config.num_hidden_layers, config.num_hidden_groups) for layer in layers]
     groups = tuple(dict.fromkeys(wanted))
-    gets = [groups[group_of(i, len(layers), len(groups))] for i in range(len(layers))]
+    gets = [groups[_group_of(i, len(layers), len(groups))] for i in range(len(layers))]
     if gets != wanted:
         raise UserError(
             f"layers: {list(layers)} take ALBERT's shared groups {wanted}, but a student of {len(layers)} layers and "

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from jaxdistill import config as configs
 from jaxdistill.config import Config
+from jaxdistill.console import say, taking
 from jaxdistill.data import text as texts
 from jaxdistill.data.batching import HostBatch
 from jaxdistill.data.pipeline import BatchIterator, Hosts, Schedule, steps_per_epoch
@@ -60,7 +61,8 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     check_devices(config, meshes)
     writers.check_installed(config.log)
     source = texts.open_text(config.data)
-    pair = load_pair(config, allow_pickle=allow_pickle, report=print)
+    with taking("reading the models"):
+        pair = load_pair(config, allow_pickle=allow_pickle, report=say)
     if recorded is None:  # a run that began before this rule goes on
         _check_best(config, pair)
     check_prompts(config.evaluate, pair)
@@ -68,7 +70,7 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     pruned_layers(config.evaluate, pair.student)  # raises for layers that do not exist
     check_patterns(config, pair, objective)
 
-    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, report=print)
+    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, report=say)
     held_out = held_out_of(config, text)
     context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
     evaluate = make_evaluator(config.evaluate, context)
@@ -150,9 +152,12 @@ def _with_teacher_copied(evaluate: Evaluator, config: Config, shardings: PyTree)
     must have room for it beside the state; a larger teacher is measured by `jaxdistill evaluate`, on all devices.
     """
     needed = any(EVALUATORS[name].needs_teacher for name in config.evaluate.metrics)
+    is_first = True  # when the teacher's own figures are measured
 
     def with_teacher_copied(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
-        copy = jax.device_put(teacher_params, shardings) if needed else None
+        nonlocal is_first
+        copy = jax.device_put(teacher_params, shardings) if needed or is_first else None
         yield from evaluate(student_params, copy)
+        is_first = False
 
     return with_teacher_copied

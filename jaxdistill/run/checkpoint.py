@@ -113,6 +113,14 @@ def last_notes(workdir: Path) -> dict[str, Any]:
     return next(filter(None, found), {})
 
 
+def best_of(workdir: Path, figure: str) -> tuple[int, float] | None:
+    """(step, value) of the checkpoint with the lowest value of a figure; None where none has a value of it."""
+    notes = {step: _notes(workdir / FOLDER / str(step)) for step in reversed(steps_in(workdir))}
+    values = {step: found["metrics"].get(figure, math.inf) for step, found in notes.items() if found}
+    finite = {step: value for step, value in values.items() if math.isfinite(value)}
+    return min(finite.items(), key=lambda item: item[1], default=None)
+
+
 def _notes(folder: Path) -> dict[str, Any]:
     """The notes of a checkpoint; {} where they are still being written, or are damaged."""
     try:

@@ -1,6 +1,6 @@
 """Students cut out of a teacher without training, and the search for the layers to keep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from jaxdistill.data.prompts import framed_ids, prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import search
 from jaxdistill.evaluate.evaluator import make_context
+from jaxdistill.evaluate.search import Score
 from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
 from jaxdistill.models import hub, weights
 from jaxdistill.models.layer_choice import resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
 from jaxdistill.models.pair import Pair
-from jaxdistill.models.student import cut_student, student_config
+from jaxdistill.models.student import albert_choices, cut_student, student_config
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 from jaxdistill.run.assemble import held_out_of
 from jaxdistill.run.training import check_evaluation
@@ -45,7 +46,55 @@ class Cut(NamedTuple):
     seed: int = 0  # of the transform that reference_init draws
 
 
-def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> None:
+class Search(NamedTuple):
+    """The scores of the candidates of a search, the best one first."""
+
+    text: str
+    whole: Score  # of the whole teacher
+    scores: list[Score]
+
+    def lines(self) -> Iterator[str]:
+        """The table of the best candidates, and of those that have a name."""
+        names = search.usual_choices(len(self.scores[0].layers), of=len(self.whole.layers))
+        yield f"{'kl':>8} {'loss':>8}  layers ({len(self.scores)} candidates on {self.text})"
+        yield f"{0:8.4f} {self.whole.loss:8.4f}  all {len(self.whole.layers)}"
+        for place, one in enumerate(self.scores):
+            if place < SHOWN or one.layers in names:
+                yield f"{one.kl:8.4f} {one.loss:8.4f}  {','.join(map(str, one.layers))} {names.get(one.layers, '')}"
+
+
+class Made(NamedTuple):
+    """A student that was cut out."""
+
+    cut: Cut
+    out: Path
+    family: str
+    layers: tuple[int, ...]
+    parameters: int
+    of: int  # parameters of the teacher
+    searched: Search | None
+
+    def lines(self) -> Iterator[str]:
+        """What it is, for people."""
+        yield from self.searched.lines() if self.searched else ()
+        yield (
+            f"layers {','.join(map(str, self.layers))} of {self.cut.teacher} are in {self.out}: {self.family}, "
+            f"{self.parameters:,} of {self.of:,} parameters"
+        )
+
+    def values(self) -> dict[str, Any]:
+        """What it is, for a script."""
+        candidates = [score._asdict() for score in self.searched.scores] if self.searched else []
+        return {
+            "folder": str(self.out),
+            "family": self.family,
+            "layers": self.layers,
+            "parameters": self.parameters,
+            "candidates": candidates,
+        }
+
+
+def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> Made:
     """Cuts a student out of a teacher and writes it as a PyTorch folder.
 
     Raises:
@@ -58,16 +107,19 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
         raise UserError(
             "--layers search and --text FILE, to score the candidates on, go together; give both or neither"
         )
+    # "search" and "search:N" count as a plain count does.
+    spec = f"spread{cut.layers.removeprefix('search')}" if searched else cut.layers
+    layers = resolve_layers(spec, of=teacher.num_layers)
+    choices = _choices(teacher, cut, count=len(layers)) if searched else None
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, teacher.config)
     teacher_params = weights.load_params(folder, teacher, allow_pickle=allow_pickle)
+    found = None
     if searched:
-        # "search" and "search:N" count as a plain count does.
-        count = cut.layers.partition(":")[2] or str(max(teacher.num_layers // 2, 1))
-        count = len(resolve_layers(f"spread:{count}", of=teacher.num_layers))
-        layers = _search(teacher, teacher_params, tokenizer, text=cut.text, count=count, report=report)
-    else:
-        layers = resolve_layers(cut.layers, of=teacher.num_layers)
+        found = _search(
+            teacher, teacher_params, tokenizer, text=cut.text, count=len(layers), choices=choices, report=report
+        )
+        layers = found.scores[0].layers
     family = cut.family or teacher.config.model_type
     student_model = build_model(student_config(teacher.config, family=family, layers=layers))
     params = cut_student(
@@ -79,10 +131,25 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
         key=jax.random.key(cut.seed),
     )
     _write(cut, student_model, params, tokenizer, layers, out)
-    report(
-        f"layers {','.join(map(str, layers))} of {cut.teacher} are in {out}: {student_model.config.model_type}, "
-        f"{count_params(params):,} of {count_params(param_shapes(teacher)):,} parameters"
-    )
+    of = count_params(param_shapes(teacher))
+    return Made(cut, out, student_model.config.model_type, layers, count_params(params), of, found)
+
+
+def _choices(teacher: Model, cut: Cut, *, count: int) -> list[tuple[int, ...]] | None:
+    """The choices of a search where not every subset of layers makes a student of its own; else None.
+
+    Raises:
+      UserError: there is one student alone.
+    """
+    config = teacher.config
+    choices = albert_choices(config, count) if teacher.family.shared_layers else None
+    if count == teacher.num_layers or (choices is not None and len(choices) == 1):
+        groups = f" with the parameters of {config.num_hidden_groups} shared group(s)" if choices else ""
+        raise UserError(
+            f"--layers {cut.layers}: of {cut.teacher}, {teacher.num_layers} layers{groups}, there is one student of "
+            f"{count} layers alone, so there is nothing to choose; give --layers {count}"
+        )
+    return choices
 
 
 def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layers: tuple[int, ...], out: Path) -> None:
@@ -106,8 +173,17 @@ def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layer
     )
 
 
-def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: int, report: Report) -> tuple[int, ...]:
-    """The best `count` layers on the first rows of a text; prints the table they were chosen from."""
+def _search(
+    model: Model,
+    params: PyTree,
+    tokenizer: Any,
+    *,
+    text: str,
+    count: int,
+    choices: list[tuple[int, ...]] | None,
+    report: Report,
+) -> Search:
+    """Scores choices of `count` layers on the first rows of a text."""
     default = Config()
     config = default.changed(
         data={"path": text, "eval_path": text, "max_length": min(default.data.max_length, model.max_length)},
@@ -120,11 +196,5 @@ def _search(model: Model, params: PyTree, tokenizer: Any, *, text: str, count: i
     check_evaluation(config, mesh)
     pair = Pair(model, params, None, {}, tokenizer, None)
     context = make_context(config.evaluate, config.mask, pair, prepared, held_out_of(config, prepared), mesh=mesh)
-    whole, scores = search.search_layers(context, jax.device_put(params, sharding.replicated(mesh)), count=count)
-    names = search.usual_choices(count, of=model.num_layers)
-    report(f"{'kl':>8} {'loss':>8}  layers ({len(scores)} candidates on {text})")
-    report(f"{0:8.4f} {whole.loss:8.4f}  all {model.num_layers}")
-    for place, one in enumerate(scores):
-        if place < SHOWN or one.layers in names:
-            report(f"{one.kl:8.4f} {one.loss:8.4f}  {','.join(map(str, one.layers))} {names.get(one.layers, '')}")
-    return scores[0].layers
+    on_devices = jax.device_put(params, sharding.replicated(mesh))
+    return Search(text, *search.search_layers(context, on_devices, count=count, choices=choices))

@@ -2,13 +2,29 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
 from jaxdistill.run import folder as folders
 
 
-def export_run(workdir: Path, out: Path, *, to: str, report: Callable[[str], None], step: int | None = None) -> None:
+class Exported(NamedTuple):
+    """A checkpoint that was written as a Hugging Face folder."""
+
+    workdir: Path
+    step: int
+    out: Path
+    to: str  # the format
+    figures: dict[str, float]  # of the last evaluation before the checkpoint
+
+    def __str__(self) -> str:
+        return f"exported step {self.step} of {self.workdir} to {self.out} ({self.to}); its logits are the checkpoint's"
+
+
+def export_run(
+    workdir: Path, out: Path, *, to: str, report: Callable[[str], None], step: int | None = None
+) -> Exported:
     """Writes a run's student as a Hugging Face folder and proves that it reads back the same.
 
     Args:
@@ -36,4 +52,4 @@ def export_run(workdir: Path, out: Path, *, to: str, report: Callable[[str], Non
         card=model_card(card),
         probe=student.probe,
     )
-    report(f"exported step {student.step} of {workdir} to {out} ({to}); its logits are the checkpoint's")
+    return Exported(workdir, student.step, out, to, student.figures)

@@ -14,12 +14,14 @@ from orbax.checkpoint import CheckpointManager
 
 from jaxdistill import config as configs
 from jaxdistill.config import Config
+from jaxdistill.console import say, taking
 from jaxdistill.data.batching import HostBatch
 from jaxdistill.errors import NotFiniteError
 from jaxdistill.evaluate.evaluator import check_finite
 from jaxdistill.run import checkpoint, memory, resume
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import Parts, assemble
+from jaxdistill.run.best import best_line
 from jaxdistill.run.closing import Closing
 from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
@@ -51,14 +53,16 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
     with locked(workdir) if is_first else nullcontext(Held(workdir)) as held:
         configs.check(config)
         if student := resume.finished(config, workdir, resume.began_with(config, workdir)):
-            print(f"{workdir} is finished: all {student.step} steps are trained")
+            say(f"{workdir} is finished: all {student.step} steps are trained")
             figures = student.figures
         else:
             figures = _trained(config, held, allow_pickle=allow_pickle, stop=stop or Stop())
+            if is_first and (line := best_line(workdir, config.checkpoint.best)):
+                say(line)
         for to in config.export.to:
             out = workdir / f"export-{to}"
             if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
-                export_run(workdir, out, to=to, report=print)
+                say(str(export_run(workdir, out, to=to, report=say)))
     return figures
 
 
@@ -138,7 +142,8 @@ def _train(config: Config, held: Held, parts: Parts, closing: Closing, stop: Sto
     parts = parts._replace(pair=parts.pair._replace(student_params=shapes))
     key, start = jax.random.key(config.seed), int(state.step)
     if start == 0:
-        session.write(0, "eval", session.evaluate(0, state.params["student"]))  # before any training
+        with taking("measuring the student before its first step"):
+            session.write(0, "eval", session.evaluate(0, state.params["student"]))
     memory.give_back()
     due = Due(config, stop, steps=steps, per_epoch=parts.per_epoch)
     at, began_at = start, time.perf_counter()
@@ -199,7 +204,7 @@ def _restored(
     """
     recorded = parts.recorded
     resume.check_content(config, workdir, recorded, parts.text, parts.content)
-    found = checkpoint.restore(manager, _items(state), report=print)
+    found = checkpoint.restore(manager, _items(state), report=say)
     if found is None:
         return state, {}
     at, items, notes = found
@@ -207,9 +212,9 @@ def _restored(
     old = resume.steps_of(configs.recorded_values(recorded), per_epoch=parts.per_epoch)
     resume.check_length(config, workdir, old=old, new=parts.steps, at=at)
     if jax.process_index() == 0:
-        resume.go_on_with(config, workdir, recorded, old=old, new=parts.steps, report=print)
+        resume.go_on_with(config, workdir, recorded, old=old, new=parts.steps, report=say)
     parts.batches.set_state(notes["data"])
-    print(f"resumed {workdir} at step {at} of {parts.steps}")
+    say(f"resumed {workdir} at step {at} of {parts.steps}")
     return _from_items(items), notes["figures"]
 
 

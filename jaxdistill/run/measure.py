@@ -1,25 +1,42 @@
-"""Figures of a run's checkpoint."""
+"""Figures of a run's checkpoint, or of any model, on the same held-out text with the same masks."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+from jaxtyping import PyTree
 
 from jaxdistill import recipe
+from jaxdistill.config import Config
 from jaxdistill.data import text as texts
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.context import ScoredCompletion
 from jaxdistill.evaluate.evaluator import check_finite, make_context, make_evaluator
 from jaxdistill.files import write_text, writing
-from jaxdistill.models.model import build_model_for
+from jaxdistill.models.model import Model, build_model_for
 from jaxdistill.models.pair import Pair
+from jaxdistill.models.settings import StudentConfig
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import held_out_of
-from jaxdistill.run.models import check_model, in_dtype, load_teacher
+from jaxdistill.run.models import check_model, in_dtype, load_teacher, pair_with
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
+
+Report = Callable[[str], None]
+
+
+def config_of_run(workdir: Path, overrides: Sequence[str]) -> Config:
+    """The config of a run, with `--config.KEY=VALUE` flags.
+
+    Raises:
+      UserError: `workdir` is no run folder; a flag that does not fit.
+    """
+    recorded = folders.read_config(workdir)
+    if recorded is None:
+        raise UserError(f"{workdir} is no run folder: it has no config.json")
+    return recipe.recorded(recorded, overrides)
 
 
 def evaluate(
@@ -29,10 +46,13 @@ def evaluate(
     metrics: Sequence[str] | None,
     overrides: Sequence[str],
     allow_pickle: bool,
-    report: Callable[[str], None],
+    report: Report,
     predictions: Path | None = None,
 ) -> dict[str, float]:
     """Measures a checkpoint on the run's held-out text, or on the text that `--config.data...` names instead.
+
+    The teacher's own figures follow the student's. Where `metrics` names none that compares the two, a teacher that
+    cannot be read is left out.
 
     Args:
       step: of the checkpoint; None = the last.
@@ -43,27 +63,75 @@ def evaluate(
     Raises:
       UserError: what does not fit.
     """
+    config = _with_metrics(config_of_run(workdir, overrides), metrics, predictions)
+    student = folders.load_student(workdir, step=step, report=report)
+    check_model(config, student.model, "student")
+    config, teacher, teacher_params = _teacher(config, metrics, allow_pickle=allow_pickle, report=report)
+    # In the data types of the run, so that its own figures come out again.
+    teacher_params = in_dtype(teacher_params, config.teacher.dtype)
+    model = build_model_for(student.model.config, config.student)
+    pair = Pair(model, student.params, teacher, teacher_params, student.tokenizer, None)
+    return _measure(config, pair, name=f"{workdir}, step {student.step}", predictions=predictions, report=report)
+
+
+def evaluate_model(
+    name: str,
+    config: Config,
+    *,
+    revision: str,
+    metrics: Sequence[str] | None,
+    allow_pickle: bool,
+    report: Report,
+    predictions: Path | None = None,
+) -> dict[str, float]:
+    """Measures any model on the held-out text of a config, with the masks that a run of this config is measured on.
+
+    Args:
+      name: folder, run folder or hub name of the model.
+      revision: of a hub name.
+      metrics, predictions: as in `evaluate`.
+
+    Raises:
+      UserError: what does not fit.
+    """
+    config = _with_metrics(config, metrics, predictions)
+    as_it_is = StudentConfig(name=name, revision=revision, dtype=config.student.dtype)
+    config = config.model_copy(update={"student": as_it_is})
+    config, teacher, teacher_params = _teacher(config, metrics, allow_pickle=allow_pickle, report=report)
+    pair = pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report, missing="error")
+    return _measure(config, pair, name=name, predictions=predictions, report=report)
+
+
+def _with_metrics(config: Config, metrics: Sequence[str] | None, predictions: Path | None) -> Config:
     for name in metrics or ():
         if name not in EVALUATORS:
             raise UserError(f"--metrics holds {name!r}; there are {', '.join(EVALUATORS)}")
-    recorded = folders.read_config(workdir)
-    if recorded is None:
-        raise UserError(f"{workdir} is no run folder: it has no config.json")
-    config = recipe.recorded(recorded, overrides)
     config = config.changed(evaluate={"metrics": tuple(metrics or config.evaluate.metrics)})
     if not config.teacher.name and "agreement" in (metrics or ()):
         raise UserError("--metrics holds agreement, and this run has no teacher to agree with")
     if predictions is not None and "rouge" not in config.evaluate.metrics:
         raise UserError("--predictions keeps the completions of rouge; add rouge to --metrics")
-    student = folders.load_student(workdir, step=step, report=report)
-    check_model(config, student.model, "student")
+    return config
+
+
+def _teacher(
+    config: Config, metrics: Sequence[str] | None, *, allow_pickle: bool, report: Report
+) -> tuple[Config, Model | None, PyTree]:
+    """(config, teacher, its parameters); a config without a teacher where no metric that was asked for needs one."""
+    try:
+        return config, *load_teacher(config, allow_pickle=allow_pickle)
+    except UserError as error:
+        if not metrics or any(EVALUATORS[name].needs_teacher for name in metrics):
+            alone = ",".join(name for name in config.evaluate.metrics if not EVALUATORS[name].needs_teacher)
+            hint = f"; --metrics {alone} measures without the teacher" if alone else ""
+            raise UserError(f"{error}{hint}") from error
+        report(f"without the teacher's own figures: {error}")
+        return config.changed(teacher={"name": "", "revision": ""}), None, {}
+
+
+def _measure(config: Config, pair: Pair, *, name: str, predictions: Path | None, report: Report) -> dict[str, float]:
     source = texts.open_text(config.data)
-    teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
-    # In the data types of the run, so that its own figures come out again.
-    teacher_params = in_dtype(teacher_params, config.teacher.dtype)
-    model = build_model_for(student.model.config, config.student)
-    pair = Pair(model, student.params, teacher, teacher_params, student.tokenizer, None)
-    text = texts.prepare_text(config.data, source, student.tokenizer, causal=model.family.causal, report=report)
+    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, report=report)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
 
@@ -77,7 +145,7 @@ def evaluate(
         config.evaluate, config.mask, pair, text, held_out, mesh=mesh, keep_completions=keep_completions
     )
     measure = make_evaluator(config.evaluate, context)
-    everywhere = sharding.replicated(mesh)
-    figures = dict(measure(jax.device_put(student.params, everywhere), jax.device_put(teacher_params, everywhere)))
-    check_finite(figures, of=lambda: f"{workdir}, step {student.step}")
+    params = jax.device_put((pair.student_params, pair.teacher_params), sharding.replicated(mesh))
+    figures = dict(measure(*params))
+    check_finite(figures, of=lambda: name)
     return figures

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +44,34 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
       UserError: what does not fit; before any text is read and anything is compiled.
     """
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
+    return pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
+
+
+def pair_with(
+    config: Config,
+    teacher: Model | None,
+    teacher_params: PyTree,
+    *,
+    allow_pickle: bool,
+    report: Callable[[str], None],
+    missing: Literal["error", "init"] = "init",
+) -> Pair:
+    """As `load_pair`, with a teacher that `load_teacher` has loaded.
+
+    Args:
+      missing: "error" refuses a folder of config.student.name that lacks a head, which "init" draws.
+
+    Raises:
+      UserError: as `load_pair`.
+    """
     choice = _student_model(config.student, teacher, allow_pickle=allow_pickle)
     check_model(config, choice.model, "student")
     _check_same_kind(teacher, choice.model)
     if unused := _unused(config.student, choice):
         report(f"config.student.name={config.student.name} is taken as it is, without config.student.{unused}")
-    params = _student_params(config, choice, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
+    params = _student_params(
+        config, choice, teacher, teacher_params, allow_pickle=allow_pickle, missing=missing, report=report
+    )
     tokenizer = _tokenizer(config, choice)
     for one in (teacher, choice.model):
         if one is not None:
@@ -173,7 +195,7 @@ def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pick
     s = settings
     if s.name:
         own = Path(s.name) / "student"
-        folder = own if _is_run(s.name) else hub.resolve(s.name, revision=s.revision, allow_pickle=allow_pickle)
+        folder = own if hub.is_run(s.name) else hub.resolve(s.name, revision=s.revision, allow_pickle=allow_pickle)
         return StudentChoice(build_model_for(hub.load_config(folder), s), None, folder)
     overrides = dict(s.overrides or {})
     if s.init == "random":
@@ -208,6 +230,7 @@ def _student_params(
     teacher_params: PyTree,
     *,
     allow_pickle: bool,
+    missing: Literal["error", "init"],
     report: Callable[[str], None],
 ) -> PyTree:
     key = jax.random.key(config.seed)
@@ -223,14 +246,10 @@ def _student_params(
         )
     if choice.folder is None:
         return init_params(choice.model, key)
-    if _is_run(config.student.name):
+    if hub.is_run(config.student.name):
         # To the host, as they lie on one device and the run's state may lie on others.
         return jax.device_get(folders.load_student(Path(config.student.name), report=report).params)
-    return weights.load_params(choice.folder, choice.model, allow_pickle=allow_pickle, missing="init", key=key)
-
-
-def _is_run(name: str) -> bool:
-    return (Path(name) / "config.json").exists() and (Path(name) / "student").is_dir()
+    return weights.load_params(choice.folder, choice.model, allow_pickle=allow_pickle, missing=missing, key=key)
 
 
 def _config_from_scratch(overrides: dict[str, Any], family: str) -> Any:

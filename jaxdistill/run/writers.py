@@ -9,13 +9,16 @@ import json
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.config import LogConfig
 from jaxdistill.errors import UserError
-from jaxdistill.files import writing
+from jaxdistill.files import write_text, writing
+
+WANDB_ID = "wandb-id.txt"
 
 Write = Callable[[int, str, Mapping[str, float]], None]  # (step, kind, figures)
 
@@ -76,14 +79,25 @@ def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
 def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> tuple[Write, Callable[[], None]]:
     import wandb  # extra `wandb`
 
-    # The id is made from the path of the folder, so that a resumed run continues the same curves.
-    run = wandb.init(project=project, dir=str(folder), id=folder.absolute().as_posix().replace("/", "-").strip("-"),
-                     resume="allow", config=dict(config))  # fmt: skip
+    run = wandb.init(project=project, dir=str(folder), id=_wandb_id(folder), resume="allow", config=dict(config))
 
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         run.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
 
     return write, run.finish
+
+
+def _wandb_id(folder: Path) -> str:
+    """The id of a run folder, drawn once, so that a resumed run continues its curves and no other run has the same.
+
+    Runs of 0.1.0, which have W&B's files and no such id, go on with one that was made from the path of the folder.
+    """
+    path = folder / WANDB_ID
+    if not path.exists():
+        of_path = folder.absolute().as_posix().replace("/", "-").strip("-")
+        with writing(path):
+            write_text(path, of_path if (folder / "wandb").is_dir() else uuid.uuid4().hex)
+    return path.read_text().strip()
 
 
 def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Callable[[str], None]]:

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from jaxdistill.data.prompts import prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
 from jaxdistill.models import hub, weights
-from jaxdistill.models.model import build_model
+from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.tokenizer import check_tokenizer, end_ids, load_tokenizer
 from jaxdistill.sampling.decoding import Decoding, check_decoding
 from jaxdistill.sampling.generate import make_generator
@@ -27,34 +29,44 @@ class Continuation(NamedTuple):
     stop: str  # why the continuation ended, see generate.Completion
 
 
+class Writer(NamedTuple):
+    """A model that continues prompts."""
+
+    model: Model
+    tokenizer: Any
+    load: Callable[[], PyTree]  # reads the parameters, once the rest is found to fit
+
+
+def writer_of(name: str, *, revision: str, allow_pickle: bool) -> Writer:
+    """The model of a folder or of a hub name.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    folder = hub.resolve(name, revision=revision, allow_pickle=allow_pickle)
+    config = hub.load_config(folder)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, config)
+    model = build_model(config)
+    return Writer(model, tokenizer, lambda: weights.load_params(folder, model, allow_pickle=allow_pickle))
+
+
 def continue_prompts(
-    name: str,
-    prompts: list[str],
-    decoding: Decoding,
-    *,
-    revision: str,
-    allow_pickle: bool,
-    batch_size: int,
-    seed: int,
+    writer: Writer, prompts: list[str], decoding: Decoding, *, batch_size: int, seed: int
 ) -> list[Continuation]:
     """Continues each prompt with a causal model, `batch_size` prompts at a time.
 
     Args:
-      name: folder or hub name.
       decoding: its end_ids are replaced by the end tokens of the model.
 
     Raises:
       UserError: the model cannot be read or generates no text; a value of `decoding`, or a prompt, does not fit.
     """
     check_decoding(decoding)
-    folder = hub.resolve(name, revision=revision, allow_pickle=allow_pickle)
-    config = hub.load_config(folder)
-    tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer, config)
-    decoding = dataclasses.replace(decoding, end_ids=end_ids(config, tokenizer))
-    model = build_model(config)
+    model, tokenizer, load = writer
+    decoding = dataclasses.replace(decoding, end_ids=end_ids(model.config, tokenizer))
     generate = make_generator(model, decoding=decoding, batch_size=batch_size)
-    params = jax.device_put(weights.load_params(folder, model, allow_pickle=allow_pickle))
+    params = jax.device_put(load())
     ids = prompt_ids(tokenizer, prompts)
     completions = generate(params, ids, jax.random.key(seed))
     return [

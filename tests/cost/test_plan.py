@@ -1,5 +1,6 @@
 """Costs before a machine is rented: what is counted, against programs whose cost is known, and the command itself."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -75,6 +76,12 @@ def test_a_known_chip_has_a_range_and_a_largest_batch(recipe, monkeypatch):
     low, high = number(r"expected: ([\d,]+)", out), number(r"to ([\d,]+) tokens/s", out)
     assert 0 < low < high
     assert re.search("bound by (arithmetic|memory)", out)
+    code, printed, _ = tiny_run.call(
+        cli.main, ["plan", f"--config={recipe.recipe}", "--config.train.batch_size=64", "--json"]
+    )
+    values = json.loads(printed)  # the same figures for a script
+    assert code == 0 and [round(value) for value in values["tokens_per_s"]] == [low, high]
+    assert values["fits"] and values["largest_batch"] > 64 and values["devices"] == 8
     assert number(r"about ([\d,]+) rows", out) > 64
 
 

@@ -1,6 +1,7 @@
 """The search for layers to keep: its figures against students that are really cut out, and whom it picks."""
 
 import itertools
+import json
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import tiny as tiny_models
 import tiny_run
+from transformers import AutoTokenizer
 
 from jaxdistill import cli, recipe
 from jaxdistill.data import text as texts
@@ -16,7 +19,7 @@ from jaxdistill.evaluate import search
 from jaxdistill.evaluate.evaluator import make_context
 from jaxdistill.models import intercept
 from jaxdistill.models.model import build_model
-from jaxdistill.models.student import cut_student, student_config
+from jaxdistill.models.student import albert_choices, cut_student, student_config
 from jaxdistill.run.assemble import held_out_of
 from jaxdistill.run.models import load_pair
 from jaxdistill.step import sharding
@@ -99,3 +102,44 @@ def test_init_student_prints_the_table_and_cuts_the_best(tiny, tmp_path):
     for new, old in enumerate(best.split(",")):
         name = "bert.encoder.layer.{}.output.dense.weight"
         np.testing.assert_array_equal(student[name.format(new)], teacher[name.format(old)])
+
+
+def cut_albert(tiny, tmp_path, count: int, **fields) -> tuple[int, str, str]:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.teacher)
+    teacher = tiny_run.write_model(tmp_path / "albert", tokenizer, kind="albert", embedding_size=8, **fields)
+    out = tmp_path / "student"
+    argv = ["init-student", f"--teacher={teacher}", f"--layers=search:{count}", f"--text={tiny.text}", f"--out={out}"]
+    return tiny_run.call(cli.main, [*argv, "--json"])
+
+
+@pytest.mark.parametrize(("count", "said"), [(2, "1 shared group"), (3, "give --layers 3")])
+def test_where_there_is_one_student_there_is_nothing_to_choose(tiny, tmp_path, count, said):
+    code, out, err = cut_albert(tiny, tmp_path, count, num_hidden_groups=1)
+    assert code == 2 and said in err and "nothing to choose" in err and out == ""
+    assert not (tmp_path / "student").exists()
+
+
+def test_all_layers_are_one_choice(tiny, tmp_path):
+    argv = ["init-student", f"--teacher={tiny.teacher}", "--layers=search:4", f"--text={tiny.text}"]
+    code, _, err = tiny_run.call(cli.main, [*argv, f"--out={tmp_path / 'out'}"])
+    assert code == 2 and "there is one student of 4 layers alone" in err
+
+
+def test_a_choice_of_each_student_that_an_albert_gives():
+    config = tiny_models.config("albert", num_hidden_layers=6, num_hidden_groups=3)
+    assert albert_choices(config, 1) == [(0,), (2,), (4,)]
+    assert albert_choices(config, 2) == [(0, 1), (2, 3), (4, 5), (0, 2), (0, 4), (2, 4)]
+    assert albert_choices(config, 3) == [(0, 2, 4)]
+    assert albert_choices(config, 4) == [(0, 1, 2, 3), (0, 1, 4, 5), (2, 3, 4, 5)]
+    for count in range(1, 7):
+        for layers in albert_choices(config, count):
+            assert student_config(config, family="albert", layers=layers).num_hidden_layers == count
+
+
+@pytest.mark.slow
+def test_a_search_scores_each_student_of_an_albert_once(tiny, tmp_path):
+    code, out, err = cut_albert(tiny, tmp_path, 2, num_hidden_groups=2)
+    assert code == 0, err
+    made = json.loads(out)
+    assert {tuple(one["layers"]) for one in made["candidates"]} == {(0, 1), (2, 3), (0, 2)}
+    assert made["layers"] == made["candidates"][0]["layers"]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import time
 
 import pytest
 import tiny
@@ -200,3 +202,23 @@ def test_all_that_is_read_is_fetched(repository, there, left, allow_pickle):
     safe = any("safetensors" in name for name in there)
     left = left if safe or not allow_pickle else set()
     assert {file.name for file in fetched.iterdir()} == read - left
+
+
+def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path, monkeypatch):
+    """A server that takes a connection and says nothing, as where a firewall drops packets; the cache is still read."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(hub, "PATIENCE", 0.2)
+        began = time.monotonic()
+        refused(lambda: hub.resolve("somebody/model"), "somebody/model", "check the name and the network")
+        assert time.monotonic() - began < 5
+        snapshot = tmp_path / "models--somebody--model" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        refs = tmp_path / "models--somebody--model" / "refs" / "main"
+        refs.parent.mkdir()
+        refs.write_text("abc")
+        assert hub.resolve("somebody/model") == snapshot

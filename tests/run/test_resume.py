@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_costs_only_its_steps(tiny, uninterrupted, tmp_path
     (data,) = (path for path in (workdir / "checkpoints" / "29" / "student" / "d").iterdir())
     data.write_bytes(data.read_bytes()[:-100])
     tiny_run.train(tiny, workdir, **VARIED)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "checkpoint 29 is damaged (" in said and f"resumed {workdir} at step 28 of 29" in said
     tiny_run.assert_same_run(workdir, uninterrupted)
     assert (workdir / "checkpoints" / "damaged-29").is_dir()

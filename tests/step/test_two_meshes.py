@@ -296,7 +296,7 @@ def test_a_run_on_two_meshes_is_resumed(
 )
 def test_devices_that_do_not_fit(tiny: tiny_run.Tiny, tmp_path: Any, values: dict[str, int], said: list[str]) -> None:
     code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, tmp_path / "run", **values))
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert code == 2 and err.splitlines()[-1].startswith("error: ") and not (tmp_path / "run").exists()
     assert all(part in err for part in said), err
 
 
