@@ -65,8 +65,8 @@ class Log:
         if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
             raise NotFiniteError(
                 f"loss is {values['loss']} and the gradient's norm {norm} at step {at}; {self.last_good()}. "
-                "The same command with a lower --config.optim.learning_rate or --config.optim.clip goes on from there; "
-                "another --workdir starts afresh"
+                "The same command with a lower --config.optim.learning_rate or --config.optim.clip goes on from there, "
+                "and with another --workdir it starts afresh"
             )
         figures = {
             "loss": values.pop("loss"),

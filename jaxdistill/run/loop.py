@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxdistill import config as configs
 from jaxdistill.config import Config
 from jaxdistill.console import say, taking
 from jaxdistill.data.batching import HostBatch
-from jaxdistill.errors import NotFiniteError
+from jaxdistill.errors import NotFiniteError, UserError
 from jaxdistill.evaluate.evaluator import check_finite
 from jaxdistill.run import checkpoint, memory, resume
 from jaxdistill.run import folder as folders
@@ -63,6 +63,7 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
             out = workdir / f"export-{to}"
             if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
                 say(str(export_run(workdir, out, to=to, report=say)))
+        held.check()
     return figures
 
 
@@ -243,7 +244,9 @@ def _from_items(items: dict[str, PyTree]) -> TrainState:
 
 
 def _last_good(manager: CheckpointManager) -> str:
-    manager.wait_until_finished()
+    """For the message of a loss that is not finite."""
+    with suppress(UserError):  # a disk that is full as well must not bury that
+        checkpoint.finish(manager)
     step = manager.latest_step()
     return "there is no checkpoint" if step is None else f"the last good checkpoint is that of step {step}"
 
