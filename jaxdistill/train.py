@@ -70,6 +70,9 @@ def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY, interrup
     # Without this, gRPC and XLA write to the terminal before our first line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Where torch or TensorFlow is installed, transformers imports it: two seconds, for classes that are not used here.
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("USE_TF", "0")
     # Programs that took a second or more to compile are kept for the next run. jax reads this when it is imported.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jaxdistill/compiled").expanduser()))
     try:

@@ -11,6 +11,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 
 import jax
 import pytest
+import transformers  # noqa: F401 - before a command says USE_TORCH=0 to its process, which here is the oracles' too
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -22,6 +23,11 @@ install_import_hook("jaxdistill", "conftest.check")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # transformers' ModernBERT runs torch.compile where it is imported, which torch itself warns of.
+    config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
 
 def pytest_collection_finish() -> None:
