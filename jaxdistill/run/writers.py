@@ -3,11 +3,11 @@
 The keys of a record are stable: `step`, `time` (unix seconds), `kind` (train | eval), then the figures.
 """
 
-import errno
 import importlib.util
 import json
 import math
-import os
+import socket
+import struct
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxdistill.config import LogConfig
 from jaxdistill.errors import UserError
-from jaxdistill.files import write_text, writing
+from jaxdistill.files import appending, write_text, writing
 
 WANDB_ID = "wandb-id.txt"
 
@@ -29,21 +29,16 @@ def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
         if path.exists():
             # The last line of a killed run may be torn.
             kept = [line for line in path.read_text(errors="replace").splitlines() if 0 < resume_at >= _step_of(line)]
-            part = path.with_suffix(".part")
-            part.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(part, path)
-        file = path.open("ab", buffering=0)  # unbuffered, so that closing has nothing left to write and cannot fail
+            write_text(path, "".join(f"{line}\n" for line in kept))
+    append, close = appending(path)
 
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         # JSON has no NaN and no infinity; null is what pandas and jq read instead.
         values = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         record: dict[str, Any] = {"step": step, "time": round(time.time(), 3), "kind": kind, **values}
-        line = f"{json.dumps(record, allow_nan=False)}\n".encode()
-        with writing(path):
-            if file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(f"{json.dumps(record, allow_nan=False)}\n".encode())
 
-    return write, file.close
+    return write, close
 
 
 def _step_of(line: str) -> float:
@@ -65,15 +60,33 @@ def check_installed(settings: LogConfig) -> None:
 
 
 def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
-    from tensorboardX import SummaryWriter  # extra `tensorboard`; no TensorFlow
+    """Event files, written by this thread: tensorboardX's own writer has a thread that a full disk ends, after which
+    its queue of ten figures fills, and training would wait for ever."""
+    from tensorboardX.proto import event_pb2  # extra `tensorboard`; no TensorFlow
+    from tensorboardX.summary import scalar
 
-    writer = SummaryWriter(str(folder))
+    make: Any = event_pb2  # its classes are made when it is imported, which no type checker sees
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    append, close = appending(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+    append(_framed(make.Event(wall_time=time.time(), file_version="brain.Event:2")))
 
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        event = make.Event(wall_time=time.time(), step=step)
         for name, value in figures.items():
-            writer.add_scalar(f"{kind}/{name}", value, step)
+            event.summary.MergeFrom(scalar(f"{kind}/{name}", value))
+        append(_framed(event))
 
-    return write, writer.close
+    return write, close
+
+
+def _framed(event: Any) -> bytes:
+    """A record of a TFRecord file: the length, its checksum, the data, their checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> tuple[Write, Callable[[], None]]:
