@@ -28,14 +28,14 @@ def reread_difference(folder: Path, *, model: Model, params: PyTree, probe: Mapp
     Raises:
       UserError: the folder cannot be read.
     """
-    written = build_model(hub.load_config(folder), dtype=jnp.float32)
+    written = build_model(hub.load_config(folder), dtype=jnp.float32, classes=model.classes)
     check_tokenizer(load_tokenizer(folder), written.config)
     reread = weights.load_params(folder, written)
     inputs = {
         "input_ids": jnp.asarray(probe["input_ids"]),
         "attention_mask": jnp.asarray(probe["attention_mask"], bool),
     }
-    original = build_model(model.config, dtype=jnp.float32)
+    original = build_model(model.config, dtype=jnp.float32, classes=model.classes)
     expected = _logits(original, params, **inputs)
     got = _logits(written, reread, **inputs)
     return float(np.max(np.abs(expected - got), where=inputs["attention_mask"][:, :, None], initial=0.0))

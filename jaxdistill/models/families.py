@@ -1,9 +1,9 @@
-"""The table of model families: the facts that cannot be derived from the Hugging Face Flax classes themselves.
+"""The table of model families: where the parts of a model are, which is the same for Flax classes and for the core.
 
-A new family is one row here and one in tests/models/tiny.py. Derived elsewhere, and so not in the table: the torch
-class (the Flax class's name without "Flax"), the parameter names (Flax path, with kernel/scale/embedding renamed to
-weight), and the sizes, which every configuration class answers under the names num_hidden_layers, hidden_size and
-num_attention_heads (transformers' `attribute_map`).
+A new family is one row here and one in tests/models/tiny.py, and one in models/core/rows.py where the core computes it.
+Derived elsewhere, and so not in the table: the torch class, the parameter names (Flax
+path, with kernel/scale/embedding renamed to weight), and the sizes, which every configuration class answers under the
+names num_hidden_layers, hidden_size and num_attention_heads (transformers' `attribute_map`).
 
 Causal families have one head, `lm_head`, a Dense without bias. Where the embeddings are tied the head has no parameter
 of its own: `model.with_tied_head` fills in the transposed embedding, for every causal family in the same way
@@ -11,7 +11,7 @@ of its own: `model.with_tied_head` fills in the transposed embedding, for every 
 interceptor does not see the head's path).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Family:
     shared_layers: bool = False  # ALBERT: `layers` names parameter groups, each run several times
     positions_after_pad: bool = False  # RoBERTa: position ids start at pad_token_id + 1
     head_activation: str = ""  # ELECTRA: torch's head ignores config.hidden_act and always uses this activation
+    torch_class: str = ""  # "" = named as the configuration class, with ForCausalLM or ForMaskedLM
     token_types: bool = True  # the forward pass takes token_type_ids
     # Parts of the names of torch tensors that the Flax class has no parameter for.
     ignored: tuple[str, ...] = ("pooler.", "position_ids", "token_type_ids")
@@ -101,14 +102,24 @@ FAMILIES: dict[str, Family] = {
         projection_bias="predictions/bias",
         shared_layers=True,
     ),
-    "gpt2": _GPT,
+    "modernbert": Family(
+        layers="model/layers/{}",
+        head="head",
+        projection="decoder",
+        embedding="model/embeddings/tok_embeddings/embedding",
+        projection_bias="decoder/bias",
+        token_types=False,
+    ),
+    "gpt2": replace(_GPT, torch_class="GPT2LMHeadModel"),
     "gpt_neo": _GPT,
     "opt": _causal(
         layers="model/decoder/layers/{}",
         embedding="model/decoder/embed_tokens/embedding",
         deterministic_argument=True,
     ),
-    "llama": _ROTARY,
-    "mistral": _ROTARY,
-    "gemma": _ROTARY,
+    **dict.fromkeys(("llama", "mistral", "gemma"), _ROTARY),
+    # Computed by the core alone, as transformers has no Flax classes for them.
+    **dict.fromkeys(("ministral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3"), _ROTARY),
+    **dict.fromkeys(("gemma2", "granite", "phi3"), _ROTARY),
+    "gemma3_text": replace(_ROTARY, torch_class="Gemma3ForCausalLM"),
 }

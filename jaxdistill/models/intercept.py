@@ -1,4 +1,4 @@
-"""The forward pass of a model: transformers' Flax classes, read and changed from inside by flax.linen's interceptors.
+"""The forward pass of a model, which flax.linen's interceptors read and change from inside.
 
 An interceptor is `f(next, args, kwargs, context)`. It is called in place of every submodule, which it recognises by
 `context.module.path` and `context.method_name`. `apply` runs the model under its own interceptors and under those that
@@ -6,8 +6,8 @@ a caller passes, such as LayerDrop and rematerialisation.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxdistill.models.attention import dot_product_attention
+from jaxdistill.models.core import network
 from jaxdistill.models.families import Family
 from jaxdistill.models.head import Head
 from jaxdistill.models.model import Model, attention_dropout, embedding_of, leaf, shortened, with_tied_head
@@ -65,40 +66,92 @@ def apply(
       interceptors: the first is the outermost.
     """
     family = model.family
-    with jax.ensure_compile_time_eval():
-        model = shortened(model, input_ids.shape[1])
+    inputs = _Inputs(input_ids, attention_mask, segment_ids if family.causal else None, dropout_key)
     features: list[Array] = []
     active = [*interceptors, _record_input(family.projection, features)]
-    if family.head_activation:
-        active = [_fixed_head_activation(family.head, family.head_activation), *active]
     if positions is not None:
         active = [gather_before(family.head, positions), *active]
-    # Passed explicitly because FlaxElectra, unlike torch and the other classes, uses type 1 where none are given.
-    inputs = {"token_type_ids": jnp.zeros_like(input_ids)} if family.token_types else {}
-    if family.causal:
-        inputs["position_ids"] = position_ids(attention_mask, segment_ids)
-        if segment_ids is not None:
-            active.append(_causal_within_segments(segment_ids))
-    train = dropout_key is not None
-    if model.attention and not attentions and not (train and attention_dropout(model.config)):
-        kernel = dot_product_attention(attention_mask, inputs.get("position_ids"), implementation=model.attention)
-        active.append(kernel)
+    run = _apply_flax if model.core is None else _apply_core
+    logits, states, maps = run(model, params, inputs, active, hidden_states=hidden_states, attentions=attentions)
+    return Outputs(logits, states, maps, *features)
+
+
+class _Inputs(NamedTuple):
+    input_ids: Int[Array, "batch length"]
+    attention_mask: Bool[Array, "batch length"]
+    segment_ids: Int[Array, "batch length"] | None  # None where rows are not separated into documents
+    dropout_key: Key[Array, ""] | None
+
+
+_Computed = tuple[Array, tuple[Array, ...], tuple[Array, ...]]  # logits, hidden states and maps
+
+
+def _apply_core(
+    model: Model, params: Any, x: _Inputs, active: Sequence[Interceptor], *, hidden_states: bool, attentions: bool
+) -> _Computed:
+    """Documents, left padding and windows are the core's own rule of attention."""
+    core = model.core
+    assert core is not None
+    tokens = network.real_tokens(x.attention_mask, places(model, x.attention_mask, x.segment_ids), x.segment_ids)
+    how = network.How(model.attention or "own", maps=attentions, train=x.dropout_key is not None, dtype=model.dtype)
+    with _intercepted(active):
+        out = network.forward(core, params, x.input_ids, tokens, how, dropout_key=x.dropout_key)
+    return out.logits, tuple(out.hidden_states) if hidden_states else (), tuple(out.maps)
+
+
+def places(
+    model: Model,
+    attention_mask: Bool[Array, "batch length"],
+    segment_ids: Int[Array, "batch length"] | None = None,
+) -> Int[Array, "batch length"]:
+    """The place of each token in its document; in masked LMs, as in torch, in its row."""
+    if model.family.causal:
+        return position_ids(attention_mask, segment_ids)
+    return jnp.broadcast_to(jnp.arange(attention_mask.shape[1]), attention_mask.shape)
+
+
+@contextmanager
+def _intercepted(active: Sequence[Interceptor]) -> Iterator[None]:
+    """Runs modules under interceptors, the first outermost."""
     with ExitStack() as stack:
         for interceptor in active:
             stack.enter_context(nn.intercept_methods(interceptor))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))  # transformers' classes broadcast biases
+        yield
+
+
+def _apply_flax(
+    model: Model, params: Any, x: _Inputs, active: Sequence[Interceptor], *, hidden_states: bool, attentions: bool
+) -> _Computed:
+    """transformers' Flax class, under the interceptors by which it computes what torch does."""
+    family = model.family
+    with jax.ensure_compile_time_eval():
+        model = shortened(model, x.input_ids.shape[1])
+    active = list(active)
+    if family.head_activation:
+        active.append(_fixed_head_activation(family.head, family.head_activation))
+    # Passed explicitly because FlaxElectra, unlike torch and the other classes, uses type 1 where none are given.
+    inputs = {"token_type_ids": jnp.zeros_like(x.input_ids)} if family.token_types else {}
+    if family.causal:
+        inputs["position_ids"] = position_ids(x.attention_mask, x.segment_ids)
+        if x.segment_ids is not None:
+            active.append(_causal_within_segments(x.segment_ids))
+    train = x.dropout_key is not None
+    if model.attention and not attentions and not (train and attention_dropout(model.config)):
+        kernel = dot_product_attention(x.attention_mask, inputs.get("position_ids"), implementation=model.attention)
+        active.append(kernel)
+    with _intercepted(active), jax.numpy_rank_promotion("allow"):  # transformers' classes broadcast biases
         out = model.flax(
-            input_ids,
-            attention_mask,
+            x.input_ids,
+            x.attention_mask,
             **inputs,
             params=with_tied_head(model, params),
-            dropout_rng=dropout_key,
+            dropout_rng=x.dropout_key,
             **({"deterministic": not train} if family.deterministic_argument else {"train": train}),
             output_hidden_states=hidden_states,
             output_attentions=attentions,
             return_dict=True,
         )
-    return Outputs(out.logits, out.hidden_states or (), out.attentions or (), *features)
+    return out.logits, out.hidden_states or (), out.attentions or ()
 
 
 def head_of(model: Model, params: Any, features: Float[Array, "*tokens width"] | None = None) -> Head:
@@ -108,8 +161,11 @@ def head_of(model: Model, params: Any, features: Float[Array, "*tokens width"] |
     """
     family = model.family
     tied = model.config.tie_word_embeddings
-    kernel = embedding_of(model, params).T if tied else leaf(params, f"{family.projection}/kernel")
-    return Head(features, kernel, leaf(params, family.projection_bias) if family.projection_bias else None)
+    kernel = embedding_of(model, params) if tied else leaf(params, f"{family.projection}/kernel")
+    bias = leaf(params, model.projection_bias) if model.projection_bias else None
+    if model.core is None:
+        return Head(features, kernel, bias, tied=tied)
+    return Head(features, kernel, bias, cap=model.core.logit_cap, scale=model.core.logit_scale, tied=tied)
 
 
 def position_ids(

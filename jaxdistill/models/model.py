@@ -1,4 +1,7 @@
-"""A language model without its parameters: a Flax class of transformers, its configuration and its family."""
+"""A language model without its parameters: its configuration, its family, and what computes it.
+
+That is a Flax class of transformers, or the core (models/core), whose parameters have the same paths.
+"""
 
 import copy
 import functools
@@ -12,10 +15,14 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.config_fields import check_fields
+from jaxdistill.models.core import network
+from jaxdistill.models.core.rows import ROWS, read_settings
+from jaxdistill.models.core.settings import Settings
 from jaxdistill.models.families import FAMILIES, Family
 from jaxdistill.models.library_messages import quiet
-from jaxdistill.models.settings import StudentConfig, TeacherConfig
-from jaxdistill.models.supported import check_supported, fewest_positions, head_size
+from jaxdistill.models.settings import Classes, StudentConfig, TeacherConfig
+from jaxdistill.models.supported import check_supported, fewest_positions, has_flax_class, head_size
 
 Kernel = Literal["", "xla", "cudnn"]
 
@@ -24,10 +31,12 @@ Kernel = Literal["", "xla", "cudnn"]
 class Model:
     """A masked or causal language model; its parameters are an argument of every function that needs them."""
 
-    flax: Any  # transformers.FlaxPreTrainedModel, made with _do_init=False
+    flax: Any  # transformers.FlaxPreTrainedModel, made with _do_init=False; None where the core computes the model
     config: Any  # transformers.PretrainedConfig
     family: Family
-    attention: Kernel = ""  # the kernel of self-attention, see models/attention.py; "" = the Flax class's own code
+    attention: Kernel = ""  # the kernel of self-attention; "" = the class's own code, which writes the scores out
+    core: Settings | None = None  # what the core computes; None where the Flax class does
+    dtype: Any = jnp.float32  # of the computation
 
     @property
     def num_layers(self) -> int:
@@ -53,9 +62,20 @@ class Model:
         return self.config.max_position_embeddings - unused
 
     @property
+    def classes(self) -> Classes:
+        """What computes the model, as the setting of that name."""
+        return "flax" if self.core is None else "core"
+
+    @property
+    def projection_bias(self) -> str:
+        """The parameter that holds the vocabulary bias; "" where there is none."""
+        return self.family.projection_bias if self.core is None or self.core.projection_bias else ""
+
+    @property
     def torch_class(self) -> str:
         """The name of the class of transformers that reads the model's weights in PyTorch."""
-        return type(self.flax).__name__.removeprefix("Flax")
+        stem = type(self.config).__name__.removesuffix("Config")
+        return self.family.torch_class or f"{stem}For{'CausalLM' if self.family.causal else 'MaskedLM'}"
 
 
 def common_words(*models: Model | None) -> int:
@@ -63,27 +83,50 @@ def common_words(*models: Model | None) -> int:
     return min(model.vocab_size for model in models if model is not None)
 
 
-def build_model(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "") -> Model:
+def build_model(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "", classes: Classes = "auto") -> Model:
     """The masked or causal language model that a configuration of transformers describes.
 
     Args:
       dtype: data type of the computation.
+      classes: what computes the model; auto = transformers' Flax class where there is one that can follow the
+        configuration, else the core.
 
     Raises:
-      UserError: the Flax class cannot follow the configuration.
+      UserError: neither, or not the one that is asked for, can follow the configuration.
     """
+    family = FAMILIES[config.model_type]
+    if _core_computes(config, classes):
+        check_fields(f"{config.model_type} config", config.to_dict(), kind=config.model_type)
+        core = read_settings(config)
+        return Model(None, config, family, attention=attention, core=core, dtype=dtype)
     from transformers import FlaxAutoModelForCausalLM, FlaxAutoModelForMaskedLM
 
     check_supported(config)
-    family = FAMILIES[config.model_type]
     auto = FlaxAutoModelForCausalLM if family.causal else FlaxAutoModelForMaskedLM
     with quiet(), jax.numpy_rank_promotion("allow"):  # the library's classes broadcast biases implicitly
         flax = auto.from_config(_flax_config(config, family), trust_remote_code=False, _do_init=False, dtype=dtype)
-    return Model(flax=flax, config=config, family=family, attention=attention)
+    return Model(flax, config, family, attention=attention, dtype=dtype)
+
+
+def _core_computes(config: Any, classes: Classes) -> bool:
+    kind = config.model_type
+    if classes == "core" and kind not in ROWS:
+        raise UserError(f"classes=core computes {', '.join(ROWS)}, and this is a {kind} model; set classes to auto")
+    if classes == "flax" and not has_flax_class(kind):
+        raise UserError(f"classes=flax: transformers has no Flax class for {kind} models; set classes to auto")
+    if classes != "auto" or kind not in ROWS:
+        return classes == "core"
+    if not has_flax_class(kind):
+        return True
+    try:
+        check_supported(config)
+    except UserError:  # the core follows what the Flax class cannot, or refuses it by name
+        return True
+    return False
 
 
 def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Model:
-    """As `build_model`, with the data type and the attention kernel of the teacher's or the student's settings.
+    """As `build_model`, with the data type, the attention kernel and the classes of the settings.
 
     Raises:
       UserError: also where the attention kernel does not take heads of this size.
@@ -95,7 +138,7 @@ def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Mod
             "attention=cudnn takes heads of a multiple of 8 up to 256 entries, and those of this "
             f"{config.model_type} have {size}; set xla"
         )
-    return build_model(config, dtype=jnp.dtype(settings.dtype), attention=attention)
+    return build_model(config, dtype=jnp.dtype(settings.dtype), attention=attention, classes=settings.classes)
 
 
 def _flax_config(config: Any, family: Family) -> Any:
@@ -138,10 +181,10 @@ def _attention_dropout_field(config: Any) -> str:
 def shortened(model: Model, length: int) -> Model:
     """The same computation for sequences of at most `length` tokens, where positions are rotary and have no parameters.
 
-    Each layer of those classes makes a causal mask of all its positions squared: 1 GB at 32,768 positions, again for
-    every token that is generated.
+    Each layer of those Flax classes makes a causal mask of all its positions squared: 1 GB at 32,768 positions, again
+    for every token that is generated.
     """
-    if not model.family.rotary:
+    if not model.family.rotary or model.core is not None:
         return model
     positions = max(length, fewest_positions(model.config))
     if positions >= model.config.max_position_embeddings:
@@ -152,7 +195,7 @@ def shortened(model: Model, length: int) -> Model:
 
 
 def _rebuilt(model: Model, config: Any) -> Model:
-    return build_model(config, dtype=model.flax.dtype, attention=model.attention)
+    return build_model(config, dtype=model.dtype, attention=model.attention, classes=model.classes)
 
 
 # Parameters: nested dicts with the paths of the Flax class, without a head that is tied to the embeddings.
@@ -170,6 +213,8 @@ def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
             f"the parameters of this {model.config.model_type} take {needed:,} bytes in float32, and this machine has "
             f"{there:,} bytes of memory: choose smaller sizes, or a larger machine"
         )
+    if (core := model.core) is not None:
+        return jax.jit(lambda key: network.init_params(core, key))(key)
 
     def draw(key: Key[Array, ""]) -> dict[str, Any]:
         params = _without_tied_head(model, model.flax.init_weights(key, (1, 8)))
@@ -184,6 +229,8 @@ def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
 
 def param_shapes(model: Model) -> dict[str, Any]:
     """The parameter tree as jax.ShapeDtypeStruct, without computing anything."""
+    if model.core is not None:
+        return network.param_shapes(model.core)
     return _without_tied_head(model, model.flax.params_shape_tree)
 
 

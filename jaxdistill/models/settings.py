@@ -7,11 +7,16 @@ from jaxdistill.knobs import Section, knob
 
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["xla", "cudnn", "own"]
+Classes = Literal["auto", "flax", "core"]
 
 _NAME = "Folder or hub name"
 _ATTENTION = (
     "Kernel of self-attention: `xla`; `cudnn` (NVIDIA GPUs, bfloat16); `own`, the code of the model's own class "
     "(always used for ALBERT)"
+)
+_CLASSES = (
+    "What computes the model: transformers' Flax class (`flax`), the modules of this package (`core`), or `auto`, the "
+    "Flax class where there is one that can follow the configuration, and else the core"
 )
 
 
@@ -26,6 +31,7 @@ class TeacherConfig(Section):
     revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.", resumable="content")
     dtype: Dtype = knob("float32", "Data type of computation and of the stored parameters; losses stay float32.")
     attention: Attention = knob("xla", f"{_ATTENTION}.")
+    classes: Classes = knob("auto", f"{_CLASSES}.", resumable=True)
     devices: int = knob(
         0, "Number of devices that run only the teacher, after those of the student; 0 shares all devices.", ge=0
     )
@@ -68,6 +74,7 @@ class StudentConfig(Section):
     attention: Attention = knob(
         "xla", f"{_ATTENTION}. Training with dropout on attention maps always uses the class's own code."
     )
+    classes: Classes = knob("auto", f"{_CLASSES}.", resumable=True)
     remat: Literal["", "dots", "full"] = knob(
         "",
         "Rematerialisation, which saves memory: empty keeps all activations for the backward pass; `dots` keeps only "

@@ -51,11 +51,18 @@ def student_config(
     return config
 
 
+# Fields of the families of models/core that have an entry for each layer.
+_LISTS_BY_LAYER = ("layer_types", "no_rope_layers")
+
+
 def _set_layers(config: Any, teacher_config: Any, layers: Sequence[int]) -> None:
     """Sets the fields that depend on which layers of the teacher there are."""
     config.num_hidden_layers = len(layers)
     if teacher_config.model_type == "albert":
         config.num_hidden_groups = len(_albert_groups(teacher_config, layers))
+    for name in _LISTS_BY_LAYER:
+        if getattr(teacher_config, name, None) is not None:
+            setattr(config, name, [getattr(teacher_config, name)[i] for i in layers])
     if teacher_config.model_type == "gpt_neo":
         config.attention_types = [[[teacher_config.attention_layers[i] for i in layers], 1]]
 

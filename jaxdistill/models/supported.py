@@ -1,5 +1,6 @@
 """Which configurations transformers' Flax classes compute as PyTorch does; all others are refused by name."""
 
+import importlib.util
 from typing import Any
 
 from jaxdistill.errors import UserError
@@ -22,6 +23,15 @@ _FIXED_FIELDS: dict[str, tuple[tuple[str, ...], Any]] = {
     "attention_dropout": (("mistral",), 0.0),  # its Flax class asks for no dropout key
     "partial_rotary_factor": (_ROTARY, 1.0),
 }
+
+
+def has_flax_class(kind: str) -> bool:
+    """Whether the installed transformers has a Flax class for the model type; from version 5 on there are none."""
+    if importlib.util.find_spec("transformers.modeling_flax_utils") is None:
+        return False
+    from transformers.models.auto import modeling_flax_auto as auto
+
+    return kind in auto.FLAX_MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in auto.FLAX_MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def check_supported(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Text from a causal model, or from a mixture of several: one compiled loop over the Flax classes' key/value caches.
+"""Text from a causal model, or from a mixture of several: one compiled loop over the models' key/value caches.
 
 Prompts are padded on the left to one of a few widths, and the position of a token is counted from the first real token
 of its row. So neither the padding nor the other rows of a batch change the text of a row. Every row has a random key
@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.core import network
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.head import first_words
-from jaxdistill.models.intercept import gather_before, position_ids
+from jaxdistill.models.intercept import gather_before, places, position_ids
 from jaxdistill.models.model import Model, common_words, shortened, with_tied_head
 from jaxdistill.sampling.decoding import Decoding, check_decoding, choose, mix, repeated
 
@@ -206,6 +207,8 @@ def _forward(
 
 def empty_cache(model: Model, *, batch: int, length: int) -> PyTree:
     """Room for the keys and values of `length` tokens, at most the positions of the model."""
+    if model.core is not None:
+        return network.empty_cache(model.core, batch=batch, length=length, dtype=model.dtype)
     with jax.numpy_rank_promotion("allow"):
         shapes = jax.eval_shape(lambda: model.flax.init_cache(batch, length))
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -226,6 +229,17 @@ def forward_cached(
     """
     rows, width = input_ids.shape
     last = gather_before(model.family.head, jnp.full((rows, 1), width - 1))
+    if model.core is not None:
+        with nn.intercept_methods(last):
+            out = network.forward_cached(
+                model.core,
+                params,
+                input_ids,
+                network.real_tokens(attention_mask, places(model, attention_mask)),
+                network.How(kernel="own", dtype=model.dtype),
+                cache,
+            )
+        return out.logits[:, 0], out.cache
     mode = {"deterministic": True} if model.family.deterministic_argument else {"train": False}
     with nn.intercept_methods(last), jax.numpy_rank_promotion("allow"):
         out = model.flax(

@@ -45,4 +45,22 @@ def test_configurations_the_class_cannot_follow(fields, part):
     ],
 )
 def test_configurations_the_causal_class_would_pass_over(kind, fields, part):
-    refused(lambda: build_model(tiny.config(kind, **fields)), f"{kind} config: ", part)
+    refused(lambda: build_model(tiny.config(kind, **fields), classes="flax"), f"{kind} config: ", part)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("llama", {"mlp_bias": True}),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("mistral", {"head_dim": 8, "attention_dropout": 0.1}),
+    ],
+)
+def test_what_the_flax_class_cannot_follow_the_core_computes(kind, fields):
+    assert build_model(tiny.config(kind)).classes == "flax"
+    assert build_model(tiny.config(kind, **fields)).classes == "core"
+
+
+def test_classes_that_are_asked_for_and_are_not_there():
+    refused(lambda: build_model(tiny.config("qwen3"), classes="flax"), "classes=flax", "qwen3", "set classes to auto")
+    refused(lambda: build_model(tiny.config("opt"), classes="core"), "classes=core", "opt", "set classes to auto")

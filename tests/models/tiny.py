@@ -40,6 +40,8 @@ _ROTARY: dict[str, Any] = {
     "rms_norm_eps": 1e-3,
 }
 
+_TYPES = ["sliding_attention", "full_attention"]
+
 # Tiny programs run once, so they are compiled without optimisation, which takes half the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -99,6 +101,44 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**_ROTARY, "hidden_act": "gelu_new", "attention_bias": True},
     "mistral": {**_ROTARY, "sliding_window": 3},
     "gemma": {**_ROTARY, "head_dim": 6, "hidden_act": "gelu"},
+    # Of the families that the core alone computes; tests/models/core/tiny_core.py has their other forms.
+    "ministral": {**_ROTARY, "head_dim": 6, "sliding_window": 3, "layer_types": _TYPES},
+    "qwen2": {**_ROTARY, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "qwen3": {**_ROTARY, "head_dim": 6, "rope_theta": 500.0},
+    "smollm3": {**_ROTARY, "no_rope_layers": [1, 0]},
+    "olmo2": _ROTARY,
+    "olmo3": {**_ROTARY, "sliding_window": 3, "layer_types": _TYPES},
+    "gemma2": {
+        **_ROTARY,
+        "head_dim": 6,
+        "sliding_window": 3,
+        "query_pre_attn_scalar": 10,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": {
+        **_ROTARY,
+        "head_dim": 6,
+        "sliding_window": 3,
+        "layer_types": _TYPES,
+        "rope_theta": 500.0,
+        "rope_local_base_freq": 50.0,
+    },
+    "granite": {
+        **_ROTARY,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.5,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.3,
+    },
+    "phi3": {**_ROTARY, "sliding_window": 3},
+    "modernbert": {
+        **_SIZES,
+        "pad_token_id": 1,
+        "norm_eps": 1e-3,
+        "local_attention": 6,
+        "global_attn_every_n_layers": 2,
+    },
 }
 
 
@@ -135,6 +175,9 @@ def depth(kind: str, layers: int) -> dict[str, Any]:
     """The overrides that give the family's tiny model so many layers."""
     if kind == "gpt_neo":
         return {"num_layers": layers, "attention_types": (((("local", "global") * layers)[:layers], 1),)}
+    lists = {name: CONFIGS[kind][name] for name in ("layer_types", "no_rope_layers") if name in CONFIGS[kind]}
+    if lists:
+        return {"num_hidden_layers": layers, **{name: tuple(x * layers)[:layers] for name, x in lists.items()}}
     return {{"distilbert": "n_layers", "gpt2": "n_layer"}.get(kind, "num_hidden_layers"): layers}
 
 

@@ -1,6 +1,7 @@
 """Llama and its kin as one decoder: placement of norms, heads, scales and caps are settings. Paths are torch's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -113,9 +114,13 @@ class Layers(_Part):
     def __call__(self, hidden: Hidden, seen: Sequence[Seen]) -> list[LayerOutput]:
         outputs = []
         for i, one in enumerate(seen):
-            outputs.append(Layer(self.settings, self.how, name=str(i))(hidden, one))
+            outputs.append(self.layer(i, name=str(i))(hidden, one))
             hidden = outputs[-1].hidden
         return outputs
+
+    def layer(self, i: int, **place: Any) -> Layer:
+        """Layer `i`; `place` is its name here, or parent=None for a layer that is run with parameters of its own."""
+        return Layer(self.settings, self.how, **place)
 
 
 class Body(_Part):
@@ -132,7 +137,7 @@ class Body(_Part):
         layers = Layers(s, self.how, name="layers")(hidden, seen)
         features = self.norm("norm", layers[-1].hidden)
         between = [layer.hidden for layer in layers[:-1]]
-        return BodyOutput(features, [hidden, *between, features], layers, embed.embedding)
+        return BodyOutput(features, [hidden, *between, features], layers, jnp.asarray(embed.embedding))
 
 
 class CausalModel(_Part):

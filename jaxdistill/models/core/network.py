@@ -13,12 +13,16 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdistill.models.core.attention import Tokens
 from jaxdistill.models.core.decoder import CausalModel
+from jaxdistill.models.core.modernbert import MaskedModel
 from jaxdistill.models.core.modules import Cached, How, Seen
 from jaxdistill.models.core.rope import rotation
-from jaxdistill.models.core.settings import DecoderSettings, Settings
+from jaxdistill.models.core.settings import DecoderSettings, ModernBertSettings, Settings
 
 # Settings -> the module that computes them.
-MODULES: dict[type[Settings], type[nn.Module]] = {DecoderSettings: CausalModel}
+MODULES: dict[type[Settings], type[nn.Module]] = {
+    DecoderSettings: CausalModel,
+    ModernBertSettings: MaskedModel,
+}
 
 
 Cache = Sequence[Cached]  # one a layer

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.core.activations import ACTIVATIONS
-from jaxdistill.models.core.attention import Reach
+from jaxdistill.models.core.attention import FAR, Reach
 from jaxdistill.models.core.reader import Reader, reader_of
 from jaxdistill.models.core.rope import Rope
 from jaxdistill.models.core.rope_fields import FULL, SLIDING, Ropes, read_ropes
@@ -20,6 +20,7 @@ from jaxdistill.models.core.settings import (
     NORMS_AROUND,
     DecoderSettings,
     LayerKind,
+    ModernBertSettings,
     Settings,
 )
 
@@ -285,6 +286,48 @@ def _phi3(read: Reader) -> DecoderSettings:
     )
 
 
+# Encoders
+
+
+def _modernbert(read: Reader) -> ModernBertSettings:
+    common = _common(read)
+    # Of classifiers, of how torch's own code runs, and two left from BERT in files of the hub.
+    read.pass_over("classifier_pooling", "classifier_dropout", "deterministic_flash_attn", "reference_compile")
+    read.pass_over("sparse_prediction", "sparse_pred_ignore_index", "repad_logits_with_grad")
+    read.pass_over("layer_norm_eps", "position_embedding_type")
+    # A window is to both sides of the query, half of it to each.
+    reach = read.integer("local_attention") // 2
+    ropes = read_ropes(read, common["head_size"], theta="global_rope_theta", local_theta="local_rope_theta")
+    kinds = {True: LayerKind(Reach(reach, reach), ropes.sliding), False: LayerKind(Reach(after=FAR), ropes.full)}
+    return ModernBertSettings(
+        **common,
+        kv_heads=common["heads"],
+        eps=read.number("norm_eps"),
+        norm_bias=read.flag("norm_bias"),
+        attention_bias=read.flag("attention_bias"),
+        mlp_bias=read.flag("mlp_bias"),
+        mlp_dropout=read.dropout("mlp_dropout"),
+        embedding_dropout=read.dropout("embedding_dropout"),
+        head_bias=read.flag("classifier_bias"),
+        head_activation=_activation(read, "classifier_activation"),
+        projection_bias=read.flag("decoder_bias"),
+        initializer_cutoff=read.number("initializer_cutoff_factor"),
+        layers=tuple(kinds[one] for one in _local_layers(read)),
+        activation=_activation(read, "hidden_activation"),
+    )
+
+
+def _local_layers(read: Reader) -> list[bool]:
+    """Which layers of a ModernBERT have a window: those that `layer_types` names, which transformers 5 writes.
+
+    Without, and always in transformers 4, the kind of a layer goes by its number.
+    """
+    every = read.integer("global_attn_every_n_layers", 3)
+    if read.value("layer_types") is not None:
+        return layer_types(read)
+    return [i % every != 0 for i in range(read.integer("num_hidden_layers"))]
+
+
 # model_type of a configuration -> reads it.
 ROWS: dict[str, Callable[[Reader], Settings]] = {
     "llama": _llama,
@@ -300,4 +343,5 @@ ROWS: dict[str, Callable[[Reader], Settings]] = {
     "gemma3_text": _gemma3,
     "granite": _granite,
     "phi3": _phi3,
+    "modernbert": _modernbert,
 }

@@ -72,3 +72,17 @@ class DecoderSettings(Settings):
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what attention and MLP add
     residual_dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModernBertSettings(Settings):
+    """ModernBERT: a masked LM with layer norms before each branch."""
+
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    mlp_dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    head_bias: bool = False  # of the dense layer before the vocabulary projection
+    head_activation: str
+    initializer_cutoff: float = 2.0  # in standard deviations

@@ -15,7 +15,7 @@ from jaxdistill.models.core import network
 from jaxdistill.models.core.rows import read_settings
 from jaxdistill.models.core.settings import Settings
 
-_DECODER: dict[str, Any] = {
+_COMMON: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -28,6 +28,7 @@ _DECODER: dict[str, Any] = {
     "bos_token_id": 3,
     "eos_token_id": 2,
 }
+_OF_DECODERS = ("num_key_value_heads", "rms_norm_eps")
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -95,6 +96,21 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
         "rope_scaling": _LINEAR,
     },
     ("phi3", "plain"): {"sliding_window": 7},
+    ("modernbert", "plain"): {
+        "norm_eps": 1e-3,
+        "local_attention": 7,
+        "global_rope_theta": 500.0,
+        "decoder_bias": False,
+    },
+    ("modernbert", "biases"): {
+        **{name: True for name in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")},
+        "tie_word_embeddings": False,
+        "local_attention": 12,
+        "global_attn_every_n_layers": 2,
+        "local_rope_theta": 50.0,
+        "hidden_activation": "silu",
+        "classifier_activation": "relu",
+    },
     ("phi3", "partial"): {"partial_rotary_factor": 0.5},
 }
 
@@ -102,7 +118,8 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
 def config(kind: str, form: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(kind, **{**_DECODER, **FORMS[kind, form], **overrides})
+    common = {name: x for name, x in _COMMON.items() if kind != "modernbert" or name not in _OF_DECODERS}
+    return AutoConfig.for_model(kind, **{**common, **FORMS[kind, form], **overrides})
 
 
 @functools.cache
