@@ -89,7 +89,7 @@ def token_sums(
     Args:
       figures: (labels, the student's logits, the logits of each other head) -> values [batch, tokens] by name.
     """
-    words = min(head.kernel.shape[1] for head in (student.head, *other_heads))
+    words = min(head.words for head in (student.head, *other_heads))
     heads = [over_words(head, words) for head in (student.head, *other_heads)]
     width = _piece_width(context, *student.labels.shape)
 

@@ -219,10 +219,17 @@ def _one_chunk(
         return (sums, None, None), None
     slope = before_bound(slope, s, cap=student.cap, scale=student.scale)
     rounded = slope.astype(features.dtype)
-    kernel = jnp.matmul(features.T, rounded, preferred_element_type=jnp.float32)
-    of_features = jnp.matmul(rounded, student.kernel.T, preferred_element_type=jnp.float32)
-    bias = None if student.bias is None else rounded.sum(axis=0, dtype=jnp.float32)
+    to_kernel, to_features = ("tv,tw->vw", "tv,vw->tw") if student.tied else ("tv,tw->wv", "tv,wv->tw")
+    kernel = jnp.einsum(to_kernel, rounded, features, preferred_element_type=jnp.float32)
+    of_features = jnp.einsum(to_features, rounded, student.kernel, preferred_element_type=jnp.float32)
+    bias = None if student.bias is None else _sum_over_tokens(rounded)
     return (sums, kernel, bias), of_features.astype(features.dtype)
+
+
+def _sum_over_tokens(values: Float[Array, "tokens vocab"]) -> Float[Array, " vocab"]:
+    """As a product with ones: on a CPU, `sum` over the first axis takes fifteen times as long."""
+    ones = jnp.ones(len(values), values.dtype)
+    return jnp.matmul(ones, values, precision="highest", preferred_element_type=jnp.float32)
 
 
 def _in_dtype_of_features(head: Head) -> Head:

@@ -11,23 +11,31 @@ from jaxtyping import Array, Float
 class Head(NamedTuple):
     """A vocabulary projection: logits = bounded(features @ kernel + bias). `features` is None for the weights alone.
 
+    A kernel that is tied is the word embedding as it is, with a row a word: transposed, it would be copied.
+
     Products are taken in the features' dtype and summed in float32; the logits are then rounded to that dtype, as in
     the models' own classes (a chunk of them is read four times, and on an accelerator that is what takes the time).
-    Losses and sums over tokens are float32. `kernel` is the transposed word embedding where the two are tied.
+    Losses and sums over tokens are float32.
     """
 
     features: Float[Array, "*tokens width"] | None
-    kernel: Float[Array, "width vocab"]
+    kernel: Float[Array, "width vocab"] | Float[Array, "vocab width"]  # the latter where it is tied
     bias: Float[Array, " vocab"] | None = None
     cap: float = 0.0  # bound of the logits (Gemma 2); 0 = none
     scale: float = 1.0  # factor of the logits (Granite divides them), before the bound
+    tied: bool = False
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[float, float]]:
+    @property
+    def words(self) -> int:
+        """The size of the vocabulary."""
+        return self.kernel.shape[0 if self.tied else 1]
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[float, float, bool]]:
         arrays = {"features": self.features, "kernel": self.kernel, "bias": self.bias}
-        return [(jax.tree_util.GetAttrKey(name), x) for name, x in arrays.items()], (self.cap, self.scale)
+        return [(jax.tree_util.GetAttrKey(name), x) for name, x in arrays.items()], (self.cap, self.scale, self.tied)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[float, float], arrays: Any) -> "Head":
+    def tree_unflatten(cls, static: tuple[float, float, bool], arrays: Any) -> "Head":
         features, kernel, bias = arrays
         return cls(features, kernel, bias, *static)
 
@@ -36,7 +44,8 @@ def logits(head: Head) -> Float[Array, "*tokens vocab"]:
     """The logits of a few tokens at a time."""
     assert head.features is not None
     kernel = head.kernel.astype(head.features.dtype)
-    values = jnp.matmul(head.features, kernel, preferred_element_type=jnp.float32)
+    product = "...w,vw->...v" if head.tied else "...w,wv->...v"
+    values = jnp.einsum(product, head.features, kernel, preferred_element_type=jnp.float32)
     if head.bias is not None:
         values += jnp.broadcast_to(head.bias.astype(jnp.float32), values.shape)
     return bounded(values, cap=head.cap, scale=head.scale).astype(head.features.dtype)
@@ -45,6 +54,8 @@ def logits(head: Head) -> Float[Array, "*tokens vocab"]:
 def over_words(head: Head, words: int) -> Head:
     """The projection onto the first `words` words alone."""
     bias = None if head.bias is None else first_words(head.bias, words)
+    if head.tied and head.words != words:
+        return head._replace(kernel=head.kernel[:words], bias=bias)
     return head._replace(kernel=first_words(head.kernel, words), bias=bias)
 
 

@@ -41,8 +41,12 @@ CASES = {
     "logit_mse": 0.0,
 }
 LOSSES = {**DIVERGENCES, "cross_entropy": CROSS_ENTROPY, "logit_mse": LOGIT_MSE}
-# cap and scale of the student's and of the teacher's logits
-BOUNDS = [({}, {}), ({"cap": 2.0}, {"cap": 3.0}), ({"scale": 0.3}, {"cap": 3.0, "scale": 2.0})]
+# what else there is of the student's and of the teacher's head
+KINDS = [
+    ({}, {}),
+    ({"cap": 2.0, "tied": True}, {"cap": 3.0, "tied": True}),
+    ({"scale": 0.3}, {"cap": 3.0, "scale": 2.0, "tied": True}),
+]
 
 
 def make_inputs(seed: int = 0, *, rows: int = ROWS, bias: bool = True, dtype: Any = np.float32) -> SimpleNamespace:
@@ -54,8 +58,11 @@ def make_inputs(seed: int = 0, *, rows: int = ROWS, bias: bool = True, dtype: An
     return SimpleNamespace(student=heads[0], teacher=heads[1], labels=labels, head=head, labelled=labelled)
 
 
-def bounded(x: SimpleNamespace, bounds: tuple[dict, dict]) -> SimpleNamespace:
-    student, teacher = (h._replace(**b) for h, b in zip((x.student, x.teacher), bounds, strict=True))
+def of_kinds(x: SimpleNamespace, kinds: tuple[dict, dict]) -> SimpleNamespace:
+    def changed(h: Head, kind: dict) -> Head:
+        return h._replace(**kind, kernel=h.kernel.T.copy() if kind.get("tied") else h.kernel)
+
+    student, teacher = (changed(h, kind) for h, kind in zip((x.student, x.teacher), kinds, strict=True))
     return SimpleNamespace(**{**vars(x), "student": student, "teacher": teacher})
 
 
@@ -118,7 +125,7 @@ def by_torch(x: SimpleNamespace, names: Any, *, beta: float = 0.0) -> tuple[floa
         return torch.tensor(np.asarray(a, np.float64), requires_grad=True)
 
     def logits(h: Head) -> torch.Tensor:
-        raw = h.features @ h.kernel + (0 if h.bias is None else h.bias)
+        raw = h.features @ (h.kernel.T if h.tied else h.kernel) + (0 if h.bias is None else h.bias)
         if x.student.features.dtype == jnp.bfloat16:  # the logits are, too
             raw = raw + (raw.detach().bfloat16().double() - raw.detach())
         return h.cap * torch.tanh(h.scale * raw / h.cap) if h.cap else h.scale * raw
@@ -153,9 +160,9 @@ def test_each_loss_and_its_gradients_against_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("bounds", BOUNDS)
-def test_all_together_with_caps_and_scales_and_without_bias(bias: bool, bounds: tuple[dict, dict]) -> None:
-    x, names = bounded(make_inputs(1, bias=bias), bounds), ("jsd", "cross_entropy", "logit_mse", "total_variation")
+@pytest.mark.parametrize("kinds", KINDS)
+def test_all_together_for_every_kind_of_head(bias: bool, kinds: tuple[dict, dict]) -> None:
+    x, names = of_kinds(make_inputs(1, bias=bias), kinds), ("jsd", "cross_entropy", "logit_mse", "total_variation")
     total, sums, gradient = by_torch(x, names, beta=0.5)
     ((ours, our_sums), (our_gradient, of_weights)) = run(x, names, beta=0.5, chunk=5)
     assert float(ours) == pytest.approx(total, rel=2e-6)
@@ -284,7 +291,8 @@ def test_words_ruled_out_by_minus_infinity(name: str, both: bool) -> None:
         assert float(gradient.bias[4]) > 0  # it is pushed down
 
 
-def test_bfloat16_features_accumulate_in_float32() -> None:
+@pytest.mark.parametrize("kinds", [KINDS[0], ({"tied": True}, {"tied": True})])
+def test_bfloat16_features_accumulate_in_float32(kinds: tuple[dict, dict]) -> None:
     """600 times the same token, two at a time: a sum kept in bfloat16 stands still at 256 times."""
     rng = np.random.default_rng(9)
     heads = [
@@ -298,7 +306,7 @@ def test_bfloat16_features_accumulate_in_float32() -> None:
     x = SimpleNamespace(
         student=heads[0], teacher=heads[1], labels=np.zeros((1, 600), np.int32), head=ones, labelled=ones
     )
-    names = ("forward_kl", "cross_entropy")
+    x, names = of_kinds(x, kinds), ("forward_kl", "cross_entropy")
     total, _, wanted = by_torch(x, names)
     (ours, _), (gradient, _) = run(x, names, chunk=2)
     assert ours.dtype == jnp.float32 and float(ours) == pytest.approx(total, rel=1e-5)
@@ -329,8 +337,8 @@ def test_memory_grows_with_the_chunk_and_not_with_tokens_times_vocabulary() -> N
     assert temporary(4096, 256)[0] > 2.5 * many
 
 
-@pytest.mark.parametrize(("mesh_shape", "bounds"), [((8, 1), BOUNDS[0]), ((2, 4), BOUNDS[1]), ((2, 1), BOUNDS[2])])
-def test_several_devices_are_one(mesh_shape: tuple[int, int], bounds: tuple[dict, dict]) -> None:
+@pytest.mark.parametrize(("mesh_shape", "kinds"), [((8, 1), KINDS[0]), ((2, 4), KINDS[1]), ((2, 1), KINDS[2])])
+def test_several_devices_are_one(mesh_shape: tuple[int, int], kinds: tuple[dict, dict]) -> None:
     """Rows over both axes, kernel and bias split over the vocabulary by fsdp: each device walks its own rows."""
     mesh = Mesh(np.asarray(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape), sharding.AXES)
     rng = np.random.default_rng(10)
@@ -339,11 +347,12 @@ def test_several_devices_are_one(mesh_shape: tuple[int, int], bounds: tuple[dict
     x.student = Head(x.student.features, rng.normal(size=(6, vocab)).astype(np.float32), np.ones(vocab, np.float32))
     x.teacher = Head(x.teacher.features, rng.normal(size=(9, vocab)).astype(np.float32))
     put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
-    x = bounded(x, bounds)
+    x = of_kinds(x, kinds)
 
     def head(h: Head) -> Head:
+        kernel = put(h.kernel, *("fsdp", None) if h.tied else (None, "fsdp"))
         bias = h.bias if h.bias is None else put(h.bias, "fsdp")
-        return h._replace(features=put(h.features, sharding.AXES), kernel=put(h.kernel, None, "fsdp"), bias=bias)
+        return h._replace(features=put(h.features, sharding.AXES), kernel=kernel, bias=bias)
 
     masks = {name: put(mask, sharding.AXES) for name, mask in masks_of(x, names).items()}
     f = graded(names, chunk=4, mesh=mesh)
@@ -362,7 +371,7 @@ def test_several_devices_are_one(mesh_shape: tuple[int, int], bounds: tuple[dict
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_fused_objective_is_the_dense_one(divergence: str) -> None:
-    x = bounded(make_inputs(11), BOUNDS[2])
+    x = of_kinds(make_inputs(11), KINDS[2])
     masks = {"tokens": jnp.asarray(x.head), "head": jnp.asarray(x.head), "labels": jnp.asarray(x.labelled)}
     aim = Objective({"mse": 0.1, "ce": 5.0, "mlm": 2.0}, TEMPERATURE, "all", (), divergence=divergence, beta=0.3)
     counts = objectives.token_counts(
