@@ -1,9 +1,12 @@
 """Files written whole or not at all, and errors of the operating system as one line."""
 
 import errno
+import fcntl
 import json
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 from jaxdistill.errors import UserError, first_line
 
 _LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
+_UNFINISHED = ".jaxdistill-unfinished"  # how the name of a folder ends that is still being written
 _LARGEST_JSON = 1 << 28  # bytes; the largest tokenizer.json in use has 34 million
 
 
@@ -80,6 +84,43 @@ def appending(path: Path) -> tuple[Callable[[bytes], None], Callable[[], None]]:
     return append, file.close
 
 
+@contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, for the block to fill and to rename to `out`; removed where the block does not.
+
+    A process that is killed leaves its folder, which the next call for the same parent folder removes: the operating
+    system frees the lock that every process holds on its own.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".*{_UNFINISHED}"):
+        if (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    folder = out.parent / f".{out.name[:100]}.{uuid.uuid4().hex[:8]}{_UNFINISHED}"
+    folder.mkdir()
+    lock = _locked(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds a lock on a folder; None where another process holds it, or there are no such locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def check_fetched(path: Path) -> None:
     """Checks that git has fetched a file, where the folder is a clone of a repository that keeps large files apart.
 
@@ -115,8 +156,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({first_line(error)}): fetch it, or write it, again") from error
 
 
-def named_path(name: str) -> Path:
+def named_path(name: str, *, key: str = "") -> Path:
     """The path that a user names; ~ is the home folder. Whether a file is there is not asked.
+
+    Args:
+      key: the setting that names it, for the message.
 
     Raises:
       UserError: no file can have this name, or ~ stands for no folder.
@@ -128,5 +172,8 @@ def named_path(name: str) -> Path:
         return path
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, or holds NUL; an unknown user
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise UserError(f"{name!r} is not a path of this machine: {reason}") from error
+        if isinstance(error, RuntimeError):
+            reason = "there is no such home folder; set HOME, or name a path without ~"
+        said = f"{key}={name!r}" if key else repr(name)
+        raise UserError(f"{said} is not a path of this machine: {reason}") from error
     return path

@@ -73,8 +73,10 @@ def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY, interrup
     # Where torch or TensorFlow is installed, transformers imports it: two seconds, for classes that are not used here.
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("USE_TF", "0")
-    # Programs that took a second or more to compile are kept for the next run. jax reads this when it is imported.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/jaxdistill/compiled").expanduser()))
+    # Programs that took a second or more to compile are kept for the next run, where the user has a home folder. jax
+    # reads this when it is imported.
+    if (home := os.path.expanduser("~")) != "~":
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{home}/.cache/jaxdistill/compiled")
     try:
         run()
     except Interrupted as e:

@@ -12,6 +12,8 @@ import filelock
 
 from jaxdistill.errors import UserError
 
+_PARTIAL = ".partial-"  # in the name of a folder that is still being written
+
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
@@ -26,11 +28,11 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock(final: Path, report: Callable[[str], None]) -> Iterator[bool]:
-    """Lets one process at a time prepare a folder, and yields whether the lock is held.
+def lock(final: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Lets one process at a time prepare a folder.
 
-    The lock only saves work: a second process waits and reuses the folder, and the parts that a killed process left
-    are cleared. On a file system without locks both work in folders of their own, and the first rename wins.
+    The lock only saves work: a second process waits and reuses the folder. On a file system without locks both work in
+    folders of their own, and the first rename wins.
     """
     file = filelock.FileLock(final.with_suffix(".lock"))
     try:
@@ -41,16 +43,27 @@ def lock(final: Path, report: Callable[[str], None]) -> Iterator[bool]:
     except (OSError, NotImplementedError) as error:
         report(f"no file locks in {final.parent} ({error}); preparing without")
     try:
-        yield file.is_locked
+        yield
     finally:
         file.release()
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes what killed processes left in a cache folder, of any text; what a live one works on is locked."""
+    for stale in folder.glob(f"*{_PARTIAL}*"):
+        file = filelock.FileLock(folder / f"{stale.name.partition(_PARTIAL)[0]}.lock")
+        try:
+            with file.acquire(blocking=False):
+                shutil.rmtree(stale, ignore_errors=True)
+        except (filelock.Timeout, OSError, NotImplementedError):  # in use, or a file system without locks
+            continue
 
 
 @contextmanager
 def whole_or_not(final: Path) -> Iterator[Path]:
     """A temporary folder that gets its final name when the block ends, and is removed where the block raises."""
     with writing(final.parent):
-        partial_folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{final.name}.partial-"))
+        partial_folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{final.name}{_PARTIAL}"))
     try:
         yield partial_folder
         _publish(partial_folder, final)

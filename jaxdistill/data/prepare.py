@@ -11,7 +11,6 @@ are prompt).
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from tokenizers import Tokenizer
 
-from jaxdistill.data.cache import lock, whole_or_not, writing
+from jaxdistill.data.cache import lock, remove_stale, whole_or_not, writing
 from jaxdistill.data.encode import Encoded, encode_ahead, encode_pairs, encode_texts
 from jaxdistill.data.frame import Ragged, fill_rows, frame, frame_causal, select, too_short_or_unknown
 from jaxdistill.data.prompts import prefix_of, whole_texts
@@ -68,17 +67,15 @@ def prepare(data: DataConfig, source: Source, tokenizer: Any, *, causal: bool, r
     layout = _layout(data, tokenizer, causal=causal)
     settings = _settings(source, layout)
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-    final = named_path(data.cache_dir) / name
+    final = named_path(data.cache_dir, key="config.data.cache_dir") / name
     if final.exists():
         return _reuse(final, report)
     with writing(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-    with lock(final, report) as is_locked:
+    remove_stale(final.parent)
+    with lock(final, report):
         if final.exists():
             return _reuse(final, report)
-        if is_locked:
-            for stale in final.parent.glob(f"{name}.partial-*"):
-                shutil.rmtree(stale, ignore_errors=True)
         with whole_or_not(final) as folder:
             _write(folder, source, layout, settings, report)
     return final

@@ -1,7 +1,5 @@
 """Exports a trained model to a folder, which appears only after it was read back and gave the same logits."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import numpy as np
 from jaxdistill.errors import UserError
 from jaxdistill.export.folder import write_folder
 from jaxdistill.export.proof import TOLERANCE, reread_difference
-from jaxdistill.files import refusal
+from jaxdistill.files import folder_beside, refusal
 from jaxdistill.models.model import Model
 
 
@@ -27,7 +25,8 @@ def export(
 ) -> None:
     """Writes config.json, weights, tokenizer files and the model card to the folder `out`; torch is not needed.
 
-    The folder is written beside `out` and renamed to `out` after the proof, so a failure leaves nothing.
+    The folder is written beside `out` and renamed to `out` after the proof, so a failure leaves nothing. What a
+    killed process leaves is removed by the next export beside it.
 
     Args:
       to: format of the weights, one of export.folder.FORMATS.
@@ -39,20 +38,17 @@ def export(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another --out, nothing is written over")
-    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
-        temporary.mkdir(parents=True)
-        write_folder(temporary, model=model, params=params, tokenizer=tokenizer, to=to, card=card)
-        difference = reread_difference(temporary, model=model, params=params, probe=probe)
-        if not difference <= TOLERANCE:  # also where it is NaN
-            raise UserError(
-                f"export: the folder reads back with logits up to {difference:.3g} off the checkpoint's, "
-                f"{TOLERANCE:g} are allowed; {out} was not written"
-            )
-        temporary.rename(out)
+        with folder_beside(out) as temporary:
+            write_folder(temporary, model=model, params=params, tokenizer=tokenizer, to=to, card=card)
+            difference = reread_difference(temporary, model=model, params=params, probe=probe)
+            if not difference <= TOLERANCE:  # also where it is NaN
+                raise UserError(
+                    f"export: the folder reads back with logits up to {difference:.3g} off the checkpoint's, "
+                    f"{TOLERANCE:g} are allowed; {out} was not written"
+                )
+            temporary.rename(out)
     except Exception as error:
         if reason := refusal(error):
             raise UserError(f"cannot write {out}: {reason}; nothing is left of it") from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
