@@ -1,78 +1,49 @@
-"""Folders that are written whole or not at all, also by processes that are killed."""
+"""Small files of JSON and names of paths: one line for whatever cannot be read."""
 
-import os
-import pwd
-import subprocess
-import sys
-
-import filelock
 import pytest
+from refusal import refused
 
-from jaxdistill import train
-from jaxdistill.data.cache import remove_stale
-from jaxdistill.files import folder_beside, named_path
+from jaxdistill.files import named_path, read_json
 
-STAYS = """
-import pathlib, sys, time
-from jaxdistill.files import folder_beside
-with folder_beside(pathlib.Path(sys.argv[1])) as folder:
-    (folder / "half").write_text("")
-    print(folder.name, flush=True)
-    time.sleep(60)
-"""
+LONG = "x" * 300
 
 
-def test_a_folder_gets_its_name_or_leaves_nothing(tmp_path):
-    with folder_beside(tmp_path / "a" / "out") as folder:
-        (folder / "file").write_text("")
-        folder.rename(tmp_path / "a" / "out")
-    with pytest.raises(KeyError), folder_beside(tmp_path / "a" / "other") as folder:
-        (folder / "file").write_text("")
-        raise KeyError
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/out", "a/out/file"]
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{", b"{} {}", b"\x00", b'{"a": "\xe9"}', b"1" * 5000, '{"a": 1}'.encode("utf-16")),
+        *(b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
+    ],
+    ids=lambda data: repr(data[:9]),
+)
+def test_what_is_not_json(tmp_path, data):
+    path = tmp_path / "x.json"
+    path.write_bytes(data)
+    refused(lambda: read_json(path), f"{path} is not JSON")
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_live_one_writes_is_not(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", STAYS, tmp_path / "killed"], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        name = process.stdout.readline().decode().strip()
-        with folder_beside(tmp_path / "other") as folder:
-            assert {path.name for path in tmp_path.iterdir()} == {name, folder.name}
-        process.kill()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    with folder_beside(tmp_path / "other") as folder:
-        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+def test_json_that_cannot_be_read(tmp_path, monkeypatch):
+    from jaxdistill import files
+
+    refused(lambda: read_json(tmp_path), f"{tmp_path} cannot be read: Is a directory")
+    refused(lambda: read_json(tmp_path / LONG), "cannot be read: File name too long")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    refused(lambda: read_json(loop), "cannot be read: Too many levels of symbolic links")
+    monkeypatch.setattr(files, "_LARGEST_JSON", 9)
+    (tmp_path / "large").write_text("[1, 2, 3, 4]")
+    refused(lambda: read_json(tmp_path / "large"), "more than 9 bytes")
 
 
-def test_prepared_text_that_a_killed_process_left_is_removed_when_other_text_is_prepared(tmp_path):
-    for name in ("dead", "live"):
-        (tmp_path / f"{name}.partial-x").mkdir()
-        (tmp_path / f"{name}.partial-x" / "tokens.bin").write_bytes(b"1")
-    with filelock.FileLock(tmp_path / "live.lock"):
-        remove_stale(tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {"dead.lock", "live.lock", "live.partial-x"}
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "~nosuchuser", LONG, "a\0b", "x/" * 5000, "\ud800"])
+def test_names_that_no_file_can_have(name):
+    refused(lambda: named_path(name), "is not a path of this machine")
 
 
-@pytest.fixture
-def homeless(monkeypatch):
-    """A user without HOME and without an entry in the table of users, as in many containers."""
-
-    def unknown(uid: int) -> None:
-        raise KeyError(uid)
-
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-
-
-def test_without_a_home_folder(homeless, monkeypatch, capsys):
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-
-    def run() -> None:
-        named_path("~/.cache/jaxdistill", key="config.data.cache_dir")
-
-    assert train.guarded(run) == 2
-    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
-    assert capsys.readouterr().err == (
-        "error: config.data.cache_dir='~/.cache/jaxdistill' is not a path of this machine: there is no such home "
-        "folder; set HOME, or name a path without ~\n"
-    )
+def test_other_names_are_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert named_path("~/a b") == tmp_path / "a b"
+    assert named_path(str(tmp_path)) == tmp_path
+    assert str(named_path("not/there")) == "not/there"
+    (tmp_path / "file").write_text("")
+    assert named_path(f"{tmp_path}/file/below") == tmp_path / "file" / "below"
