@@ -11,7 +11,9 @@ of its own: `model.with_tied_head` fills in the transposed embedding, for every 
 interceptor does not see the head's path).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -123,3 +125,17 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("gemma2", "granite", "phi3"), _ROTARY),
     "gemma3_text": replace(_ROTARY, torch_class="Gemma3ForCausalLM"),
 }
+
+
+# Fields that mark models of a kind that no family here is, and what such a model is.
+_OTHER_KINDS = {
+    "a mixture of experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "a model of more than text": ("vision_config", "audio_config", "image_token_id", "image_token_index"),
+    "a hybrid of attention and recurrent layers": ("linear_num_key_heads", "mamba_d_state", "conv_L_cache", "ssm_cfg"),
+    "an encoder with a decoder": ("decoder_layers", "num_decoder_layers", "is_encoder_decoder"),
+}
+
+
+def other_kind(fields: Mapping[str, Any]) -> str:
+    """What a configuration of no family here describes, as far as its fields tell; "" where they do not."""
+    return next((kind for kind, names in _OTHER_KINDS.items() if any(fields.get(name) for name in names)), "")

@@ -13,7 +13,7 @@ from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import named_path, read_json
 from jaxdistill.models import transformers_5
 from jaxdistill.models.config_fields import check_fields
-from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.families import FAMILIES, other_kind
 from jaxdistill.models.weights import FLAX, has_safetensors
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, index of shards, chat template
@@ -116,7 +116,9 @@ def load_config(folder: Path) -> Any:
     path, fields = folder / "config.json", config_fields(folder)
     model_type = fields["model_type"] if "model_type" in fields else _inferred_type(path, fields)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(f"{path}: model_type {model_type!r} is none of the families here: {', '.join(FAMILIES)}")
+        kind = other_kind(fields)
+        which = f"{model_type!r}, {kind}," if kind else repr(model_type)
+        raise UserError(f"{path}: model_type {which} is none of the families here: {', '.join(FAMILIES)}")
     from transformers import CONFIG_MAPPING, AutoConfig
 
     check_fields(str(path), fields, kind=model_type)

@@ -33,13 +33,9 @@ def read_ropes(
       scaled: the kinds of layers whose positions `rope_scaling` stretches.
     """
     old_theta = read.value(theta, 10_000.0)
-    scaling = read.value("rope_scaling", {})
+    scaling, new = _mapping(read, "rope_scaling"), _mapping(read, "rope_parameters")
     base = {FULL: old_theta, SLIDING: read.value(local_theta, old_theta) if local_theta else old_theta}
     by_kind = {kind: {"rope_theta": base[kind], **(scaling if kind in scaled else {})} for kind in base}
-    new = read.value("rope_parameters", {})
-    for name, given in (("rope_scaling", scaling), ("rope_parameters", new)):
-        if not isinstance(given, Mapping):
-            raise read.refusal(f"{name} is {given!r}; it must hold fields by name")
     if set(new) & {FULL, SLIDING}:
         by_kind |= {kind: new[kind] for kind in (FULL, SLIDING) if new.get(kind)}
     elif new:
@@ -49,6 +45,13 @@ def read_ropes(
     positions = read.integer("max_position_embeddings")
     ropes = {kind: _rope(read, fields, head_size, partial, positions) for kind, fields in by_kind.items()}
     return Ropes(ropes[FULL], ropes[SLIDING])
+
+
+def _mapping(read: Reader, name: str) -> Mapping[str, Any]:
+    given = read.value(name, {})
+    if not isinstance(given, Mapping):
+        raise read.refusal(f"{name} is {given!r}; it must hold fields by name")
+    return given
 
 
 def _rope(read: Reader, fields: Mapping[str, Any], head_size: int, partial: float, positions: int) -> Rope:
