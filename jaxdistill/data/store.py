@@ -14,7 +14,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Int64, Integer
 
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, named_path, read_json
 
 FORMAT_VERSION = 1
@@ -235,8 +235,15 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def _load(file: Path) -> Any:
+    try:
+        return np.load(file)
+    except Exception as error:  # the header is read as Python, whose parser raises errors of many types
+        raise ValueError(f"{file.name}: {first_line(error)}") from error
+
+
 def _array(file: Path) -> Int64[np.ndarray, "_"]:
-    array = np.load(file)
+    array = _load(file)
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != np.int64 or not len(array):
         raise ValueError(f"{file.name} is no list of whole numbers of 64 bits")
     return array
@@ -297,8 +304,8 @@ def load_token_counts(path: Path | str) -> Int64[np.ndarray, "vocab"]:
     """
     path = named_path(str(path))
     try:
-        counts = np.asarray(read_json(path) if path.suffix == ".json" else np.load(path))
-    except (UserError, OSError, ValueError, EOFError) as error:
+        counts = np.asarray(read_json(path) if path.suffix == ".json" else _load(path))
+    except (UserError, ValueError) as error:
         raise UserError(f"cannot read token counts {str(path)!r} as a .npy array or a .json list: {error}") from error
     if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 0).any():
         raise UserError(f"token counts {str(path)!r} must be one flat list of whole numbers of 0 or more")

@@ -7,7 +7,7 @@ whole numbers of at least 1. So it serves every family, also one whose class has
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import pydantic
@@ -22,11 +22,10 @@ _SIZES = (
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "window_size"),
     *("num_hidden_groups", "inner_group_num", "word_embed_proj_dim", "ffn_dim", "hidden_dim", "n_inner"),
 )
-# Fields that may be null although their default is not: the class, or torch's model, then goes without.
-_MAY_BE_NULL = (
-    *("num_key_value_heads", "head_dim", "sliding_window", "intermediate_size", "hidden_activation"),
-    *("final_logit_softcapping", "attn_logit_softcapping"),
-)
+# Fields that may be null although their default is not: torch's model then goes without.
+_MAY_BE_NULL = ("sliding_window", "hidden_activation", "final_logit_softcapping", "attn_logit_softcapping")
+# Fields that may be null where the class derives them from other sizes.
+_DERIVED = ("num_key_value_heads", "head_dim")
 # Fields of the common base class that a model is computed by.
 _OF_BASE = ("tie_word_embeddings", "is_decoder", "add_cross_attention", "is_encoder_decoder")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
@@ -70,13 +69,13 @@ def _is_number(value: Any) -> bool:
 
 
 _SIZE = _Kind(Annotated[int, pydantic.Field(ge=1, lt=2**31)], "a whole number from 1 to 2147483647")
-_ID = _Kind(
-    Annotated[int, pydantic.Field(ge=-1, lt=2**31)] | list[Annotated[int, pydantic.Field(ge=0, lt=2**31)]] | type(None),
-    "the id of a token",
-)
+_ID = _Kind(Annotated[int, pydantic.Field(ge=-1, lt=2**31)] | type(None), "the id of a token, or null")
+_IDS_OF_ENDS = _Kind(_ID.type | list[Annotated[int, pydantic.Field(ge=0, lt=2**31)]], "the id of a token, or several")
 _FLAG = _Kind(bool, "true or false")
-_NUMBER = _Kind(float, "a finite number")
-_POSITIVE = _Kind(Annotated[float, pydantic.Field(gt=0)], "a number above 0")
+# A number of JSON may have thousands of digits; no field needs 15.
+_NUMBER = _Kind(Annotated[float, pydantic.Field(gt=-1e15, lt=1e15)], "a finite number")
+_POSITIVE = _Kind(Annotated[float, pydantic.Field(gt=0, lt=1e15)], "a number above 0")
+_SPREAD = _Kind(Annotated[float, pydantic.Field(ge=0, lt=1e15)], "a number of 0 or more")
 _TEXT = _Kind(str, "a text")
 _ATTENTION_TYPES = _Kind(  # GPT-Neo's class writes the kinds out as often as the number says
     list[Annotated[list, pydantic.Field(min_length=2, max_length=2), pydantic.AfterValidator(_repeated_kinds)]],
@@ -109,8 +108,7 @@ def check_fields(where: str, fields: Mapping[str, Any], *, kind: str) -> None:
         name = str(error.errors()[0]["loc"][0])
         raise UserError(f"{where}: {name} is {fields[name]!r}; it must be {schema.words[name]}") from None
     own = {schema.names.get(name, name): value for name, value in fields.items()}
-    # The defaults of these two are derived from other sizes.
-    sizes = {name: value for name, value in defaults.items() if name not in ("head_dim", "num_key_value_heads")} | own
+    sizes = {name: value for name, value in defaults.items() if name not in _DERIVED} | own
     _check_sizes(where, {name: sizes.get(schema.names.get(name, name)) for name in _SIZES}, kind=kind)
 
 
@@ -136,10 +134,13 @@ def _defaults(kind: str) -> dict[str, Any] | None:
 def _schema(kind: str) -> _Schema:
     from transformers import CONFIG_MAPPING
 
-    names = CONFIG_MAPPING[kind].attribute_map
-    kinds = {name: _kind_of(name, default, names) for name, default in (_defaults(kind) or {}).items()}
+    made: Any = CONFIG_MAPPING[kind]
+    names, defaults = made.attribute_map, _defaults(kind) or {}
+    without = made(**{name: None for name in _DERIVED if name in defaults})
+    derived = [name for name in _DERIVED if getattr(without, name, None) is not None]
+    kinds = {name: _kind_of(name, default, names, derived) for name, default in defaults.items()}
     kinds |= {common: kinds[own] for common, own in names.items() if own in kinds}
-    kinds |= dict.fromkeys(_IDS, _ID)
+    kinds |= {**dict.fromkeys(_IDS, _ID), "eos_token_id": _IDS_OF_ENDS}
     kinds.setdefault("rope_parameters", _ROPE)  # transformers 5 writes it for any class
     if kind in FAMILIES and FAMILIES[kind].positions_after_pad:  # positions count from this id
         kinds["pad_token_id"] = _Kind(Annotated[int, pydantic.Field(ge=0, lt=2**31)], "the id of a token")
@@ -150,7 +151,7 @@ def _schema(kind: str) -> _Schema:
     return _Schema(pydantic.TypeAdapter(typed), {name: one.words for name, one in kinds.items()}, names)
 
 
-def _kind_of(name: str, default: Any, names: Mapping[str, str]) -> _Kind:
+def _kind_of(name: str, default: Any, names: Mapping[str, str], derived: Collection[str]) -> _Kind:
     """The kind of a field, by its own name or the common one, and else by its default."""
     common = next((common for common, own in names.items() if own == name), name)
     if common in _SIZES:
@@ -161,15 +162,18 @@ def _kind_of(name: str, default: Any, names: Mapping[str, str]) -> _Kind:
         return _ROPE
     elif name.endswith(("eps", "epsilon", "rope_theta")):
         found = _POSITIVE
+    elif name in ("initializer_range", "init_std"):
+        found = _SPREAD
     else:
         found = _BY_DEFAULT.get(type(default), _ANY)
-    if default is None or name in _MAY_BE_NULL:
+    if default is None or name in (*_MAY_BE_NULL, *derived):
         return _Kind(found.type | None if found is not _ANY else Any, f"{found.words}, or null")
     return found
 
 
 def _check_sizes(where: str, sizes: Mapping[str, int | None], *, kind: str) -> None:
-    layers, width = sizes["num_hidden_layers"] or 1, sizes["hidden_size"] or 1
+    width, shared = sizes["hidden_size"] or 1, (sizes["num_hidden_groups"] or 1) * (sizes["inner_group_num"] or 1)
+    layers = max(sizes["num_hidden_layers"] or 1, shared)
     size = 4 * _fewest_parameters(sizes, kind)
     if layers <= _MOST_LAYERS and width <= _MOST_WIDTH and size <= _MOST_BYTES:
         return

@@ -69,6 +69,8 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = _read(folder, file, settings)
         if tokenizer.is_fast:  # a vocabulary without its unknown token fails at the first word
             tokenizer.backend_tokenizer.encode("a")
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise UserError(f"{settings}: model_max_length is {tokenizer.model_max_length!r}; it must be a number")
     except UserError:
         raise
     except Exception as error:  # the Rust parser raises plain Exception

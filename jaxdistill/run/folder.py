@@ -77,7 +77,8 @@ def _complete(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
         Config.model_validate(complete)
     except pydantic.ValidationError as error:
         for one in error.errors():
-            if one["type"].endswith("_type"):
+            is_choice = one["type"] == "literal_error" and isinstance(one["input"], str)
+            if one["type"].endswith(("_type", "literal_error")) and not is_choice:
                 key = ".".join(map(str, one["loc"][:2]))
                 raise UserError(f"{path} is damaged: {key} ({one['msg']}); name another --workdir") from None
     return complete

@@ -80,8 +80,8 @@ def make_generator(
     """
     check_decoding(decoding)
     check_causal(model)
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    if not 1 <= batch_size <= 2**20:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1, and at most {2**20}")
     widest = model.max_length - decoding.max_new_tokens
     if widest < 1:
         raise UserError(

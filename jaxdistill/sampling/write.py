@@ -117,8 +117,9 @@ def _read_lines(path: Path | None, name: str) -> list[str]:
 def _prompt_of(line: str, where: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{where} is no JSON object with a "prompt"') from error
-    if not isinstance(prompt, str):
+    # JSON can carry half a surrogate pair, which no tokenizer accepts.
+    if not isinstance(prompt, str) or any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise UserError(f"{where}: the prompt is {prompt!r}, not a text")
     return prompt

@@ -83,6 +83,10 @@ BAD_STORES = {
             ("written", {}),
         )
     },
+    "a header that is no Python": (
+        lambda folder: (folder / "offsets.npy").write_bytes(b"\x93NUMPY\x01\x00\x09\x00{'a': (\0'"),
+        "is damaged .offsets.npy",
+    ),
     "deep meta": (lambda folder: (folder / "meta.json").write_text("[" * 100_000), "is not a folder of prepared data"),
     **{
         f"{name} holds {array.dtype} {array.shape}": (

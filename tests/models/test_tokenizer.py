@@ -223,6 +223,6 @@ def test_files_that_are_none(tmp_path):
         (tmp_path / name).mkdir()
         refused(lambda: load_tokenizer(tmp_path), name, "cannot be read")
         (tmp_path / name).rmdir()
-    for text in ("[]", "3", "null", "{", "[" * 100_000):
+    for text in ("[]", "3", "null", "{", "[" * 100_000, '{"model_max_length": [1]}', '{"model_max_length": "x"}'):
         (tmp_path / "tokenizer_config.json").write_text(text)
         refused(lambda: load_tokenizer(tmp_path), str(tmp_path))

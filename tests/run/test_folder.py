@@ -47,6 +47,7 @@ def test_a_value_that_a_younger_rule_forbids_is_read(tmp_path):
         ({"loss": {"end": [1]}}, "loss.end"),
         ({"export": {"license": 3}}, "export.license"),
         ({"seed": {}}, "seed"),
+        ({"data": {"batching": []}}, "data.batching"),
     ],
 )
 def test_a_config_with_a_value_of_another_type(tmp_path, changed, said):
