@@ -14,6 +14,8 @@ from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.model import build_model
 from jaxdistill.models.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.newest
+
 
 def test_a_local_folder_is_itself(tmp_path):
     assert hub.resolve(str(tmp_path)) == tmp_path
@@ -175,7 +177,7 @@ def files_that_are_read() -> set[str]:
     names = {"config.json", "generation_config.json", *(name for names in tokenizer.FILES for name in names)}
     names |= {ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE}
     for kind in FAMILIES:
-        found = TOKENIZER_MAPPING.get(type(tiny.config(kind)))
+        found = TOKENIZER_MAPPING.get(type(tiny.config(kind)), None)
         classes = found if isinstance(found, tuple) else (found,)  # transformers 5 has one class for each kind
         # The others are None, or stand in for a class that needs a package that is not installed.
         names |= {name for one in classes if type(one) is type for name in one.vocab_files_names.values()}
