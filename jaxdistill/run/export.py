@@ -16,7 +16,7 @@ class Exported(NamedTuple):
     step: int
     out: Path
     to: str  # the format
-    figures: dict[str, float]  # of the last evaluation before the checkpoint
+    figures: dict[str, float]  # of the evaluation after this step; empty where there was none
 
     def __str__(self) -> str:
         return f"exported step {self.step} of {self.workdir} to {self.out} ({self.to}); its logits are the checkpoint's"

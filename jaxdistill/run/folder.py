@@ -36,7 +36,7 @@ class Student(NamedTuple):
     params: PyTree
     tokenizer: Any
     step: int
-    figures: dict[str, float]  # the last evaluation before the checkpoint
+    figures: dict[str, float]  # of the evaluation after this step; empty where there was none
     probe: dict[str, np.ndarray]
     config: dict[str, Any]  # of the run, as JSON
 
@@ -116,7 +116,7 @@ def load_student(workdir: Path, *, step: int | None = None, report: Callable[[st
     at, items, notes = found
     tokenizer = load_tokenizer(workdir / "student")
     probe = _read_probe(workdir / "probe.json", model)
-    return Student(model, items["student"], tokenizer, at, notes["figures"], probe, config)
+    return Student(model, items["student"], tokenizer, at, notes["metrics"], probe, config)
 
 
 class _Probe(pydantic.BaseModel):

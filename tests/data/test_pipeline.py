@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxdistill.config import Config
 from jaxdistill.data.masking import masked_capacity
 from jaxdistill.data.pipeline import Hosts, Schedule, steps_per_epoch
 from jaxdistill.data.settings import DataConfig, MaskConfig
@@ -12,6 +13,7 @@ from jaxdistill.data.store import TokenStore
 from jaxdistill.data.text import Text, held_out_batches, train_batches
 from jaxdistill.data.vocabulary import Vocabulary
 from jaxdistill.errors import UserError
+from jaxdistill.run.assemble import held_out_of, train_batches_of
 
 pytestmark = pytest.mark.newest
 
@@ -103,6 +105,25 @@ def test_threads_change_nothing_and_the_seed_does():
     batches = list(train())
     assert_same(batches, list(train(threads=0, prefetch=0)))
     assert rows_of(batches) != rows_of(list(train(seed=6)))
+
+
+def test_the_seed_of_a_run_changes_its_training_masks_and_no_held_out_masks():
+    def config(seed: int) -> Config:
+        return Config(seed=seed).changed(
+            data=dict(DATA), mask=dict(MASK), evaluate={"batch_size": 8}, train={"batch_size": 8}
+        )
+
+    assert_same(held_out_of(config(0), TEXT), held_out_of(config(1), TEXT))
+    rows = [list(train_batches_of(config(seed), TEXT, steps=6)) for seed in (0, 1)]
+    label_masks = [
+        {
+            int(row[1]): mask.tolist()
+            for batch in batches
+            for row, mask in zip(batch["labels"], batch["label_mask"], strict=True)
+        }
+        for batches in rows
+    ]
+    assert label_masks[0].keys() == label_masks[1].keys() and label_masks[0] != label_masks[1]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 14])
