@@ -175,7 +175,7 @@ def _read_table(path: Path, columns: Columns, limits: Limits, rows_of: _Table) -
 
 
 def read_json(path: Path, columns: Columns, limits: Limits) -> Iterator[Document]:
-    """An object a line, or one array of objects. An object without the key counts as one with null."""
+    """An object a line, or arrays of objects. An object without the key counts as one with null."""
     line = 0
 
     def where() -> str:
@@ -210,12 +210,13 @@ def _objects(path: Path, limit: int) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise _not_json(path, number, error) from error
+        yield from ((number, one) for one in (value if isinstance(value, list) else [value]))
 
 
-_LETTER = re.compile(r"[^ \t\r\n]")
+_LETTER = re.compile(rf"[^ \t\r\n{BOM}]")  # a byte-order mark also stands where files were joined
 
 
 def _is_array(path: Path) -> bool:
@@ -224,7 +225,7 @@ def _is_array(path: Path) -> bool:
 
 
 def _array(path: Path, limit: int) -> Iterator[tuple[int, Any]]:
-    """(line, item) of each item of an array, of which only the item at hand is in memory."""
+    """(line, item) of each item of arrays that were joined, of which only the item at hand is in memory."""
     decoder = json.JSONDecoder()
     line = 1
     text, at = "", 0  # of what has been read, the items before `at` are done
@@ -268,23 +269,27 @@ def _array(path: Path, limit: int) -> Iterator[tuple[int, Any]]:
                     at = end
                     return value
 
-        next_letter()
-        at += 1  # the opening bracket
-        letter = next_letter()
-        while letter != "]":
-            began = line
-            yield began, item()
+        while letter := next_letter():
+            if letter == "{":  # JSON lines that were joined to an array
+                began = line
+                yield began, item()
+                continue
+            if letter != "[":
+                raise _not_json(path, line, ValueError("text after the end of the array"))
+            at += 1
             letter = next_letter()
-            if letter == ",":
-                at += 1
+            while letter != "]":
+                began = line
+                yield began, item()
                 letter = next_letter()
-                if letter == "]":
-                    raise _not_json(path, line, ValueError("a comma before the end of the array"))
-            elif letter != "]":
-                raise _not_json(path, line, ValueError("',' or ']' must follow an item of the array"))
-        at += 1
-        if next_letter():
-            raise _not_json(path, line, ValueError("text after the end of the array"))
+                if letter == ",":
+                    at += 1
+                    letter = next_letter()
+                    if letter == "]":
+                        raise _not_json(path, line, ValueError("a comma before the end of the array"))
+                elif letter != "]":
+                    raise _not_json(path, line, ValueError("',' or ']' must follow an item of the array"))
+            at += 1
 
 
 # Parquet

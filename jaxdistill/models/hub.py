@@ -17,6 +17,13 @@ from jaxdistill.models.families import FAMILIES, other_kind
 from jaxdistill.models.weights import FLAX, has_safetensors
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, index of shards, chat template
+TEMPLATES = "additional_chat_templates"  # the one folder inside of a model folder that is read
+# Patterns of the files of all other folders: their names leave this one's at some letter, end before it, or go on.
+_OTHER_FOLDERS = [
+    *(f"{TEMPLATES[:i]}[!{letter}/]*/*" for i, letter in enumerate(TEMPLATES)),
+    *(f"{TEMPLATES[:i]}/*" for i in range(1, len(TEMPLATES))),
+    *(f"{TEMPLATES}[!/]*/*", f"{TEMPLATES}/*/*"),
+]
 
 PATIENCE = 5.0  # seconds in which the hub must answer
 
@@ -65,7 +72,7 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
     def fetch(patterns: list[str]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"], **alone
+                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=_OTHER_FOLDERS, **alone
             )
         )
 

@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not has_tokenizer(folder):
         files = ", ".join(" with ".join(names) for names in FILES)
         raise UserError(f"{folder} has no tokenizer: none of {files}")
-    for pattern in hub.SMALL_FILES:
+    for pattern in (*hub.SMALL_FILES, f"{hub.TEMPLATES}/*.jinja"):
         for small in folder.glob(pattern):
             check_fetched(small)
     try:

@@ -407,7 +407,7 @@ BAD_FILES = {
     "cut array": ("jsonl", "a.json", b'[\n{"text": "a"},\n{"text": "b', r"line 3 is not JSON: Unterminated"),
     "array without commas": ("jsonl", "a.json", b'[{"text": "a"} {"text": "b"}]', r"line 1 is not JSON: ',' or ']'"),
     "array with a last comma": ("jsonl", "a.json", b'[{"text": "a"},\n]', r"line 2 is not JSON: a comma before"),
-    "two arrays": ("jsonl", "a.json", b'[{"text": "a"}]\n[]', r"line 2 is not JSON: text after the end"),
+    "text after an array": ("jsonl", "a.json", b'[{"text": "a"}]\n3', r"line 2 is not JSON: text after the end"),
     "array of arrays": ("jsonl", "a.json", b'[[{"text": "a"}]]', r"line 1 is a JSON list; each line, or item"),
     "array column": ("jsonl", "a.json", b'[{"a": "a"}]', r"a.json': no column 'text'; it has 'a'"),
     "array not UTF-8": ("jsonl", "a.json", b'[{"text": "\xef"}]', r"a.json' is not UTF-8"),
@@ -637,3 +637,13 @@ def test_names_that_no_text_can_have(path, said):
     if said.startswith("is not a path"):
         with pytest.raises(UserError, match=said):
             opened(path, source="hf")
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\r\n", "\ufeff", "\n\ufeff[]\n"])
+def test_arrays_that_were_joined(tmp_path, between):
+    first, second = json.dumps([{"text": "a"}, {"text": "b"}], indent=1), json.dumps([{"text": "c"}])
+    lines = '{"text": "d"}\n{"text": "e"}\n'
+    (tmp_path / "a.json").write_text(first + between + second + between + lines)
+    assert read(tmp_path / "a.json", source="jsonl") == ["a", "b", "c", "d", "e"]
+    (tmp_path / "a.json").write_text(lines + second + "\n")
+    assert read(tmp_path / "a.json", source="jsonl") == ["d", "e", "c"]

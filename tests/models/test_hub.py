@@ -157,6 +157,7 @@ def repository(tmp_path, monkeypatch):
     def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
         files = [str(file.relative_to(here)) for file in here.rglob("*") if file.is_file()]
         for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (fetched / file).parent.mkdir(exist_ok=True)
             shutil.copy(here / file, fetched / file)
         return str(fetched)
 
@@ -198,12 +199,24 @@ def files_that_are_read() -> set[str]:
 def test_all_that_is_read_is_fetched(repository, there, left, allow_pickle):
     here, fetched = repository
     read = {*files_that_are_read(), *there}
-    for name in {*read, "own.py", "tf_model.h5", "README.md", "rust_model.ot"}:
+    templates = {f"additional_chat_templates/{name}.jinja" for name in ("tool_use", "rag")}
+    others = (
+        "onnx",
+        "a",
+        "additional_chat_template",
+        "additional_chat_templates_2",
+        "2",
+        "additional_chat_templates/a",
+    )
+    others = {f"{folder}/{name}" for folder in others for name in ("config.json", "model.safetensors", "x.jinja")}
+    for name in {*read, *templates, *others, "own.py", "tf_model.h5", "README.md", "rust_model.ot"}:
+        (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_text("")
     hub.resolve("user/model", allow_pickle=allow_pickle)
     safe = any("safetensors" in name for name in there)
     left = left if safe or not allow_pickle else set()
-    assert {file.name for file in fetched.iterdir()} == read - left
+    got = {str(file.relative_to(fetched)) for file in fetched.rglob("*") if file.is_file()}
+    assert got == (read - left) | templates
 
 
 def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path, monkeypatch):

@@ -217,6 +217,18 @@ def test_a_vocabulary_without_its_special_tokens(tmp_path, text):
     refused(lambda: load_tokenizer(tmp_path), f"{tmp_path} has no tokenizer that can be read")
 
 
+def test_further_chat_templates_are_read(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    words = load_tokenizer(tmp_path)
+    words.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    words.save_pretrained(tmp_path)
+    assert (tmp_path / "additional_chat_templates" / "tool_use.jinja").is_file()
+    assert load_tokenizer(tmp_path).chat_template == AutoTokenizer.from_pretrained(tmp_path).chat_template
+    assert load_tokenizer(tmp_path).chat_template["tool_use"] == "{{ tools }}"
+
+
 def test_files_that_are_none(tmp_path):
     tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
     for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json", "chat_template.jinja"):
