@@ -46,7 +46,7 @@ def figures_of(out: str) -> dict[str, float]:
 
 def test_the_folder_of_a_run(run):
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "metrics.jsonl", "probe.json", "student",
+        ".lock", "checkpoints", "config.json", "metrics.jsonl", "origin.json", "probe.json", "student",
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
     assert not list(run.rglob("*.part"))

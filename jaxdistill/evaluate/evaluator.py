@@ -13,9 +13,7 @@ from jaxdistill.errors import NotFiniteError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.context import Context, Evaluator, ScoredCompletion
 from jaxdistill.evaluate.settings import EvaluateConfig
-from jaxdistill.models.pair import Pair
-
-TEACHER = "teacher_"  # begins the names of the teacher's own figures
+from jaxdistill.models.pair import OF_TEACHER, Pair
 
 
 def make_context(
@@ -66,7 +64,7 @@ def make_evaluator(settings: EvaluateConfig, context: Context) -> Evaluator:
             yield from evaluator(student_params, teacher_params)
         if not figures:
             for evaluator in of_teacher:
-                figures.update({f"{TEACHER}{name}": value for name, value in evaluator(teacher_params, None)})
+                figures.update({f"{OF_TEACHER}{name}": value for name, value in evaluator(teacher_params, None)})
         yield from figures.items()
 
     return evaluate

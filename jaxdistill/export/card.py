@@ -1,33 +1,43 @@
 """The model card: README.md of an exported folder, in the form that the Hugging Face hub reads."""
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jaxdistill.export.origin import Origin
+from jaxdistill.models.pair import OF_TEACHER
+
+
+class Results(NamedTuple):
+    """Figures, and what they are of."""
+
+    figures: Mapping[str, float]  # of the last evaluation, by metric name
+    step: int | None  # after how many updates; None where that is not recorded
+    text: str  # the held-out text, as the end of "on ..."
 
 
 class Card(NamedTuple):
     """The facts that a model card states."""
 
     name: str
-    base_model: str  # hub name or folder of the teacher; "" for a model that was trained without one
-    license: str  # the teacher's, as a hub id such as apache-2.0; "" where unknown
+    origin: Origin
     recipe: Mapping[str, Any]  # the settings of the run, as JSON
-    results: Mapping[str, float]  # figures of the last evaluation, by metric name
+    license: str = ""  # a hub id such as apache-2.0; "" = that of the models it was made from
+    results: Results | None = None
+    step: int = 0  # updates that the model was trained for
     causal: bool = False  # a causal language model; otherwise a masked one
 
 
 def model_card(card: Card) -> str:
     """The text of the card; absolute paths in it are cut to their last part, as a card is public."""
-    origin = f"distilled from `{_without_folders(card.base_model)}`" if card.base_model else "trained from scratch"
     return "\n".join(
         [
             *_front_matter(card),
             "",
             f"# {card.name}",
             "",
-            f"A {'causal' if card.causal else 'masked'} language model {origin} with jaxdistill.",
+            f"{_statement(card)}",
             "",
             "## Use",
             "",
@@ -39,14 +49,12 @@ def model_card(card: Card) -> str:
             "",
             "## Results",
             "",
-            "| metric | value |",
-            "|---|---|",
-            *([f"| {key} | {value:.4g} |" for key, value in card.results.items()] or ["| not evaluated | |"]),
+            *_results(card.results),
             "",
             "## Recipe",
             "",
             "```json",
-            json.dumps(_without_folders(card.recipe), indent=2, default=str),
+            json.dumps(without_folders(card.recipe), indent=2, default=str),
             "```",
             "",
             "## Licence",
@@ -58,22 +66,45 @@ def model_card(card: Card) -> str:
     )
 
 
+def _statement(card: Card) -> str:
+    kind = "causal" if card.causal else "masked"
+    updates = f", after {card.step:,} updates" if card.step else ""
+    return f"A {kind} language model {_public(card.origin).sentence()} with jaxdistill{updates}."
+
+
 def _front_matter(card: Card) -> list[str]:
+    bases = card.origin.base_models
+    licence = {"license": card.license} if card.license else card.origin.licence
     return [
         "---",
         "library_name: transformers",
         f"pipeline_tag: {'text-generation' if card.causal else 'fill-mask'}",
         "tags:",
         "- jaxdistill",
-        "- distillation",
-        *([f"base_model: {card.base_model}"] if _is_hub_name(card.base_model) else []),
-        *([f"license: {card.license}"] if card.license else []),
+        *(["- distillation"] if card.origin.how == "distilled" else []),
+        *([f"base_model: {bases[0]}"] if len(bases) == 1 else []),
+        *(["base_model:", *(f"- {name}" for name in bases)] if len(bases) > 1 else []),
+        *(f"{field}: {json.dumps(value)}" for field, value in licence.items()),
         "---",
     ]
 
 
-def _is_hub_name(name: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
+def _results(results: Results | None) -> Iterator[str]:
+    """A row for each figure of the model, with the teacher's own beside it."""
+    if results is None or not results.figures:
+        yield "The model was not evaluated."
+        return
+    own = {name: value for name, value in results.figures.items() if not name.startswith(OF_TEACHER)}
+    when = "At the last evaluation" if results.step is None else f"After {results.step:,} updates"
+    yield f"{when}, on {results.text}:"
+    yield ""
+    beside = len(own) < len(results.figures)
+    yield "| metric | value | teacher |" if beside else "| metric | value |"
+    yield "|---|---|---|" if beside else "|---|---|"
+    for name, value in own.items():
+        teachers = results.figures.get(f"{OF_TEACHER}{name}")
+        cells = [name, f"{value:.4g}", *(["" if teachers is None else f"{teachers:.4g}"] if beside else [])]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _example(card: Card) -> list[str]:
@@ -88,17 +119,23 @@ def _example(card: Card) -> list[str]:
     ]
 
 
-def _licence(card: Card) -> list[str]:
-    if not card.base_model:
-        return []
-    known = f"is {card.license}" if card.license else "is not recorded here"
-    return [f"The teacher's licence {known}; it applies to this model as far as weights were taken from it."]
+def _licence(card: Card) -> Iterator[str]:
+    if card.license:
+        yield f"This model's licence is {card.license}."
+    for source in _public(card.origin).sources:
+        licence = source.licence.get("license_name", source.licence.get("license", ""))
+        known = f"is {licence}" if licence else "is not recorded here"
+        yield f"The licence of `{source.name}` {known}; it applies as far as weights were taken from it."
 
 
-def _without_folders(recipe: Any) -> Any:
-    """The recipe with absolute paths cut to their last part: a card is public, a user's folders are not."""
+def _public(origin: Origin) -> Origin:
+    return Origin.model_validate(without_folders(origin.model_dump()))
+
+
+def without_folders(recipe: Any) -> Any:
+    """Values with absolute paths cut to their last part: a card is public, a user's folders are not."""
     if isinstance(recipe, Mapping):
-        return {key: _without_folders(value) for key, value in recipe.items() if key != "cache_dir"}
+        return {key: without_folders(value) for key, value in recipe.items() if key != "cache_dir"}
     if isinstance(recipe, str) and recipe.startswith(("/", "~")):
         return Path(recipe).name
     return recipe

@@ -13,5 +13,7 @@ class ExportConfig(Section):
         (), "Formats written at the end of the run to <workdir>/export-<format>: pytorch, flax.", resumable=True
     )
     license: str = knob(
-        "", "Licence for the model card, such as apache-2.0; empty = stated as unknown.", resumable=True
+        "",
+        "Licence for the model card, such as apache-2.0; empty = that of the models that the student was made from.",
+        resumable=True,
     )

@@ -6,6 +6,8 @@ from jaxtyping import PyTree
 
 from jaxdistill.models.model import Model
 
+OF_TEACHER = "teacher_"  # begins the names of the figures that the teacher has by itself
+
 
 class Pair(NamedTuple):
     """A student, its teacher where there is one, and the tokenizer of both."""

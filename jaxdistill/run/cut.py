@@ -17,6 +17,7 @@ from jaxdistill.evaluate.evaluator import make_context
 from jaxdistill.evaluate.search import Score
 from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
+from jaxdistill.export.origin import Origin
 from jaxdistill.models import hub, weights
 from jaxdistill.models.layer_choice import resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
@@ -24,6 +25,7 @@ from jaxdistill.models.pair import Pair
 from jaxdistill.models.student import albert_choices, cut_student, student_config
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 from jaxdistill.run.assemble import held_out_of
+from jaxdistill.run.origin import source_named
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
 
@@ -154,12 +156,11 @@ def _choices(teacher: Model, cut: Cut, *, count: int) -> list[tuple[int, ...]] |
 
 def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layers: tuple[int, ...], out: Path) -> None:
     recipe = {
-        "teacher": {"name": cut.teacher},
+        "teacher": {"name": cut.teacher, "revision": cut.revision},
         "student": {"layers": list(layers), "reference_init": cut.reference_init},
     }
-    card = Card(
-        name=out.name, base_model=cut.teacher, recipe=recipe, license="", results={}, causal=student_model.family.causal
-    )
+    origin = Origin(how="cut", teacher=source_named(cut.teacher, cut.revision), is_cut=True, layers=layers)
+    card = Card(name=out.name, origin=origin, recipe=recipe, causal=student_model.family.causal)
     encode = prompt_ids if student_model.family.causal else framed_ids
     ids = np.array(encode(tokenizer, ["The quick brown fox jumps over the lazy dog."]))
     export(

@@ -1,12 +1,14 @@
 """The student of a run as a Hugging Face folder."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxdistill.export.card import Card, model_card
+from jaxdistill.export.card import Card, Results, model_card, without_folders
 from jaxdistill.export.export import export
 from jaxdistill.run import folder as folders
+from jaxdistill.run.origin import read_origin
 
 
 class Exported(NamedTuple):
@@ -37,10 +39,11 @@ def export_run(
     student = folders.load_student(workdir, step=step, report=report)
     card = Card(
         name=out.name,
-        base_model=student.config["teacher"]["name"],
+        origin=read_origin(workdir, student.config),
         license=student.config["export"]["license"],
         recipe=student.config,
-        results=student.figures,
+        results=Results(student.figures, _step_of_figures(workdir, student), _held_out(student.config)),
+        step=student.step,
         causal=student.model.family.causal,
     )
     export(
@@ -53,3 +56,38 @@ def export_run(
         probe=student.probe,
     )
     return Exported(workdir, student.step, out, to, student.figures)
+
+
+def _step_of_figures(workdir: Path, student: folders.Student) -> int | None:
+    """The step of the evaluation whose figures a checkpoint has, which may lie before it; None where no record is."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    wanted = {"kind": "eval", **student.figures}
+    for record in map(_record_of, reversed(lines)):
+        step = record.get("step")
+        if isinstance(step, int) and step <= student.step and wanted.items() <= record.items():
+            return step
+    return None
+
+
+def _record_of(line: str) -> dict[str, Any]:
+    """The record in a line; {} where it is torn, as the last line of a killed run may be."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _held_out(config: Mapping[str, Any]) -> str:
+    """The held-out text of a run, for people."""
+    data, evaluate = config["data"], config["evaluate"]
+    path = without_folders(data["path"] or data["prepared"])
+    if data["eval_path"]:
+        text = f"`{without_folders(data['eval_path'])}`"
+    elif data["eval_split"]:
+        text = f"the split `{data['eval_split']}` of `{path}`"
+    else:
+        text = f"{data['eval_fraction']:.3g} of the rows of `{path}`, which were held out"
+    batches = evaluate["batches"]
+    return f"at most {batches * evaluate['batch_size']:,} rows of {text}" if batches else f"all rows of {text}"

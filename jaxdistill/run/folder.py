@@ -2,6 +2,7 @@
 
 config.json      every value of the config
 student/         config.json and tokenizer files: with a checkpoint, a complete student
+origin.json      what the student is made from, for its model card
 probe.json       a few rows of real token ids, on which an exported folder is compared with the checkpoint
 checkpoints/     written by orbax
 metrics.jsonl    a record in each line
@@ -27,6 +28,8 @@ from jaxdistill.models import hub
 from jaxdistill.models.model import Model, build_model, param_shapes
 from jaxdistill.models.tokenizer import load_tokenizer
 from jaxdistill.run import checkpoint
+
+ORIGIN = "origin.json"
 
 
 class Student(NamedTuple):
@@ -84,12 +87,15 @@ def _complete(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     return complete
 
 
-def create(workdir: Path, *, config: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]) -> None:
+def create(
+    workdir: Path, *, config: str, origin: str, student: Model, tokenizer: Any, probe: dict[str, np.ndarray]
+) -> None:
     """Writes the files that stay the same in a run; config.json last, as its presence means that all are there."""
     with writing(workdir):
         student.config.save_pretrained(workdir / "student")
         tokenizer.save_pretrained(workdir / "student")
         write_text(workdir / "probe.json", json.dumps({name: x.tolist() for name, x in probe.items()}))
+        write_text(workdir / ORIGIN, origin)
         write_text(workdir / "config.json", config)
 
 

@@ -27,6 +27,7 @@ from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
 from jaxdistill.run.lock import Held, locked
 from jaxdistill.run.log import Log, Report, describe, open_writers
+from jaxdistill.run.origin import origin_of
 from jaxdistill.run.prompts import show_prompts
 from jaxdistill.run.stop import Interrupted, Stop
 from jaxdistill.run.writers import Write
@@ -103,6 +104,7 @@ def _open(config: Config, held: Held, parts: Parts, closing: Closing) -> tuple[_
         folders.create(
             workdir,
             config=configs.to_json(config),
+            origin=origin_of(config, layers=parts.pair.layers).model_dump_json(indent=2),
             student=parts.pair.student,
             tokenizer=parts.pair.tokenizer,
             probe=_probe(parts.held_out[0]),

@@ -1,6 +1,7 @@
 """A student's folder opens in PyTorch, and nothing is left of one that would not."""
 
 import errno
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,23 @@ import torch
 
 from jaxdistill.errors import UserError
 from jaxdistill.export import proof
-from jaxdistill.export.card import Card, model_card
+from jaxdistill.export.card import Card, Results, model_card
 from jaxdistill.export.export import export
+from jaxdistill.export.origin import Origin, Source
 from jaxdistill.models import hub, torch_names, weights
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, init_params
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "."]
+TEACHER = Source(name="user/teacher", licence={"license": "mit"}, base_models=("user/teacher",))
 CARD = model_card(
-    Card(name="student", base_model="user/teacher", license="mit", recipe={"steps": 3}, results={"ppl": 4.25})
+    Card(
+        name="student",
+        origin=Origin(how="distilled", teacher=TEACHER, is_cut=True, layers=(0, 2)),
+        recipe={"steps": 3},
+        results=Results({"ppl": 4.25, "kl": 0.5, "teacher_ppl": 3.75}, 20, "at most 8 rows of `held.txt`"),
+        step=30,
+    )
 )
 
 
@@ -176,20 +185,73 @@ def test_other_errors_are_not_hidden(arguments, tmp_path, monkeypatch):
 def test_model_card():
     from huggingface_hub import ModelCard
 
-    card = ModelCard(CARD)
-    assert card.data.license == "mit" and card.data.base_model == "user/teacher"
-    assert card.data.pipeline_tag == "fill-mask" and card.data.library_name == "transformers"
-    assert "| ppl | 4.25 |" in CARD and '"steps": 3' in CARD
-    assert "The teacher's licence is mit" in CARD
-    scratch = model_card(Card(name="s", base_model="", license="", recipe={}, results={}))
-    assert "trained from scratch" in scratch and "teacher" not in scratch
-    local = ModelCard(model_card(Card(name="s", base_model="./teacher", license="", recipe={}, results={})))
-    assert local.data.base_model is None and local.data.license is None
-    causal = model_card(Card(name="s", base_model="", license="", recipe={}, results={}, causal=True))
-    assert ModelCard(causal).data.pipeline_tag == "text-generation" and "A causal language model" in causal
-    assert "fill" not in causal and "mask" not in causal
+    head = ModelCard(CARD).data.to_dict()
+    assert head.get("license") == "mit" and head.get("base_model") == "user/teacher"
+    assert head.get("pipeline_tag") == "fill-mask" and head.get("library_name") == "transformers"
+    assert head.get("tags") == ["jaxdistill", "distillation"]
+    assert "A masked language model distilled from `user/teacher`, starting at layers 0, 2 of `user/teacher`" in CARD
+    assert "after 30 updates." in CARD and "After 20 updates, on at most 8 rows of `held.txt`:" in CARD
+    assert "| metric | value | teacher |" in CARD and "| ppl | 4.25 | 3.75 |" in CARD and "| kl | 0.5 |  |" in CARD
+    assert '"steps": 3' in CARD and "The licence of `user/teacher` is mit" in CARD
+
+
+LOCAL = Source(name="/home/me/bert", licence={"license": "other", "license_name": "own: 1"}, base_models=("user/bert",))
+UNKNOWN = Source(name="./start")
+
+
+@pytest.mark.parametrize(
+    ("origin", "sentence", "licence", "bases"),
+    [
+        (Origin(how="trained"), "trained from scratch", None, None),
+        (Origin(how="fine-tuned", start=TEACHER), "fine-tuned from `user/teacher`", "mit", "user/teacher"),
+        (
+            Origin(how="fine-tuned", teacher=LOCAL, is_cut=True, layers=(1,)),
+            "fine-tuned from layer 1 of `bert`", "other", "user/bert",
+        ),
+        (
+            Origin(how="cut", teacher=LOCAL, is_cut=True, layers=(0, 3)),
+            "cut from `bert` (layers 0, 3) and not trained", "other", "user/bert",
+        ),
+        (
+            Origin(how="distilled", teacher=TEACHER, start=LOCAL),
+            "distilled from `user/teacher`, starting at `bert`", None, ["user/teacher", "user/bert"],
+        ),
+        (
+            Origin(how="distilled", teacher=TEACHER, start=TEACHER),
+            "distilled from `user/teacher`, starting at `user/teacher`", "mit", "user/teacher",
+        ),
+        (
+            Origin(how="distilled", teacher=TEACHER, start=UNKNOWN),
+            "distilled from `user/teacher`, starting at `./start`", None, "user/teacher",
+        ),
+        (
+            Origin(how="distilled", teacher=TEACHER),
+            "distilled from `user/teacher`, starting at random parameters", "mit", "user/teacher",
+        ),
+    ],
+)  # fmt: skip
+def test_a_card_says_what_the_model_was_made_from(origin, sentence, licence, bases):
+    from huggingface_hub import ModelCard
+
+    for given in ("", "bsd-3-clause"):
+        text = model_card(Card(name="s", origin=origin, recipe={}, license=given, causal=True))
+        head = ModelCard(text).data.to_dict()
+        assert f"A causal language model {sentence} with jaxdistill." in text
+        assert head.get("license") == (given or licence) and head.get("base_model") == bases
+        assert head.get("pipeline_tag") == "text-generation" and "The model was not evaluated." in text
+        assert ("distillation" in head["tags"]) == (origin.how == "distilled")
+        names = [Path(one.name).name if one is LOCAL else one.name for one in origin.sources]
+        assert all(f"The licence of `{name}`" in text for name in names)
+        assert "fill" not in text and "/home" not in text
+    if origin.sources == [LOCAL]:
+        assert (
+            ModelCard(model_card(Card(name="s", origin=origin, recipe={}))).data.to_dict()["license_name"] == "own: 1"
+        )
+
+
+def test_a_card_names_no_folder_of_the_user():
     private = {"teacher": {"name": "/home/me/bert"}, "data": {"path": "~/text.txt", "cache_dir": "/home/me/.cache"}}
-    card = model_card(Card(name="s", base_model="/home/me/bert", license="", recipe=private, results={}))
+    card = model_card(Card(name="s", origin=Origin(how="distilled", teacher=LOCAL, start=LOCAL), recipe=private))
     assert "/home" not in card and "~" not in card and "`bert`" in card and "text.txt" in card
 
 

@@ -1,0 +1,71 @@
+"""What the student of a run is made from: looked up when the run begins, kept in its folder, stated by its card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from jaxdistill.config import Config
+from jaxdistill.errors import UserError
+from jaxdistill.export.origin import Origin, Source
+from jaxdistill.files import named_path
+from jaxdistill.losses.terms import TERMS
+from jaxdistill.models import hub
+from jaxdistill.models.model_card import card_facts, is_hub_name
+from jaxdistill.run import folder as folders
+
+
+def origin_of(config: Config, *, layers: tuple[int, ...] | None) -> Origin:
+    """What a run of this config makes its student from.
+
+    Args:
+      layers: the teacher layers that the student is cut from; None where it is not cut.
+    """
+    learns = bool(config.sample.teacher) or any(TERMS[name].needs_teacher for name in config.losses)
+    teacher = source_named(config.teacher.name, config.teacher.revision) if config.teacher.name else None
+    start = source_named(config.student.name, config.student.revision) if config.student.name else None
+    is_cut = layers is not None
+    if teacher is not None and learns:
+        return Origin(how="distilled", teacher=teacher, start=start, is_cut=is_cut, layers=layers or ())
+    how = "fine-tuned" if start or is_cut else "trained"
+    return Origin(how=how, teacher=teacher if is_cut else None, start=start, is_cut=is_cut, layers=layers or ())
+
+
+def source_named(name: str, revision: str = "") -> Source:
+    """A model that a config names, with what its card, or its run folder, says of it."""
+    if hub.is_run(name):
+        origin = read_origin(named_path(name))
+        return Source(name=name, licence=origin.licence, base_models=tuple(origin.base_models))
+    facts = card_facts(name, revision=revision)
+    return Source(name=name, licence=facts.licence, base_models=(name,) if is_hub_name(name) else facts.base_models)
+
+
+def read_origin(workdir: Path, config: Mapping[str, Any] | None = None) -> Origin:
+    """What stands in a run folder; of a run that began before it was kept there, what its config names.
+
+    Args:
+      config: of the run, as JSON; None where nothing but origin.json counts.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / folders.ORIGIN
+    if path.is_file():
+        try:
+            return Origin.model_validate_json(path.read_bytes())
+        except (OSError, pydantic.ValidationError) as error:
+            raise UserError(f"{path} is damaged: take it from a copy of the run folder, or remove it") from error
+    if config is None:
+        return Origin(how="trained")
+    teacher, student = config["teacher"]["name"], config["student"]
+    start = Source(name=student["name"], base_models=_on_hub(student["name"])) if student["name"] else None
+    if teacher:
+        source = Source(name=teacher, base_models=_on_hub(teacher))
+        is_cut = not start and student["init"] == "teacher"
+        return Origin(how="distilled", teacher=source, start=start, is_cut=is_cut)
+    return Origin(how="fine-tuned" if start else "trained", start=start)
+
+
+def _on_hub(name: str) -> tuple[str, ...]:
+    return (name,) if is_hub_name(name) else ()
