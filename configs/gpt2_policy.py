@@ -8,7 +8,8 @@ The student should be fine-tuned first (configs/gpt2_finetune.py), because it le
 update has one completion of each row's prompt, drawn from 0.8 x student + 0.2 x teacher, and the row itself, for the
 language-modelling term. `:penalties` adds the three penalties of the PyTorch scripts (docs/coming-from.md) in a
 differentiable form; `:lmops` computes what the code of MiniLLM's authors does where it differs from the paper; `:smoke`
-runs the same path in seconds, on the causal model and the pairs of the quickstart.
+runs the same path in seconds, on the causal model and the pairs of the quickstart. ROUGE needs
+pip install 'jaxdistill[rouge]'.
 """
 
 import runpy

@@ -1,10 +1,17 @@
-"""The documents: tables that a Markdown renderer shows as tables, and links to files that exist."""
+"""The documents: tables that a Markdown renderer shows as tables, links to files that exist, and a notebook whose cells
+find what they name; what commands need is said before them."""
 
+import itertools
+import json
 import re
+import runpy
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/**/*.md")])
@@ -48,3 +55,64 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", "\n".join(prose(path))):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}, which does not exist"
+
+
+def rendered(path: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(path.read_text())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_renderer_shows_every_table(path: Path) -> None:
+    tokens = rendered(path)
+    assert sum(token.type == "table_open" for token in tokens) == sum(1 for _ in blocks(prose(path)))
+    for before, token in itertools.pairwise(tokens):
+        if before.type == "paragraph_open":
+            lost = [line for line in token.content.splitlines() if line.startswith("|")]
+            assert lost == [], f"{path.name} line {(token.map or [0])[0] + 1}: a row that is in no table"
+
+
+def test_the_renderer_notices_a_table_that_a_blank_line_breaks(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.md"
+    broken.write_text("| a | b |\n|---|---|\n| 1 | 2 |\n\n| 3 | 4 |\n")
+    with pytest.raises(AssertionError):
+        test_a_renderer_shows_every_table(broken)
+
+
+@pytest.mark.parametrize(
+    ("section", "command", "need"),
+    [
+        ("Distil a BERT", "from transformers import pipeline", "pip install torch"),
+        ("Distil a GPT-2", "configs/gpt2_finetune.py", "pip install -e '.[rouge]'"),
+    ],
+)
+def test_what_commands_need_is_said_before_them(section: str, command: str, need: str) -> None:
+    text = (ROOT / "README.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    prose_before, commands = text.split("```bash", 1)
+    assert need in prose_before and command in commands.split("```")[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_recipe_that_measures_rouge_says_what_that_needs(path: Path) -> None:
+    recipe = runpy.run_path(str(path))
+    if "rouge" in recipe["get_config"]().evaluate.metrics:
+        assert "pip install 'jaxdistill[rouge]'" in recipe["__doc__"]
+
+
+def test_the_notebook_clones_first_and_finds_its_files(tmp_path: Path) -> None:
+    """The cell for Colab, in an empty folder, with this checkout in the place of the address."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout that can be cloned")
+    cells = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())["cells"]
+    first, *others = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    address, *lines = first.splitlines()
+    assert address.startswith("ADDRESS = ")
+    shell = [line.lstrip("!%").replace("{ADDRESS}", str(ROOT)) for line in lines]
+    assert shell[0].startswith("git clone ") and shell[-1].startswith("pip install ")
+    installed = re.search(r"-e '(.*)\[", shell[-1])
+    assert installed
+    script = "; ".join(["set -e", *shell[:-1], "pwd", f"ls {installed[1]}/pyproject.toml"])
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    there = Path(done.stdout.splitlines()[-2])
+    assert there == tmp_path / "jaxdistill" / "notebooks"
+    named = re.findall(r"(\.\./configs/[\w./-]+)", "".join(others))
+    assert named and all((there / name).exists() for name in named)
