@@ -60,7 +60,7 @@ def pruned_layers(settings: PerplexityConfig, model: Model) -> dict[str, tuple[i
       UserError: a specification names layers that the model does not have.
     """
     try:
-        return {spec: resolve_layers(spec, of=model.num_layers) for spec in settings.pruned}
+        return {spec: resolve_layers(spec, of=model.num_layers, period=model.period) for spec in settings.pruned}
     except UserError as e:
         raise UserError(f"config.evaluate.pruned, of the student's {model.num_layers} layers: {e}") from None
 

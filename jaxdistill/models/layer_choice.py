@@ -10,7 +10,7 @@ _FORMS = "a list of indices, a count, 'every_other', 'first:N', 'last:N', 'sprea
 _SELECTIONS = ("first", "last", "spread")  # followed by :N, or alone for half of the layers
 
 
-def resolve_layers(spec: Any, *, of: int) -> tuple[int, ...]:
+def resolve_layers(spec: Any, *, of: int, period: int = 1) -> tuple[int, ...]:
     """The layers that a specification names, ascending, for a teacher of `of` layers.
 
     A list is taken as it is; a count n (or "spread:n") spreads evenly from the first layer to the last,
@@ -18,13 +18,18 @@ def resolve_layers(spec: Any, *, of: int) -> tuple[int, ...]:
     "every_other" is 0,2,4,...; "first:n" and "last:n" are ends; without a number these three take half of the layers;
     "0,2,4" is a list.
 
+    Args:
+      period: after how many layers their kinds repeat (`period_of`). "every_other" and a spread take whole periods; a
+        spread may end with the layers after the last whole period.
+
     Raises:
-      UserError: an index is out of range, repeated or out of order, or no layer is selected.
+      UserError: an index is out of range, repeated or out of order, or no layer is selected; a count to be spread is
+        not of whole periods.
     """
     if isinstance(spec, str):
-        layers = _parse(spec.strip(), of=of)
+        layers = _parse(spec.strip(), of=of, period=period)
     elif isinstance(spec, int) and not isinstance(spec, bool):
-        layers = _spread(_count(spec, spec, of=of), of=of)
+        layers = _spread(_count(spec, spec, of=of), spec, of=of, period=period)
     elif isinstance(spec, Sequence):
         layers = tuple(spec)
     else:
@@ -33,28 +38,64 @@ def resolve_layers(spec: Any, *, of: int) -> tuple[int, ...]:
     return layers
 
 
-def _parse(spec: str, *, of: int) -> tuple[int, ...]:
+def period_of(kinds: Sequence[Any]) -> int:
+    """After how many layers their kinds repeat; 1 where they do not, or only once."""
+    fits = (p for p in range(1, len(kinds) // 2 + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
+    return next(fits, 1)
+
+
+def half(*, of: int, period: int = 1) -> int:
+    """Half of the layers, or the next smaller number of whole periods."""
+    counts = [n for n in range(1, max(of // 2, 1) + 1) if _after_periods(n, of=of, period=period) is not None]
+    return max(counts, default=1)
+
+
+def period_choices(count: int, *, of: int, period: int) -> list[tuple[int, ...]]:
+    """All choices of `count` layers in whole periods, of which the first is one."""
+    rest = _after_periods(count, of=of, period=period)
+    if rest is None:
+        return []
+    others = itertools.combinations(range(1, of // period), (count - rest) // period - 1)
+    return [_of_periods((0, *periods), rest, of=of, period=period) for periods in others]
+
+
+def _after_periods(count: int, *, of: int, period: int) -> int | None:
+    """How many of `count` layers stand after the last whole period; None where it is not a number of whole periods."""
+    rest = of % period
+    if count % period == 0:
+        return 0
+    return rest if rest and count > rest and (count - rest) % period == 0 else None
+
+
+def _of_periods(periods: Sequence[int], rest: int, *, of: int, period: int) -> tuple[int, ...]:
+    whole = tuple(p * period + i for p in periods for i in range(period))
+    return whole + tuple(range(of - rest, of))
+
+
+def _parse(spec: str, *, of: int, period: int) -> tuple[int, ...]:
     if spec == "every_other":
-        return tuple(range(0, of, 2))
+        return tuple(i for i in range(of) if i // period % 2 == 0)
     name, colon, number = spec.partition(":")
     if name in _SELECTIONS and not colon:
-        number = str(max(of // 2, 1))
+        number = str(half(of=of, period=period))
     try:
         if not number:
             indices = [int(part) for part in spec.split(",") if part.strip()]
             # "6" is a count, as 6 is; "3," is a list of one index.
-            return tuple(indices) if "," in spec or not indices else _spread(_count(indices[0], spec, of=of), of=of)
+            if "," in spec or not indices:
+                return tuple(indices)
+            name, number = "spread", str(indices[0])
         count = _count(int(number), spec, of=of)
     except ValueError:
         raise UserError(f"layers: {spec!r} is not {_FORMS}") from None
-    selections = {
-        "first": tuple(range(count)),
-        "last": tuple(range(of - count, of)),
-        "spread": _spread(count, of=of),
-    }
-    if name not in _SELECTIONS:
-        raise UserError(f"layers: {spec!r} is not {_FORMS}")
-    return selections[name]
+    match name:
+        case "first":
+            return tuple(range(count))
+        case "last":
+            return tuple(range(of - count, of))
+        case "spread":
+            return _spread(count, spec, of=of, period=period)
+    raise UserError(f"layers: {spec!r} is not {_FORMS}")
 
 
 def _count(count: int, spec: Any, *, of: int) -> int:
@@ -63,9 +104,19 @@ def _count(count: int, spec: Any, *, of: int) -> int:
     return count
 
 
-def _spread(count: int, *, of: int) -> tuple[int, ...]:
-    steps = max(count - 1, 1)
-    return tuple((2 * i * (of - 1) + steps) // (2 * steps) for i in range(count))
+def _spread(count: int, spec: Any, *, of: int, period: int) -> tuple[int, ...]:
+    rest = _after_periods(count, of=of, period=period)
+    if rest is None:
+        counts = [n for n in range(1, of + 1) if _after_periods(n, of=of, period=period) is not None]
+        near = [n for n in counts if n < count][-1:] + [n for n in counts if n > count][:1]
+        raise UserError(
+            f"layers: {spec!r} asks for {count} layers, and the kinds of the teacher's {of} repeat after {period}: "
+            f"take whole periods, as {' or '.join(map(str, near))} layers are, or a list of indices"
+        )
+    steps = max((count - rest) // period - 1, 1)
+    last = of // period - 1
+    periods = [(2 * i * last + steps) // (2 * steps) for i in range((count - rest) // period)]
+    return _of_periods(periods, rest, of=of, period=period)
 
 
 def _check_indices(layers: tuple[Any, ...], spec: Any, *, of: int) -> None:

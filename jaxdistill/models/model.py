@@ -20,11 +20,12 @@ from jaxdistill.models.core import network
 from jaxdistill.models.core.rows import ROWS, read_settings
 from jaxdistill.models.core.settings import Settings
 from jaxdistill.models.families import FAMILIES, Family
+from jaxdistill.models.layer_choice import period_of
 from jaxdistill.models.library_messages import quiet
 from jaxdistill.models.settings import Classes, StudentConfig, TeacherConfig
 from jaxdistill.models.supported import check_supported, fewest_positions, has_flax_class, head_size
 
-Kernel = Literal["", "xla", "cudnn"]
+Kernel = Literal["", "xla", "cudnn", "tiles", "splash"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Model:
     attention: Kernel = ""  # the kernel of self-attention; "" = the class's own code, which writes the scores out
     core: Settings | None = None  # what the core computes; None where the Flax class does
     dtype: Any = jnp.float32  # of the computation
+    scan: bool = False  # the layers are a loop in the program, see models/scan.py
 
     @property
     def num_layers(self) -> int:
@@ -67,6 +69,11 @@ class Model:
         return "flax" if self.core is None else "core"
 
     @property
+    def period(self) -> int:
+        """After how many layers the kinds of attention repeat; 1 where all are alike, and for the Flax classes."""
+        return 1 if self.core is None else period_of(self.core.layers)
+
+    @property
     def projection_bias(self) -> str:
         """The parameter that holds the vocabulary bias; "" where there is none."""
         return self.family.projection_bias if self.core is None or self.core.projection_bias else ""
@@ -83,13 +90,21 @@ def common_words(*models: Model | None) -> int:
     return min(model.vocab_size for model in models if model is not None)
 
 
-def build_model(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = "", classes: Classes = "auto") -> Model:
+def build_model(
+    config: Any,
+    *,
+    dtype: Any = jnp.float32,
+    attention: Kernel = "",
+    classes: Classes = "auto",
+    scan: bool = False,
+) -> Model:
     """The masked or causal language model that a configuration of transformers describes.
 
     Args:
       dtype: data type of the computation.
       classes: what computes the model; auto = transformers' Flax class where there is one that can follow the
         configuration, else the core.
+      scan: whether the layers are a loop in the program; the core alone can.
 
     Raises:
       UserError: neither, or not the one that is asked for, can follow the configuration.
@@ -98,7 +113,8 @@ def build_model(config: Any, *, dtype: Any = jnp.float32, attention: Kernel = ""
     if _core_computes(config, classes):
         check_fields(f"{config.model_type} config", config.to_dict(), kind=config.model_type)
         core = read_settings(config)
-        return Model(None, config, family, attention=attention, core=core, dtype=dtype)
+        return Model(None, config, family, attention=attention, core=core, dtype=dtype, scan=scan)
+    _check_of_the_core_alone(config.model_type, attention, scan=scan)
     from transformers import FlaxAutoModelForCausalLM, FlaxAutoModelForMaskedLM
 
     check_supported(config)
@@ -130,6 +146,16 @@ def _core_computes(config: Any, classes: Classes) -> bool:
     return False
 
 
+def _check_of_the_core_alone(kind: str, attention: Kernel, *, scan: bool) -> None:
+    advice = "set classes to core" if kind in ROWS else f"the core does not compute {kind} models"
+    if attention in ("tiles", "splash"):
+        raise UserError(
+            f"attention={attention} is a kernel of classes=core, not of the Flax class: {advice}, or set xla"
+        )
+    if scan:
+        raise UserError(f"scan=True needs classes=core, as the Flax class runs layer by layer: {advice}, or set False")
+
+
 def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Model:
     """As `build_model`, with the data type, the attention kernel and the classes of the settings.
 
@@ -143,7 +169,13 @@ def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Mod
             "attention=cudnn takes heads of a multiple of 8 up to 256 entries, and those of this "
             f"{config.model_type} have {size}; set xla"
         )
-    return build_model(config, dtype=jnp.dtype(settings.dtype), attention=attention, classes=settings.classes)
+    return build_model(
+        config,
+        dtype=jnp.dtype(settings.dtype),
+        attention=attention,
+        classes=settings.classes,
+        scan=settings.scan,
+    )
 
 
 def _flax_config(config: Any, family: Family) -> Any:
@@ -200,7 +232,7 @@ def shortened(model: Model, length: int) -> Model:
 
 
 def _rebuilt(model: Model, config: Any) -> Model:
-    return build_model(config, dtype=model.dtype, attention=model.attention, classes=model.classes)
+    return build_model(config, dtype=model.dtype, attention=model.attention, classes=model.classes, scan=model.scan)
 
 
 # Parameters: nested dicts with the paths of the Flax class, without a head that is tied to the embeddings.

@@ -11,7 +11,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.core.attention import FAR
+from jaxdistill.models.core.rows import read_settings
 from jaxdistill.models.distilbert import distilbert_config, distilbert_params
+from jaxdistill.models.layer_choice import half, period_of, resolve_layers
 from jaxdistill.models.model import Model, init_params, param_shapes
 
 
@@ -63,8 +66,28 @@ def _set_layers(config: Any, teacher_config: Any, layers: Sequence[int]) -> None
     for name in _LISTS_BY_LAYER:
         if getattr(teacher_config, name, None) is not None:
             setattr(config, name, [getattr(teacher_config, name)[i] for i in layers])
+    if teacher_config.model_type == "modernbert":
+        config.global_attn_every_n_layers = _modernbert_cadence(teacher_config, layers)
     if teacher_config.model_type == "gpt_neo":
         config.attention_types = [[[teacher_config.attention_layers[i] for i in layers], 1]]
+
+
+def _modernbert_cadence(teacher_config: Any, layers: Sequence[int]) -> int:
+    """The n with which every n-th layer of the student is one that sees everything, as those of the teacher are.
+
+    Torch's class of transformers 4 goes by this number alone.
+    """
+    teacher = read_settings(teacher_config)
+    windows = [teacher.layers[i].reach.before < FAR for i in layers]
+    fits = [n for n in range(1, len(layers) + 1) if windows == [i % n != 0 for i in range(len(layers))]]
+    if layers[0] != 0 or not fits:
+        period = teacher_config.global_attn_every_n_layers
+        example = resolve_layers(half(of=len(teacher.layers), period=period), of=len(teacher.layers), period=period)
+        raise UserError(
+            f"layers: {list(layers)}: a ModernBERT begins with layer 0, and every n-th layer from there sees the whole "
+            f"text; choose whole periods of {period}, such as {','.join(map(str, example))}"
+        )
+    return fits[0]
 
 
 def _override(config: Any, overrides: Mapping[str, Any]) -> None:
@@ -83,9 +106,20 @@ def _override(config: Any, overrides: Mapping[str, Any]) -> None:
                 f"the teacher's is {getattr(config, name)!r}"
             )
         setattr(config, name, value)
+    for name in _LISTS_BY_LAYER:
+        if name not in overrides and getattr(config, name, None) is not None:
+            setattr(config, name, _of_length(getattr(config, name), config.num_hidden_layers))
     _fit_heads(config, overrides, *before)
 
 
+def _of_length(entries: Sequence[Any], layers: int) -> list[Any]:
+    """A list by layer for another number of layers, which goes on as its entries repeat."""
+    period = period_of(entries)
+    return [entries[i] if i < len(entries) else entries[i % period] for i in range(layers)]
+
+
+# Families whose heads have a size of their own, whatever the width is.
+_OWN_HEADS = ("gemma", "gemma2", "gemma3_text", "qwen3")
 # The field of the width inside of a layer, where it is not intermediate_size.
 _INNER = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim"}
 
@@ -97,11 +131,13 @@ def _fit_heads(config: Any, overrides: Mapping[str, Any], old_width: int, old_he
       UserError: the heads do not divide a new width; names sizes in the proportions of the old one.
     """
     width, heads = config.hidden_size, config.num_attention_heads
-    # Gemma's heads have a size of their own. What is no size at all is refused with the rest of the configuration.
-    if config.model_type == "gemma" or (width, heads) == (old_width, old_heads) or min(width, heads) < 1:
+    head_dim = getattr(config, "head_dim", None)
+    own_size = config.model_type in _OWN_HEADS or head_dim not in (None, old_width // old_heads)
+    # What is no size at all is refused with the rest of the configuration.
+    if own_size or (width, heads) == (old_width, old_heads) or min(width, heads) < 1:
         return
     if width == old_width or width % heads == 0:
-        if getattr(config, "head_dim", None) == old_width // old_heads and "head_dim" not in overrides:
+        if head_dim is not None and "head_dim" not in overrides:
             config.head_dim = width // heads  # the configuration class derives it only once
         return
     most = max(width * old_heads // old_width, 1)  # as many as leave a head no narrower than it was

@@ -19,7 +19,7 @@ from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin
 from jaxdistill.models import hub, weights
-from jaxdistill.models.layer_choice import resolve_layers
+from jaxdistill.models.layer_choice import period_choices, resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.student import albert_choices, cut_student, student_config
@@ -111,7 +111,7 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
         )
     # "search" and "search:N" count as a plain count does.
     spec = f"spread{cut.layers.removeprefix('search')}" if searched else cut.layers
-    layers = resolve_layers(spec, of=teacher.num_layers)
+    layers = resolve_layers(spec, of=teacher.num_layers, period=teacher.period)
     choices = _choices(teacher, cut, count=len(layers)) if searched else None
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, teacher.config)
@@ -145,8 +145,12 @@ def _choices(teacher: Model, cut: Cut, *, count: int) -> list[tuple[int, ...]] |
     """
     config = teacher.config
     choices = albert_choices(config, count) if teacher.family.shared_layers else None
+    if config.model_type == "modernbert":
+        choices = period_choices(count, of=teacher.num_layers, period=teacher.period)
     if count == teacher.num_layers or (choices is not None and len(choices) == 1):
-        groups = f" with the parameters of {config.num_hidden_groups} shared group(s)" if choices else ""
+        groups = ""
+        if teacher.family.shared_layers:
+            groups = f" with the parameters of {config.num_hidden_groups} shared group(s)"
         raise UserError(
             f"--layers {cut.layers}: of {cut.teacher}, {teacher.num_layers} layers{groups}, there is one student of "
             f"{count} layers alone, so there is nothing to choose; give --layers {count}"

@@ -14,7 +14,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, rouge
 from jaxdistill.models import hub, weights
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.layer_choice import resolve_layers
+from jaxdistill.models.layer_choice import half, resolve_layers
 from jaxdistill.models.model import Model, build_model_for, common_words, init_params, param_shapes
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
@@ -204,8 +204,9 @@ def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pick
         own = student_config(base, family=family, layers=(), overrides=overrides)
         return StudentChoice(build_model_for(own, s), None, None)
     assert teacher is not None, "config.check lets no run without any start pass"
-    spec = s.layers if s.layers is not None else max(teacher.num_layers // 2, 1)
-    layers = resolve_layers(spec, of=teacher.num_layers)
+    depth, period = teacher.num_layers, teacher.period
+    spec = s.layers if s.layers is not None else half(of=depth, period=period)
+    layers = resolve_layers(spec, of=depth, period=period)
     family = s.family or teacher.config.model_type
     cut = student_config(teacher.config, family=family, layers=layers, overrides=overrides)
     return StudentChoice(build_model_for(cut, s), layers, None)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.layer_choice import resolve_layers
+from jaxdistill.models.layer_choice import period_choices, period_of, resolve_layers
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,39 @@ from jaxdistill.models.layer_choice import resolve_layers
 )
 def test_layer_specifications(spec, of, layers):
     assert resolve_layers(spec, of=of) == layers
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        ("every_other", (0, 1, 2, 6, 7, 8, 12, 13, 14, 18, 19, 20)),
+        (6, (0, 1, 2, 18, 19, 20)),
+        ("spread:9", (0, 1, 2, 9, 10, 11, 18, 19, 20)),
+        (7, (0, 1, 2, 18, 19, 20, 21)),  # with the layer after the last whole period
+        ("spread", (0, 1, 2, 9, 10, 11, 18, 19, 20, 21)),  # half of them, or the next smaller number of periods
+        (22, tuple(range(22))),
+        ("first:4", (0, 1, 2, 3)),
+        ([0, 5], (0, 5)),
+    ],
+)
+def test_layers_whose_kinds_repeat_are_taken_in_whole_periods(spec, layers):
+    """22 layers of ModernBERT, of which every third sees everything."""
+    assert resolve_layers(spec, of=22, period=3) == layers
+
+
+def test_what_is_no_number_of_whole_periods():
+    with pytest.raises(UserError, match=r"'spread:11' asks for 11 .* after 3: .* as 10 or 12 layers are"):
+        resolve_layers("spread:11", of=22, period=3)
+    assert period_choices(4, of=10, period=3) == [(0, 1, 2, 9)]
+    assert period_choices(6, of=10, period=3) == [(0, 1, 2, 3, 4, 5), (0, 1, 2, 6, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "period"),
+    [("aaaa", 1), ("abab", 2), ("aabaab", 3), ("aabaa", 1), ("abcab", 1), ("abbabbabba", 3), ("a", 1)],
+)
+def test_the_period_of_kinds(kinds, period):
+    assert period_of(kinds) == period
 
 
 @given(st.integers(1, 60).flatmap(lambda of: st.tuples(st.just(of), st.integers(1, of))))
