@@ -26,6 +26,8 @@ _SIZES = (
 _MAY_BE_NULL = ("sliding_window", "hidden_activation", "final_logit_softcapping", "attn_logit_softcapping")
 # Fields that may be null where the class derives them from other sizes.
 _DERIVED = ("num_key_value_heads", "head_dim")
+# The bases of rotary frequencies, as the classes of transformers 4.57 call them.
+_OF_4 = ("rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
 # Fields of the common base class that a model is computed by.
 _OF_BASE = ("tie_word_embeddings", "is_decoder", "add_cross_attention", "is_encoder_decoder")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
@@ -136,11 +138,12 @@ def _schema(kind: str) -> _Schema:
 
     made: Any = CONFIG_MAPPING[kind]
     names, defaults = made.attribute_map, _defaults(kind) or {}
-    without = made(**{name: None for name in _DERIVED if name in defaults})
-    derived = [name for name in _DERIVED if getattr(without, name, None) is not None]
+    derived = [name for name in _DERIVED if name in defaults and _derives(made, name)]
     kinds = {name: _kind_of(name, default, names, derived) for name, default in defaults.items()}
     kinds |= {common: kinds[own] for common, own in names.items() if own in kinds}
     kinds |= {**dict.fromkeys(_IDS, _ID), "eos_token_id": _IDS_OF_ENDS}
+    if "rope_parameters" in defaults:  # a class of transformers 5, which reads the fields of 4.57 too
+        kinds = {**dict.fromkeys(_OF_4, _POSITIVE), "rope_scaling": _ROPE, **kinds}
     kinds.setdefault("rope_parameters", _ROPE)  # transformers 5 writes it for any class
     if kind in FAMILIES and FAMILIES[kind].positions_after_pad:  # positions count from this id
         kinds["pad_token_id"] = _Kind(Annotated[int, pydantic.Field(ge=0, lt=2**31)], "the id of a token")
@@ -149,6 +152,14 @@ def _schema(kind: str) -> _Schema:
     typed = make("Fields", {name: one.type for name, one in kinds.items()}, total=False)
     typed.__pydantic_config__ = config
     return _Schema(pydantic.TypeAdapter(typed), {name: one.words for name, one in kinds.items()}, names)
+
+
+def _derives(made: Any, name: str) -> bool:
+    """Whether a configuration class works a field out where it is null."""
+    try:
+        return getattr(made(**{name: None}), name) is not None
+    except Exception:  # the classes of transformers 5 refuse null by an error of their own
+        return False
 
 
 def _kind_of(name: str, default: Any, names: Mapping[str, str], derived: Collection[str]) -> _Kind:
