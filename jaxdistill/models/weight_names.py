@@ -1,6 +1,6 @@
 """Which tensor of a file is which of the model, where wrappers, older classes and tied weights say another name."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from jaxdistill.models.model import Model
 
 Tensors = dict[str, np.ndarray]  # by torch name; floats are float32
 
-# What torch.compile, FSDP and activation checkpointing put into names, before any module and not only at the beginning.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# What torch.compile, DataParallel, FSDP and activation checkpointing put into names, before any module and not only at
+# the beginning.
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}  # of layer norms
 _SHOWN = 3  # names in an error
 
@@ -24,10 +25,9 @@ def with_wanted_names(source: Path, tensors: Mapping[str, np.ndarray], *, model:
     Raises:
       UserError: two tensors that differ are one by their names.
     """
-    shared = _shared_prefix(tensors, model=model, wanted=wanted)
+    names = _without_prefixes([_unwrapped(old) for old in tensors], model=model, wanted=wanted)
     result: Tensors = {}
-    for old, array in tensors.items():
-        name = _wanted_name(_unwrapped(old).removeprefix(shared), model=model, wanted=wanted)
+    for name, array in zip(names, tensors.values(), strict=True):
         if name in result and not np.array_equal(result[name], array, equal_nan=True):
             raise UserError(f"{source} holds {name} twice, and not with the same values: remove one from the file")
         result[name] = array
@@ -38,34 +38,46 @@ def with_wanted_names(source: Path, tensors: Mapping[str, np.ndarray], *, model:
 
 
 def _unwrapped(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _shared_prefix(tensors: Collection[str], *, model: Model, wanted: set[str]) -> str:
-    """The shortest prefix that all names share and without which the most of them are wanted; "" for none.
+def _without_prefixes(names: Sequence[str], *, model: Model, wanted: set[str]) -> list[str]:
+    """The names without what a class of the user's, such as Lightning's model., put in front of all or some of them.
 
-    What module. (DataParallel) and model. (Lightning) put in front is such a prefix.
+    A prefix is taken off where the names behind it are wanted. It is left where two prefixes have the same names behind
+    them (a student and a teacher in one file), or where such a name also stands alone: which is meant, nobody can tell.
     """
-    names = [_unwrapped(name) for name in tensors]
+    known = wanted | set(_tied_names(model, wanted).values())
+    found = [_wanted_name(name, model=model, wanted=wanted) for name in names]
+    while True:
+        rest = [i for i, name in enumerate(found) if name not in known]
+        there = known & set(found)
+        behind = _behind_prefixes([names[i] for i in rest], model=model, wanted=wanted, known=known)
+        usable = {prefix: new for prefix, new in behind.items() if not new & there}
+        if not usable:
+            return found
+        prefix = max(usable, key=lambda prefix: (len(usable[prefix]), -len(prefix)))
+        others = (other for other in behind if not (other.startswith(prefix) or prefix.startswith(other)))
+        if any(behind[other] & behind[prefix] for other in others):
+            return found
+        for i in rest:  # also names that are not wanted, such as those of layers too many
+            if names[i].startswith(prefix):
+                found[i] = _wanted_name(names[i].removeprefix(prefix), model=model, wanted=wanted)
 
-    def fitting(prefix: str) -> int:
-        return sum(_wanted_name(name.removeprefix(prefix), model=model, wanted=wanted) in wanted for name in names)
 
-    return max(_shared_prefixes(names, model), key=fitting)  # the first of equals, and they come by length
-
-
-def _shared_prefixes(names: Collection[str], model: Model) -> Iterator[str]:
-    """All prefixes of whole modules that the names share, the shortest first, up to one that names another family."""
-    yield ""
-    others = {family.base for kind, family in FAMILIES.items() if family.base in kind} - {model.family.base}
-    first = next(iter(names), "").split(".")
-    for length in range(1, len(first)):
-        prefix = ".".join(first[:length]) + "."
-        if first[length - 1] in others or not all(name.startswith(prefix) for name in names):
-            return
-        yield prefix
+def _behind_prefixes(names: Collection[str], *, model: Model, wanted: set[str], known: set[str]) -> dict[str, set[str]]:
+    """The known names behind each prefix of whole modules; prefixes that name another family are left out."""
+    families = {family.base for kind, family in FAMILIES.items() if family.base in kind} - {model.family.base}
+    behind: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            if parts[length - 1] in families:
+                break
+            new = _wanted_name(".".join(parts[length:]), model=model, wanted=wanted)
+            if new in known:
+                behind.setdefault(".".join(parts[:length]) + ".", set()).add(new)
+    return behind
 
 
 def _wanted_name(name: str, *, model: Model, wanted: set[str]) -> str:

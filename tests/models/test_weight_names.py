@@ -44,6 +44,8 @@ WRAPPED = {
     "FSDP": lambda name: f"_fsdp_wrapped_module.{name}".replace(".0.", ".0._fsdp_wrapped_module."),
     "checkpointed layers": lambda name: name.replace(".0.", ".0._checkpoint_wrapped_module."),
     "compiled layers": lambda name: name.replace(".1.", ".1._orig_mod."),
+    "parallel layers": lambda name: name.replace(".0.", ".0.module."),
+    "all but the first layer": lambda name: name if ".0." in name else f"module.{name}",
 }
 
 
@@ -127,6 +129,37 @@ def test_wrapped_names_that_are_no_prefix_of_all(tmp_path):
     tensors |= {f"teacher.{name}": array for name, array in tensors_of("bert").items()}
     write(tmp_path, tensors, kind="bert")
     refused(lambda: load_student(tmp_path, "bert"), "lacks 37 of the 42", "student.bert.embeddings")
+
+
+@FAMILY
+def test_prefixes_that_only_some_names_have(tmp_path, kind):
+    """A body or a head in a module of its own, and names of other things in the same file."""
+    tensors, head = tensors_of(kind), head_of(kind)
+    for wrap in (
+        lambda name: name if name in head else f"module.{name}",
+        lambda name: name if name in head else f"model.net.{name}",
+        lambda name: f"lm.{name}" if name in head else name,
+        lambda name: f"lm.{name}" if name in head else f"encoder.net.{name}",
+    ):
+        named = {wrap(name): array for name, array in tensors.items()}
+        for others in ({}, {"classifier.weight": np.ones(3, np.float32), "ema.decay": np.ones(1, np.float32)}):
+            write(tmp_path, named | others, kind=kind)
+            same(weights.load_params(tmp_path, tiny.model(kind)), kind)
+            same(load_student(tmp_path, kind), kind)
+
+
+def test_a_name_that_also_stands_alone_is_that_one(tmp_path):
+    tensors = tensors_of("bert")
+    other = {f"teacher.{name}": array + 1 for name, array in tensors.items()}
+    write(tmp_path, tensors | other, kind="bert")
+    same(load_student(tmp_path, "bert"), "bert")
+
+
+def test_layers_too_many_behind_a_prefix(tmp_path):
+    tensors = {f"net.{name}": array for name, array in tensors_of("bert").items()}
+    name = "net.bert.encoder.layer.1.output.dense.bias"
+    write(tmp_path, {**tensors, name.replace(".1.", ".7."): tensors[name]}, kind="bert")
+    refused(lambda: load_student(tmp_path, "bert"), "bert.encoder.layer.7", "do not belong together")
 
 
 def test_one_tensor_twice(tmp_path):
