@@ -4,6 +4,7 @@ A setting that names text or a model may change where the same content lies in a
 change where no step that was trained depends on it. Every checkpoint records the content that was trained on.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,12 +27,14 @@ from jaxdistill.errors import UserError
 from jaxdistill.export.folder import FORMATS
 from jaxdistill.files import write_text, writing
 from jaxdistill.models import hub
+from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import checkpoint
 from jaxdistill.run import folder as folders
 
 # What a run depends on -> the settings that say where it lies.
 _NAMED_BY: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("tokenizer.name", "tokenizer.revision"),
     "teacher": ("teacher.name", "teacher.revision"),
     "student": ("student.name", "student.revision"),
     "held-out text": ("data.eval_path", "data.eval_split"),
@@ -113,7 +116,8 @@ def content(config: Config, pair: Pair, text: Text) -> dict[str, str]:
         "text": content_of(text.train),
         "held-out text": content_of(text.held_out) if named else "",
         "token counts": _digest(text.token_counts) if config.data.token_counts else "",
-        "teacher": "" if pair.teacher is None else f"{_fields(config)} {_digest(pair.teacher_params)}",
+        "tokenizer": _hash([dataclasses.asdict(text.vocabulary), sorted(pair.tokenizer.get_vocab().items())]),
+        "teacher": "" if pair.teacher is None else _hash([_fields(config, pair.teacher), _digest(pair.teacher_params)]),
         "student": _digest(pair.student_params) if config.student.name else "",
     }
 
@@ -148,13 +152,16 @@ def check_content(
         # A student that was begun from a run goes on, also where that run has been trained further.
         if (what not in then or what == "student") and old == new:
             continue
+        if what == "tokenizer" and what not in then and not config.data.prepared:
+            continue  # the name of the text, which is the same, is made from it as well
         if then.get(what) != now[what]:
             reason = "is not the one" if what in then else "cannot be compared with the one"
-            spelt = " and ".join(f"config.{key}={after[key]!r}" for key in keys if after[key] or before[key])
-            was = ", ".join(repr(before[key]) for key in keys if after[key] or before[key])
+            used = [key for key in keys if after[key] or before[key]]
+            spelt = " and ".join(f"config.{key}={after[key]!r}" for key in used)
+            was = ", ".join(repr(before[key]) for key in used)
             raise UserError(
-                f"the {what} of {spelt} {reason} that {workdir} was begun with (then {was}); put it back, or name "
-                "another --workdir"
+                f"the {what}{f' of {spelt}' if used else ''} {reason} that {workdir} was begun with"
+                f"{f' (then {was})' if used else ''}; put it back, or name another --workdir"
             )
 
 
@@ -230,11 +237,11 @@ def _places(values: Mapping[str, Any], keys: Collection[str]) -> list[str]:
     return [os.path.realpath(place) if place and os.path.exists(place) else place for place in places]
 
 
-def _fields(config: Config) -> str:
-    """A digest of the fields of the teacher's config.json that decide on what it computes."""
+def _fields(config: Config, teacher: Model) -> list[Any]:
+    """What decides on what the teacher computes, beside its weights, and on where a text that it writes ends."""
     fields = hub.config_fields(hub.resolve(config.teacher.name, revision=config.teacher.revision))
     kept = {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return [kept, teacher.config.eos_token_id]
 
 
 # Fields of config.json that tell where and by what it was written.
@@ -251,4 +258,8 @@ def _digest(tree: PyTree) -> str:
 
     with ThreadPoolExecutor() as threads:
         lines = list(threads.map(lambda item: one(*item), jax.tree_util.tree_leaves_with_path(tree)))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return _hash(lines)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -134,6 +134,15 @@ def other_counts(folder: Path) -> None:
     np.save(folder / "counts.npy", counts % 5 + 1)
 
 
+def other_words_for_the_same_ids(folder: Path) -> None:
+    """The rows are prepared, so that they stay the same ids."""
+    for file in folder.glob("*/tokenizer.json"):
+        tokenizer = json.loads(file.read_text())
+        ids = tokenizer["model"]["vocab"]
+        ids["cat"], ids["dog"] = ids["dog"], ids["cat"]
+        file.write_text(json.dumps(tokenizer))
+
+
 CHANGES = [
     (other_text, "the text or the tokenizer is not the one"),
     (other_held_out_text, "the held-out text of config.data.eval_path="),
@@ -141,6 +150,7 @@ CHANGES = [
     (other_activation, "the teacher of config.teacher.name="),
     (other_student, "the student of config.student.name="),
     (other_counts, "the token counts of config.data.token_counts="),
+    (other_words_for_the_same_ids, "the tokenizer of config.tokenizer.name="),
 ]
 
 
@@ -150,6 +160,9 @@ def test_other_content_is_refused_and_nothing_is_touched(tiny, places, begun, tm
     workdir = tmp_path / "run"
     shutil.copytree(begun, workdir)
     values = moved(tiny, places, tmp_path)
+    if change is other_words_for_the_same_ids:
+        values |= {"data__prepared": tiny.folder / "cache" / tiny_run.saved(begun)["notes"]["text"]}
+        del values["data__eval_path"]
     change(tmp_path / "b")
     before = tiny_run.bits(workdir)
     code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, workdir, **values))
