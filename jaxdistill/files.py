@@ -25,12 +25,20 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
 _NUMBER = re.compile(r"os[ _]error(?:[ _]code)?\W{1,3}(\d+)", re.IGNORECASE)
 
 
+def os_error(error: BaseException) -> int:
+    """The number of the operating system's error that an exception is, or tells of in its text; else 0."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = _NUMBER.search(str(error))
+    return int(found[1]) if found else 0
+
+
 def refusal(error: BaseException) -> str:
     """The message of the operating system where a disk failed; "" for any other error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    numbers = {int(number) for number in _NUMBER.findall(str(error))}
-    return next((os.strerror(number) for number in _REFUSALS if number in numbers), "")
+    number = os_error(error)
+    return os.strerror(number) if number in _REFUSALS else ""
 
 
 @contextmanager

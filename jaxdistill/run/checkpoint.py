@@ -28,7 +28,7 @@ from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxdistill.errors import UserError
-from jaxdistill.files import refusal
+from jaxdistill.files import os_error, refusal
 
 FOLDER = "checkpoints"
 
@@ -263,9 +263,31 @@ def _read(
         for name, tree in items.items():
             if fingerprint(tree).tolist() != notes["fingerprints"][name]:
                 return f"the arrays of {name!r} are not those that were saved"
+    except (MemoryError, jax.errors.JaxRuntimeError):  # of this machine, and not of the files
+        raise
     except Exception as e:  # orbax and tensorstore raise their own, ValueError, OSError and plain Exception
+        if reason := _passing(e):
+            raise UserError(
+                f"checkpoint {step} in {manager.directory} cannot be read now ({reason}), and may be whole: it stays "
+                "as it is; look after the disk or the mount, and run the same command again"
+            ) from e
         return (str(e).splitlines() or [type(e).__name__])[0][:120]
     return items, notes
+
+
+# What the operating system answers where a file of a checkpoint is missing or is something else: the checkpoint is
+# damaged. Any other answer (an error of the device or the network, a permission) says nothing about the files.
+_DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+def _passing(error: BaseException) -> str:
+    """The operating system's message for a read that may succeed another time; "" where the files are damaged."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if (number := os_error(chain)) and number not in _DAMAGED:
+            return os.strerror(number)
+        chain = chain.__cause__ or chain.__context__
+    return ""
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:

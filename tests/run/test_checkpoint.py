@@ -1,5 +1,6 @@
 """A checkpoint is restored bit for bit, or found to be damaged, and then the checkpoint before is restored."""
 
+import errno
 import functools
 import gc
 import shutil
@@ -228,6 +229,47 @@ def test_a_reader_leaves_the_damaged_one_in_place(two, tmp_path):
     damage(workdir / "checkpoints" / "2" / "notes" / "metadata", "half")
     found, said = read(workdir, read_only=True)
     assert is_step(found, 1) and len(said) == 1
+    assert steps_in(workdir) == [1, 2]
+
+
+READ_ERRORS = [
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    # As tensorstore tells of it.
+    ValueError("UNAVAILABLE: Error reading \"a\": Failed to read from file 7: Input/output error [os_error_code='5']"),
+]
+
+
+@pytest.mark.parametrize("error", READ_ERRORS, ids=lambda error: type(error).__name__)
+def test_a_read_that_fails_leaves_a_whole_checkpoint_as_it_is(two, tmp_path, monkeypatch, error):
+    """Only what is missing or of another content is damaged; a disk or a mount may answer otherwise another time."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+
+    def fail(*args, **arguments):
+        raise ValueError("orbax's own words") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", fail)
+        with pytest.raises(UserError, match=r"checkpoint 2 in .* cannot be read now \(.*\), and may be whole"):
+            read(workdir)
+    found, said = read(workdir)
+    assert is_step(found, 2) and said == [] and steps_in(workdir) == [1, 2]
+
+
+def test_memory_that_runs_out_while_a_checkpoint_is_read_is_no_damage(two, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    for error in (MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")):
+
+        def fail(*args, error=error, **arguments):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.ocp.CheckpointManager, "restore", fail)
+            with pytest.raises(type(error)):
+                read(workdir)
     assert steps_in(workdir) == [1, 2]
 
 
