@@ -26,7 +26,7 @@ LAYERS = (
     ("losses",),
     ("models",),
     ("data",),
-    ("knobs", "files", "console"),
+    ("knobs", "files", "console", "network"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}

@@ -41,6 +41,7 @@ from jaxdistill.data.readers import (
 )
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, named_path
+from jaxdistill.network import is_hub_silent
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def _load_hf(location: Location, where: str) -> Any:
 
     _, path, _, _, subset, revision, split, streaming = location
     try:
-        with _quiet("huggingface_hub"):
+        with _quiet("huggingface_hub"), _cache_alone(datasets, wanted=not Path(path).exists() and is_hub_silent()):
             return datasets.load_dataset(
                 path,
                 name=subset or None,
@@ -268,6 +269,17 @@ def _load_hf(location: Location, where: str) -> Any:
             f"cannot load {where} (subset {subset!r}, split {split!r}): {first_line(error)}; "
             "give a local folder where there is no network"
         ) from error
+
+
+@contextmanager
+def _cache_alone(datasets: Any, *, wanted: bool) -> Iterator[None]:
+    """Where the hub does not answer: what `datasets` has in its cache, at once, as in its offline mode."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = wanted or before
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _open_tfds(location: Location) -> Source:

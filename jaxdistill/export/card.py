@@ -68,8 +68,8 @@ def model_card(card: Card) -> str:
 
 def _statement(card: Card) -> str:
     kind = "causal" if card.causal else "masked"
-    updates = f", after {card.step:,} updates" if card.step else ""
-    return f"A {kind} language model {_public(card.origin).sentence()} with jaxdistill{updates}."
+    updates = f", in {card.step:,} updates" if card.step else ""
+    return f"A {kind} language model {_public(card.origin).sentence()}{updates}. It was made with jaxdistill."
 
 
 def _front_matter(card: Card) -> list[str]:

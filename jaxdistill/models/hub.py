@@ -1,9 +1,7 @@
 """From the name of a model to its folder and configuration: a local folder, or a download from the Hugging Face hub."""
 
 import re
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from jaxdistill.models import transformers_5
 from jaxdistill.models.config_fields import check_fields
 from jaxdistill.models.families import FAMILIES, other_kind
 from jaxdistill.models.weights import FLAX, has_safetensors
+from jaxdistill.network import is_hub_silent
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, index of shards, chat template
 TEMPLATES = "additional_chat_templates"  # the one folder inside of a model folder that is read
@@ -24,8 +23,6 @@ _OTHER_FOLDERS = [
     *(f"{TEMPLATES[:i]}/*" for i in range(1, len(TEMPLATES))),
     *(f"{TEMPLATES}[!/]*/*", f"{TEMPLATES}/*/*"),
 ]
-
-PATIENCE = 5.0  # seconds in which the hub must answer
 
 
 def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Path:
@@ -67,7 +64,7 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # Where the hub does not answer, its cache alone.
-    alone: dict[str, Any] = {"local_files_only": True} if _is_hub_silent() else {}
+    alone: dict[str, Any] = {"local_files_only": True} if is_hub_silent() else {}
 
     def fetch(patterns: list[str]) -> Path:
         return Path(
@@ -89,29 +86,6 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
             f"({type(error).__name__}): check the name and the network, or give a local folder"
         ) from error
     return folder
-
-
-def _is_hub_silent() -> bool:
-    """Whether the hub gives no answer within PATIENCE seconds; not asked in offline mode, which needs none.
-
-    snapshot_download waits for the operating system to give up, for minutes where packets are dropped. In a thread, as
-    no timeout bounds the look-up of the hub's address.
-    """
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    answers: list[bool] = []
-
-    def ask() -> None:
-        with suppress(Exception):  # of whichever library the hub's client uses: no answer
-            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-            answers.append(True)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return not answers
 
 
 def load_config(folder: Path) -> Any:

@@ -88,6 +88,6 @@ def _held_out(config: Mapping[str, Any]) -> str:
     elif data["eval_split"]:
         text = f"the split `{data['eval_split']}` of `{path}`"
     else:
-        text = f"{data['eval_fraction']:.3g} of the rows of `{path}`, which were held out"
+        text = f"the {100 * data['eval_fraction']:.3g} % of `{path}` that were held out"
     batches = evaluate["batches"]
     return f"at most {batches * evaluate['batch_size']:,} rows of {text}" if batches else f"all rows of {text}"

@@ -5,11 +5,14 @@ import io
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from jaxdistill import network
 from jaxdistill.data.settings import DataConfig
 from jaxdistill.data.sources import SOURCES
 from jaxdistill.data.text import open_source
@@ -647,3 +650,18 @@ def test_arrays_that_were_joined(tmp_path, between):
     assert read(tmp_path / "a.json", source="jsonl") == ["a", "b", "c", "d", "e"]
     (tmp_path / "a.json").write_text(lines + second + "\n")
     assert read(tmp_path / "a.json", source="jsonl") == ["d", "e", "c"]
+
+
+def test_a_data_set_of_a_hub_that_does_not_answer_is_given_up_soon(monkeypatch):
+    from datasets import config
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(network, "PATIENCE", 0.2)
+        began = time.monotonic()
+        with pytest.raises(UserError, match="give a local folder where there is no network"):
+            opened("nobody/nothing", source="hf")
+        assert time.monotonic() - began < 5 and not config.HF_HUB_OFFLINE

@@ -190,7 +190,7 @@ def test_model_card():
     assert head.get("pipeline_tag") == "fill-mask" and head.get("library_name") == "transformers"
     assert head.get("tags") == ["jaxdistill", "distillation"]
     assert "A masked language model distilled from `user/teacher`, starting at layers 0, 2 of `user/teacher`" in CARD
-    assert "after 30 updates." in CARD and "After 20 updates, on at most 8 rows of `held.txt`:" in CARD
+    assert ", in 30 updates. It was made with" in CARD and "After 20 updates, on at most 8 rows of `held.txt`:" in CARD
     assert "| metric | value | teacher |" in CARD and "| ppl | 4.25 | 3.75 |" in CARD and "| kl | 0.5 |  |" in CARD
     assert '"steps": 3' in CARD and "The licence of `user/teacher` is mit" in CARD
 
@@ -236,7 +236,7 @@ def test_a_card_says_what_the_model_was_made_from(origin, sentence, licence, bas
     for given in ("", "bsd-3-clause"):
         text = model_card(Card(name="s", origin=origin, recipe={}, license=given, causal=True))
         head = ModelCard(text).data.to_dict()
-        assert f"A causal language model {sentence} with jaxdistill." in text
+        assert f"A causal language model {sentence}. It was made with jaxdistill." in text
         assert head.get("license") == (given or licence) and head.get("base_model") == bases
         assert head.get("pipeline_tag") == "text-generation" and "The model was not evaluated." in text
         assert ("distillation" in head["tags"]) == (origin.how == "distilled")

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from refusal import refused
 
+from jaxdistill import network
 from jaxdistill.models import hub, tokenizer, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.model import build_model
@@ -227,7 +228,7 @@ def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(hub, "PATIENCE", 0.2)
+        monkeypatch.setattr(network, "PATIENCE", 0.2)
         began = time.monotonic()
         refused(lambda: hub.resolve("somebody/model"), "somebody/model", "check the name and the network")
         assert time.monotonic() - began < 5

@@ -102,15 +102,15 @@ def test_cards_of_a_run_and_of_a_student_that_is_cut(tiny, tmp_path):
     exported = run / "export-pytorch"
     tiny_run.train(tiny, tuned, teacher__name="", student__name=exported, tokenizer__name=teacher, **short)
     for folder, said in (
-        (cut, "cut from `teacher` (layers 1, 3) and not trained with"),
-        (exported, "distilled from `teacher`, starting at `cut` with jaxdistill, after 2 updates."),
-        (tuned / "export-pytorch", "fine-tuned from `export-pytorch` with jaxdistill, after 2 updates."),
+        (cut, "cut from `teacher` (layers 1, 3) and not trained. It was made with"),
+        (exported, "distilled from `teacher`, starting at `cut`, in 2 updates."),
+        (tuned / "export-pytorch", "fine-tuned from `export-pytorch`, in 2 updates."),
     ):
         text = (folder / "README.md").read_text()
         assert f"A masked language model {said}" in text
         assert ModelCard(text).data.to_dict().items() >= {"license": "mit", "base_model": "user/teacher"}.items()
         assert str(tmp_path) not in text
     text = exported.joinpath("README.md").read_text()
-    assert "After 2 updates, on at most 16 rows of 0.1 of the rows of `text.txt`, which were held out:" in text
+    assert "After 2 updates, on at most 16 rows of the 10 % of `text.txt` that were held out:" in text
     last = tiny_run.records(run, "eval")[-1]
     assert f"| perplexity | {last['perplexity']:.4g} | {last['teacher_perplexity']:.4g} |" in text

@@ -266,12 +266,12 @@ def test_a_run_on_two_meshes_is_resumed(
 
         def stopping(*inputs: Any) -> Any:
             if next(calls, None) is None:
-                raise InterruptedError
+                raise tiny_run.Stopped
             return step(*inputs)
 
         return stopping
 
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+    with monkeypatch.context() as patch, pytest.raises(tiny_run.Stopped):
         patch.setattr(training, "make_train_step", make_stopping)
         train.main(tiny_run.arguments(tiny, workdir, **APART))
     code, out, err = tiny_run.call(train.main, tiny_run.arguments(tiny, workdir, **APART))
