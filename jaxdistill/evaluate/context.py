@@ -13,9 +13,10 @@ from jaxdistill.data.masking import masked_capacity
 from jaxdistill.data.text import Text
 from jaxdistill.losses.divergences import masked_sum
 from jaxdistill.losses.fused_head import chunk_size
-from jaxdistill.models import intercept, layer_drop
+from jaxdistill.models import intercept
 from jaxdistill.models.head import Head, logits, over_words
 from jaxdistill.models.model import Model
+from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step import sharding
 
 # (student_params, teacher_params) -> (name, value) of each figure
@@ -73,7 +74,8 @@ def measured_tokens(
         attention_mask=batch["attention_mask"],
         segment_ids=batch.get("segment_ids"),
         positions=positions,
-        interceptors=() if kept is None else (layer_drop.keep_layers(model.family, kept),),
+        interceptors=layer_interceptors(model, kept=kept),
+        mesh=context.mesh,
     )
     return MeasuredTokens(intercept.head_of(model, params, outputs.features), labels, valid)
 

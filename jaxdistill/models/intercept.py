@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.module import InterceptorContext
 from jax.extend.core import jaxpr_as_fun
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxdistill.models.attention import dot_product_attention
@@ -55,6 +56,7 @@ def apply(
     attentions: bool = False,
     positions: Int[Array, "groups k"] | None = None,
     interceptors: Sequence[Interceptor] = (),
+    mesh: Mesh | None = None,
 ) -> Outputs:
     """The forward pass; a pure function, so it works under jit, grad and vmap.
 
@@ -64,6 +66,7 @@ def apply(
       dropout_key: None = inference.
       positions: the tokens on which the head runs, from `head_positions`; None = all.
       interceptors: the first is the outermost.
+      mesh: over whose devices the rows are split; the core's kernels of attention ask for it.
     """
     family = model.family
     inputs = _Inputs(input_ids, attention_mask, segment_ids if family.causal else None, dropout_key)
@@ -72,7 +75,10 @@ def apply(
     if positions is not None:
         active = [gather_before(family.head, positions), *active]
     run = _apply_flax if model.core is None else _apply_core
-    logits, states, maps = run(model, params, inputs, active, hidden_states=hidden_states, attentions=attentions)
+    with ExitStack() as stack:
+        if mesh is not None and model.core is not None:
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
+        logits, states, maps = run(model, params, inputs, active, hidden_states=hidden_states, attentions=attentions)
     return Outputs(logits, states, maps, *features)
 
 
@@ -136,7 +142,7 @@ def _apply_flax(
         if x.segment_ids is not None:
             active.append(_causal_within_segments(x.segment_ids))
     train = x.dropout_key is not None
-    if model.attention and not attentions and not (train and attention_dropout(model.config)):
+    if model.attention in ("xla", "cudnn") and not attentions and not (train and attention_dropout(model.config)):
         kernel = dot_product_attention(x.attention_mask, inputs.get("position_ids"), implementation=model.attention)
         active.append(kernel)
     with _intercepted(active), jax.numpy_rank_promotion("allow"):  # transformers' classes broadcast biases

@@ -147,13 +147,11 @@ def _core_computes(config: Any, classes: Classes) -> bool:
 
 
 def _check_of_the_core_alone(kind: str, attention: Kernel, *, scan: bool) -> None:
-    advice = "set classes to core" if kind in ROWS else f"the core does not compute {kind} models"
+    advice = "set classes to core" if kind in ROWS else f"there is no core for {kind}"
     if attention in ("tiles", "splash"):
-        raise UserError(
-            f"attention={attention} is a kernel of classes=core, not of the Flax class: {advice}, or set xla"
-        )
+        raise UserError(f"attention={attention} is a kernel of classes=core, not of Flax classes: {advice}, or set xla")
     if scan:
-        raise UserError(f"scan=True needs classes=core, as the Flax class runs layer by layer: {advice}, or set False")
+        raise UserError(f"scan=True is for classes=core, and not for Flax classes: {advice}, or set it to False")
 
 
 def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Model:

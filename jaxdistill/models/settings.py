@@ -6,17 +6,22 @@ from jaxdistill.errors import UserError
 from jaxdistill.knobs import Section, knob
 
 Dtype = Literal["float32", "bfloat16"]
-Attention = Literal["xla", "cudnn", "own"]
+Attention = Literal["xla", "tiles", "splash", "cudnn", "own"]
 Classes = Literal["auto", "flax", "core"]
 
 _NAME = "Folder or hub name"
 _ATTENTION = (
-    "Kernel of self-attention: `xla`; `cudnn` (NVIDIA GPUs, bfloat16); `own`, the code of the model's own class "
-    "(always used for ALBERT)"
+    "Kernel of self-attention: `xla` (in models of the core, tiles where rows are long); `cudnn` (NVIDIA GPUs, "
+    "bfloat16); `own`, the code of the model's own class (always used for ALBERT); in models of the core also `tiles`, "
+    "whose memory grows with the length of a row and not with its square, and `splash`, JAX's Pallas kernel for TPUs"
 )
 _CLASSES = (
     "What computes the model: transformers' Flax class (`flax`), the modules of this package (`core`), or `auto`, the "
     "Flax class where there is one that can follow the configuration, and else the core"
+)
+_SCAN = (
+    "In models of the core, whether the layers are a loop in the program, which then compiles in the time of a few "
+    "layers, however many there are. The loop takes a second copy of the parameters"
 )
 
 
@@ -32,6 +37,7 @@ class TeacherConfig(Section):
     dtype: Dtype = knob("float32", "Data type of computation and of the stored parameters; losses stay float32.")
     attention: Attention = knob("xla", f"{_ATTENTION}.")
     classes: Classes = knob("auto", f"{_CLASSES}.", resumable=True)
+    scan: bool = knob(False, f"{_SCAN}.")
     devices: int = knob(
         0, "Number of devices that run only the teacher, after those of the student; 0 shares all devices.", ge=0
     )
@@ -75,6 +81,7 @@ class StudentConfig(Section):
         "xla", f"{_ATTENTION}. Training with dropout on attention maps always uses the class's own code."
     )
     classes: Classes = knob("auto", f"{_CLASSES}.", resumable=True)
+    scan: bool = knob(False, f"{_SCAN}, and always rematerialises: `full`, where `remat` is empty.")
     remat: Literal["", "dots", "full"] = knob(
         "",
         "Rematerialisation, which saves memory: empty keeps all activations for the backward pass; `dots` keeps only "

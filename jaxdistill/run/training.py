@@ -110,6 +110,10 @@ def check_devices(config: Config, meshes: Meshes) -> None:
     check_evaluation(config, meshes.student)
 
 
+# Kernel of attention -> the platform that has it, and the name of that.
+_KERNELS_OF = {"cudnn": ("gpu", "NVIDIA's GPUs"), "splash": ("tpu", "TPUs")}
+
+
 def check_evaluation(config: Config, mesh: jax.sharding.Mesh) -> None:
     """As `check_devices`, for the evaluation alone."""
     if config.evaluate.batch_size % mesh.size:
@@ -118,7 +122,8 @@ def check_evaluation(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
     device = mesh.devices.flat[0]
     for role, side in (("teacher", config.teacher), ("student", config.student)):
-        if side.attention == "cudnn" and device.platform != "gpu":
+        platform, whose = _KERNELS_OF.get(side.attention, (device.platform, ""))
+        if device.platform != platform:
             raise UserError(
-                f"config.{role}.attention=cudnn is a kernel of NVIDIA's GPUs, not of {device.device_kind}; set xla"
+                f"config.{role}.attention={side.attention} is a kernel of {whose}, not of {device.device_kind}; set xla"
             )

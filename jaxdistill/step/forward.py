@@ -14,6 +14,7 @@ from jaxdistill.models import intercept
 from jaxdistill.models.head import Head, first_words, over_words
 from jaxdistill.models.intercept import Interceptor, Outputs
 from jaxdistill.models.model import Model, common_words, embedding_of
+from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step.batch import Batch
 
 Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # (weighted sum, mean of each loss)
@@ -47,7 +48,7 @@ class StudentPass(NamedTuple):
     dropout_key: Key[Array, ""] | None = None  # None switches dropout off
     head: Head | None = None  # the student's head weights, for a gradient of their own; None = those in its parameters
     interceptors: Sequence[Interceptor] = ()  # LayerDrop and rematerialisation, the outermost first
-    mesh: Mesh | None = None  # splits the rows, for the fused head; None = one device
+    mesh: Mesh | None = None  # splits the rows, for the fused head and for attention; None = one device
 
 
 def loss_fn(
@@ -68,16 +69,20 @@ def loss_fn(
     """
     from_teacher = None
     if distillation.teacher is not None:
-        from_teacher = teacher_outputs(distillation, teacher_params, batch)
+        from_teacher = teacher_outputs(distillation, teacher_params, batch, mesh=how.mesh)
     return student_loss(params, from_teacher, batch, counts, distillation, how)
 
 
-def teacher_outputs(distillation: Distillation, params: PyTree, batch: Batch) -> TeacherOutputs:
+def teacher_outputs(
+    distillation: Distillation, params: PyTree, batch: Batch, *, mesh: Mesh | None = None
+) -> TeacherOutputs:
     """Runs the teacher, under `stop_gradient`, and keeps the outputs that the enabled losses use."""
     teacher, objective = distillation.teacher, distillation.objective
     assert teacher is not None
     inputs, _ = _model_inputs(distillation, batch)
-    outputs = _over_words(intercept.apply(teacher, params, **inputs), distillation.words)
+    around = layer_interceptors(teacher)
+    outputs = intercept.apply(teacher, params, **inputs, interceptors=around, mesh=mesh)
+    outputs = _over_words(outputs, distillation.words)
     return jax.lax.stop_gradient(TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params)))
 
 
@@ -116,7 +121,12 @@ def student_loss(
         labels = intercept.gather_tokens(labels, inputs["positions"])
         masks |= {"labels": valid, "head": valid}
     outputs = intercept.apply(
-        student, params["student"], **inputs, dropout_key=how.dropout_key, interceptors=how.interceptors
+        student,
+        params["student"],
+        **inputs,
+        dropout_key=how.dropout_key,
+        interceptors=how.interceptors,
+        mesh=how.mesh,
     )
     outputs = _over_words(outputs, distillation.words)
     heads = None

@@ -9,16 +9,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdistill.losses import policy, terms
 from jaxdistill.losses.objective import Ramp, at_step
 from jaxdistill.losses.term import Objective
 from jaxdistill.models import layer_drop
 from jaxdistill.models.head import Head
-from jaxdistill.models.intercept import Interceptor, Outputs
+from jaxdistill.models.intercept import Outputs
 from jaxdistill.models.model import without_attention_dropout
-from jaxdistill.models.remat import rematerialise
+from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step import optimizer as optimizers
 from jaxdistill.step import sharding
 from jaxdistill.step.batch import Batch, micro_batches
@@ -105,7 +105,7 @@ def _make_update(
         def gradient(index: Array, micro: Batch, outputs: Outputs | None) -> tuple[tuple[Array, Metrics], PyTree]:
             how = StudentPass(
                 jax.random.fold_in(key, index) if settings.dropout else None,
-                interceptors=_interceptors(now, settings, kept),
+                interceptors=layer_interceptors(now.student, kept=kept, remat=settings.remat),
                 mesh=mesh,
             )
 
@@ -159,14 +159,6 @@ def _over_micro_batches(
         return jax.tree.map(jnp.add, total, gradient(*piece)), None
 
     return jax.lax.scan(add, zeros, (jnp.arange(accumulation), *pieces))[0]
-
-
-def _interceptors(
-    distillation: Distillation, settings: UpdateSettings, kept: Bool[Array, "layers"] | None
-) -> list[Interceptor]:
-    family = distillation.student.family
-    around = [] if kept is None else [layer_drop.keep_layers(family, kept)]
-    return around + ([rematerialise(family, settings.remat)] if settings.remat else [])
 
 
 def _sample_figures(means: Mapping[str, Float[Array, ""]]) -> Metrics:

@@ -29,7 +29,7 @@ def on_two_meshes(update: Update, distillation: Distillation, placement: Placeme
 
     def run_teacher(params: PyTree, batch: Batch) -> Outputs:
         def one(micro: Batch) -> Outputs:
-            return teacher_outputs(distillation, params, micro).outputs
+            return teacher_outputs(distillation, params, micro, mesh=there).outputs
 
         if accumulation == 1:
             return one(batch)

@@ -6,10 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from attention_rows import ROWS, arrays, close, graded, written
 
+from jaxdistill.config import Config
+from jaxdistill.errors import UserError
 from jaxdistill.models.core.attention import Reach, platform
 from jaxdistill.models.core.kernels import KERNELS, attend, kernel_for
+from jaxdistill.models.model import build_model_for
+from jaxdistill.models.settings import StudentConfig
+from jaxdistill.run.training import check_evaluation
+from jaxdistill.step.sharding import make_mesh
 
 
 @pytest.mark.parametrize("cap", [0.0, 2.0])
@@ -64,3 +71,23 @@ def test_cudnn_is_lowered_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     run = jax.export.export(graded(KERNELS["cudnn"]), platforms=["cuda"], disabled_checks=allowed)
     text = run(*arrays(48, dtype=jnp.bfloat16), row, row, Reach()).mlir_module()
     assert [text.count(f"@{name}(") for name in kernels] == [1, 1]
+
+
+def test_splash_is_refused_where_there_is_no_tpu() -> None:
+    config = Config().changed(student={"attention": "splash"})
+    with pytest.raises(UserError, match=r"student\.attention=splash is a kernel of TPUs, not of cpu; set xla"):
+        check_evaluation(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "tiles"}, "attention=tiles is a kernel of classes=core, not of Flax classes"),
+        ({"attention": "splash"}, "attention=splash is a kernel of classes=core, not of Flax classes"),
+        ({"scan": True}, "scan=True is for classes=core, and not for Flax classes"),
+    ],
+)
+def test_what_the_flax_classes_do_not_have(settings: dict[str, Any], message: str) -> None:
+    for kind, advice in (("bert", "there is no core for bert, or set "), ("llama", "set classes to core, or set ")):
+        with pytest.raises(UserError, match=f"{message}: {advice}"):
+            build_model_for(tiny.config(kind), StudentConfig(**settings))
