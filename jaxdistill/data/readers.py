@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.data.lines import BOM, lines_of, open_stream, reading, too_large
+from jaxdistill.data.parquet_pages import Page, pages
 from jaxdistill.errors import UserError, first_line
 
 Columns = tuple[str, ...]  # (text,) or (prompt, completion)
@@ -36,6 +37,7 @@ RECORDS_WITHOUT_KEY = 10_000
 _LISTED_NAMES = 30  # a message shows so many columns
 
 _BLOCK = 1 << 16  # bytes, or characters of a JSON array, that are read at a time
+_PAGE_LIMITS = 16  # documents of the largest size that a page of Parquet, which is decompressed as one, may have
 _BATCH_BYTES = 1 << 29  # that a batch of Parquet rows takes at most, where its rows share a cell as large as a column
 
 
@@ -307,26 +309,41 @@ def read_parquet(path: Path, columns: Columns, limits: Limits) -> Iterator[Docum
             with reading(path), pq.ParquetFile(path, buffer_size=_BLOCK) as file:
                 check_columns(columns, file.schema_arrow.names, where)
                 for group in range(file.num_row_groups):
-                    column, cell = _sizes(file.metadata.row_group(group), columns)
+                    column, cell, page = _sizes(path, file.metadata.row_group(group), columns)
                     if cell > limits.document:  # so one cell or more is larger, and none has been read yet
                         raise too_large(f"{where}: a document of row group {group}", limits.document)
+                    if page > _PAGE_LIMITS * limits.document:
+                        what = f"{where}: a page of {page:,} bytes in row group {group}, which is read as one,"
+                        raise too_large(what, limits.document)
                     size = min(max(_BATCH_BYTES // max(column, 1), 1), 1024)
                     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
                         yield from rows_of_table(pa.Table.from_batches([batch]), columns, where, limit=limits.document)
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, ValueError) as error:  # ValueError: of the headers of pages
             raise UserError(f"{where} is not a whole Parquet file: {first_line(error)}") from error
 
     return documents_of(values(), lambda: where, columns, limit=limits.document)
 
 
-def _sizes(group: Any, columns: Columns) -> tuple[int, float]:
-    """Bytes of the largest column of a row group that is read, and the largest mean of a cell, as the metadata say."""
+def _sizes(path: Path, group: Any, columns: Columns) -> tuple[int, float, int]:
+    """Bytes of the largest column of a row group that is read, the largest mean of a cell, and the largest page.
+
+    A large cell among small ones is seen by its page alone.
+    """
     chunks = [group.column(i) for i in range(group.num_columns)]
     # A column of lists or structs has its name before a dot; a plain one may have a dot in its name.
     read = [chunk for chunk in chunks if {chunk.path_in_schema, chunk.path_in_schema.split(".")[0]} & set(columns)]
     sizes = [chunk.total_uncompressed_size for chunk in read]
     means = [size / max(chunk.num_values, 1) for size, chunk in zip(sizes, read, strict=True)]
-    return max(sizes, default=0), max(means, default=0.0)
+    with open(path, "rb") as file:
+        page = max((page.whole for chunk in read for page in _pages_of(file, chunk)), default=0)
+    return max(sizes, default=0), max(means, default=0.0), page
+
+
+def _pages_of(file: io.BufferedIOBase, chunk: Any) -> Iterator[Page]:
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+        start = min(start, chunk.dictionary_page_offset)
+    return pages(file, start, chunk.total_compressed_size)
 
 
 def rows_of_table(table: Any, columns: Columns, where: str, *, limit: int) -> Iterator[Row]:

@@ -183,7 +183,8 @@ def _kind_of(name: str, default: Any, names: Mapping[str, str], derived: Collect
 
 
 def _check_sizes(where: str, sizes: Mapping[str, int | None], *, kind: str) -> None:
-    width, shared = sizes["hidden_size"] or 1, (sizes["num_hidden_groups"] or 1) * (sizes["inner_group_num"] or 1)
+    width = max(sizes["hidden_size"] or 1, (sizes["num_attention_heads"] or 1) * (sizes["head_dim"] or 1))
+    shared = (sizes["num_hidden_groups"] or 1) * (sizes["inner_group_num"] or 1)
     layers = max(sizes["num_hidden_layers"] or 1, shared)
     size = 4 * _fewest_parameters(sizes, kind)
     if layers <= _MOST_LAYERS and width <= _MOST_WIDTH and size <= _MOST_BYTES:

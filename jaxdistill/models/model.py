@@ -160,6 +160,7 @@ def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Mod
     Raises:
       UserError: also where the attention kernel does not take heads of this size.
     """
+    check_fields(f"{config.model_type} config", config.to_dict(), kind=config.model_type)  # before heads are divided
     attention: Kernel = "" if settings.attention == "own" else settings.attention
     size = head_size(config)
     if attention == "cudnn" and (size % 8 or size > 256):

@@ -311,6 +311,16 @@ BOMBS = {
     "a line": (lambda path: path.write_bytes(gzip.compress(b"the cat " * 2**23, 1)), "text", "a.txt.gz"),
     "a row": (lambda path: path.write_bytes(gzip.compress(b'text\n"' + b"cat\n" * 2**24, 1)), "csv", "a.csv.gz"),
     "an item": (lambda path: path.write_bytes(gzip.compress(b'[{"text": "' + b"cat " * 2**24, 1)), "jsonl", "a.gz"),
+    "a cell among small ones": (
+        lambda path: parquet(["fine"] * 10**4 + ["the cat " * 2**23], path),
+        "parquet",
+        "a.parquet",
+    ),
+    "a cell in a dictionary": (
+        lambda path: parquet(["the cat " * 2**23] + ["fine"] * 10**4, path),
+        "parquet",
+        "a.parquet",
+    ),
     "a cell": (lambda path: parquet(["fine", "the cat " * 2**23], path), "parquet", "a.parquet"),
 }
 

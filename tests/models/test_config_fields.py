@@ -76,7 +76,7 @@ def test_the_bytes_are_a_lower_bound():
         ("gpt_neo", {"attention_types": [[["global"], 10**9]]}),
         ("gpt_neo", {"attention_types": [["global"]]}),
         ("llama", {"rope_theta": 0}),
-        ("llama", {"head_dim": 10**9}),
+        ("llama", {"head_dim": 10**9, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}),
         ("mistral", {"sliding_window": 0}),
         ("gemma", {"num_key_value_heads": None}),
         ("gemma", {"head_dim": None}),
