@@ -8,6 +8,7 @@ checkpoints/     written by orbax
 metrics.jsonl    a record in each line
 wandb-id.txt     where figures go to W&B: the id of the run there
 .lock            held by the process that trains, as lock.py says; .holder.json names it while it runs
+.not-finite.json after a loss that is not finite, until the run goes on: another learning rate is then accepted
 """
 
 import json
@@ -55,7 +56,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         raise UserError(f"--workdir {workdir} is a file; name a folder")
     if not path.exists():
         if (workdir / checkpoint.FOLDER).exists():
-            raise UserError(f"{workdir} holds checkpoints but no config.json; name another --workdir")
+            raise UserError(f"{workdir} holds checkpoints but no config.json; remove it, or name another --workdir")
         return None
     try:
         config = read_json(path)
