@@ -61,7 +61,6 @@ def is_run(name: str) -> bool:
 
 def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # Where the hub does not answer, its cache alone.
     alone: dict[str, Any] = {"local_files_only": True} if is_hub_silent() else {}
@@ -78,8 +77,7 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
         folder = fetch(patterns)
         if not has_safetensors(folder):  # the same weights in a second format are not fetched
             folder = fetch([*patterns, FLAX, *(["*.bin"] if allow_pickle else [])])
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        # OSError includes a missing network: requests' errors and the hub's LocalEntryNotFoundError derive from it.
+    except Exception as error:  # besides the hub's own errors, those of requests or httpx, by the version of its client
         at = f" at revision {revision}" if revision else ""
         raise UserError(
             f"{name}{at} is neither a folder here nor to be had from the hub "

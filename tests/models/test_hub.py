@@ -166,6 +166,19 @@ def repository(tmp_path, monkeypatch):
     return here, fetched
 
 
+def test_a_connection_that_is_lost(monkeypatch):
+    import huggingface_hub
+
+    class ReadError(Exception):
+        """As httpx has, which derives from no error of Python's own."""
+
+    def lost(*_, **__):
+        raise ReadError("peer closed the connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
+    refused(lambda: hub.resolve("user/model"), "user/model is neither", "ReadError", "the network")
+
+
 def files_that_are_read() -> set[str]:
     """By the loaders here and by the tokenizers of all families in transformers; without pickles."""
     from transformers import TOKENIZER_MAPPING
@@ -211,7 +224,7 @@ def test_all_that_is_read_is_fetched(repository, there, left, allow_pickle):
     )
     others = {f"{folder}/{name}" for folder in others for name in ("config.json", "model.safetensors", "x.jinja")}
     for name in {*read, *templates, *others, "own.py", "tf_model.h5", "README.md", "rust_model.ot"}:
-        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text("")
     hub.resolve("user/model", allow_pickle=allow_pickle)
     safe = any("safetensors" in name for name in there)
