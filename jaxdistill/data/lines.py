@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jaxdistill.errors import UserError, first_line
 
@@ -23,10 +23,10 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or first_line(error)}") from error
 
 
-def open_stream(path: Path) -> BinaryIO:
+def open_stream(path: Path) -> io.BufferedReader:
     """The bytes of a file, decompressed where its suffix says so."""
     if path.suffix not in COMPRESSION:
-        return open(path, "rb", buffering=1 << 20)
+        return io.BufferedReader(open(path, "rb", buffering=0), 1 << 20)
     # pyarrow rather than gzip and zstandard: it reads both, and it reports a truncated zst, where the stream reader of
     # zstandard 0.25 ends in silence.
     import pyarrow as pa
