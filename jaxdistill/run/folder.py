@@ -1,6 +1,6 @@
 """The files of a run folder that are written once, at its start, and read by resume, evaluate and export.
 
-config.json      every value of the config
+config.json      every value of the config, as of the last start that changed one
 student/         config.json and tokenizer files: with a checkpoint, a complete student
 origin.json      what the student is made from, for its model card
 probe.json       a few rows of real token ids, on which an exported folder is compared with the checkpoint
