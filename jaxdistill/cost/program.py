@@ -1,12 +1,14 @@
 """The step of a recipe compiled without weights, for devices here or elsewhere, and what XLA counts in the program.
 
 Memory is read from the step as it would run. XLA's count of arithmetic takes the body of a loop once, so the arithmetic
-is counted on a program without loops: one micro-batch, with the head in one piece.
+is counted on a program without loops: one micro-batch, with the head in one piece, layers one by one, and attention
+written out.
 """
 
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from jax.sharding import Mesh
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.losses.objective import make_objective
+from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
 from jaxdistill.run.training import check_patterns, make_training
 from jaxdistill.step.sharding import Meshes
@@ -75,6 +78,7 @@ def count_flops(target: Target) -> float:
     Raises:
       UserError: not even the smallest part fits the compiler.
     """
+    target = without_loops(target)
     config = target.config
     micro_batch = config.train.batch_size // config.train.accumulation
     rows, smallest = micro_batch, config.mask.group * target.mesh.size
@@ -87,6 +91,19 @@ def count_flops(target: Target) -> float:
                 f"not even {rows} rows at a time fit the compiler ({needed} bytes a device); take more devices"
             )
         rows //= 2
+
+
+def without_loops(target: Target) -> Target:
+    """The target with layers one by one, and scores of attention written out."""
+
+    def unrolled(model: Model | None) -> Any:
+        return model if model is None or model.core is None else replace(model, scan=False, attention="")
+
+    config, pair = target.config, target.pair
+    if pair.student.scan and not config.student.remat:
+        config = config.changed(student={"remat": "full"})  # as in the loop
+    pair = pair._replace(student=unrolled(pair.student), teacher=unrolled(pair.teacher))
+    return target._replace(config=config, pair=pair)
 
 
 def compile_or_need(lower: Callable[[], Any]) -> tuple[Any, int | None]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_causal
 import tiny_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -244,3 +245,14 @@ def test_ranges_and_the_line_through_two_sizes():
     sizes = (32, program.Memory(0, 0, 600)), (64, program.Memory(0, 0, 1000))
     assert estimate.largest(*sizes, step=8, limit=1500) == 104  # 200 + 12.5 a row
     assert estimate.largest(*sizes, step=8, limit=100) == 0
+
+
+@pytest.mark.slow
+def test_layers_in_a_loop_and_tiles_do_not_change_the_work(tmp_path):
+    """XLA counts the body of a loop once. Both ways are rematerialised."""
+    tiny = tiny_causal.make(tmp_path, kind="qwen3", head_dim=8, num_key_value_heads=1, max_position_embeddings=600)
+    rows = "--config.data.max_length=600", "--config.data.buckets=(600,)"
+    plain = run(tiny, *rows, "--config.student.remat=full", "--config.teacher.attention=own")
+    loop = run(tiny, *rows, "--config.student.scan=True", "--config.teacher.scan=True")
+    work = [number(r"work a device: ([\d.e-]+) TFLOP", out) for out in (plain, loop)]
+    assert work[0] == work[1] > 0
