@@ -95,8 +95,9 @@ def evaluate_model(
       UserError: what does not fit.
     """
     config = _with_metrics(config, metrics, predictions)
-    as_it_is = StudentConfig(name=name, revision=revision, dtype=config.student.dtype)
-    config = config.model_copy(update={"student": as_it_is})
+    made = {"init", "layers", "family", "reference_init", "overrides"}  # of a student that is made, not read
+    as_it_is = {key: getattr(StudentConfig(), key) for key in made}
+    config = config.changed(student={**as_it_is, "name": name, "revision": revision})
     config, teacher, teacher_params = _teacher(config, metrics, allow_pickle=allow_pickle, report=report)
     pair = pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report, missing="error")
     return _measure(config, pair, name=name, predictions=predictions, report=report)

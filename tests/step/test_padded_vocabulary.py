@@ -214,8 +214,8 @@ def test_a_run_says_so_and_exports_the_student_in_its_own_size(tmp_path: Path) -
     student = tiny_causal.write_model(tmp_path / "less", tokenizer, vocab_size=words + 2, num_hidden_layers=1)
     run, folder = tmp_path / "run", tmp_path / "export"
     values = {"teacher__name": teacher, "student__name": student, "sample__student": 0.5, "train__steps": 2}
-    code, said, err = tiny_run.call(train.main, tiny_run.arguments(made, run, **values))
-    assert code == 0 and f"over the {words + 2:,} that both have" in said, err
+    code, _, err = tiny_run.call(train.main, tiny_run.arguments(made, run, **values))
+    assert code == 0 and f"over the {words + 2:,} that both have" in err
     for command in (
         ["evaluate", "--metrics=perplexity,agreement,rouge"],
         ["export", "--to-pytorch", f"--out={folder}"],
