@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PATIENCE = 1.0  # seconds of silence
+PATIENCE = 2.0  # seconds of silence
 
 LOADING = "loading the libraries"
 

@@ -36,6 +36,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_configure(config: pytest.Config) -> None:
     # transformers' ModernBERT runs torch.compile where it is imported, which torch itself warns of.
     config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+    from jaxdistill import console
+
+    console.PATIENCE = 600.0  # seconds: how busy the machine is must not decide on what a test reads
 
 
 def pytest_collection_finish() -> None:
