@@ -1,14 +1,16 @@
 """The LM head with its losses (forward KL at T = 2 and cross entropy), value and gradient, alone: three ways.
 
-    python benchmarks/fused_head.py [--tokens 256 1024 4096] [--vocab 30522 50257] [--dtype float32] [--rounds 5]
+    python benchmarks/fused_head.py [--tokens 256 1024 4096] [--vocab 30522 50257] [--tied] [--dtype float32] \
+        [--rounds 5]
 
 dense       logits of all tokens, autodiff through them
 checkpoint  lax.scan over chunks of tokens, each under jax.checkpoint: what is usually done
 fused       jaxdistill.fused_head, its own choice of chunk
 
-All are given the same features and kernels (student and teacher 768 wide, embeddings tied to none), compiled once, and
-run in turn within each round. Losses and gradients are compared before anything is timed. Memory is XLA's count of
-temporaries for the compiled program: exact, and the same on every run. Times are medians, in brackets the quartiles.
+All are given the same features and kernels (student and teacher 768 wide; kernels of their own, or with --tied the word
+embeddings), compiled once, and run in turn within each round. Losses and gradients are compared before anything is
+timed. Memory is XLA's count of temporaries for the compiled program: exact, and the same on every run. Times are
+medians, in brackets the quartiles.
 """
 
 import argparse
@@ -36,7 +38,7 @@ def of_tokens(student: Head, teacher: Head, labels: jax.Array, mask: jax.Array) 
     def logits(head: Head) -> jax.Array:
         assert head.features is not None and head.bias is not None
         kernel, bias = (x.astype(head.features.dtype) for x in (head.kernel, head.bias))
-        return head.features @ kernel + bias
+        return head.features @ (kernel.T if head.tied else kernel) + bias
 
     s, t = logits(student), logits(teacher)
     kl = divergences.forward_kl(s, jax.lax.stop_gradient(t), temperature=TEMPERATURE)
@@ -63,13 +65,14 @@ def fused(student: Head, teacher: Head, labels: jax.Array, mask: jax.Array, *, c
     return fused_head.fused_head(student, teacher, labels, losses, temperature=TEMPERATURE, chunk=chunk)[0]
 
 
-def inputs(tokens: int, vocab: int, width: int, dtype: Any) -> tuple[Head, Head, jax.Array, jax.Array]:
+def inputs(tokens: int, vocab: int, width: int, dtype: Any, *, tied: bool) -> tuple[Head, Head, jax.Array, jax.Array]:
     def head(seed: int) -> Head:
         keys = jax.random.split(jax.random.key(seed), 3)
         return Head(
             jax.random.normal(keys[0], (tokens, width), dtype),
-            0.05 * jax.random.normal(keys[1], (width, vocab)),
+            0.05 * jax.random.normal(keys[1], (vocab, width) if tied else (width, vocab)),
             0.1 * jax.random.normal(keys[2], (vocab,)),
+            tied=tied,
         )
 
     rng = np.random.default_rng(0)
@@ -105,6 +108,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, nargs="+", default=[30_522, 50_257])
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--dtype", default="float32", help="of the features: float32 | bfloat16")
+    parser.add_argument("--tied", action="store_true", help="kernels are the word embeddings, [vocab, width]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunks", type=int, nargs="*", default=[], help="also time the fused head with these")
     parser.add_argument("--memory-only", action="store_true", help="compile and count, run nothing")
@@ -120,7 +124,8 @@ def main() -> None:
 
 
 def measure(table: Table, args: argparse.Namespace, tokens: int, vocab: int) -> None:
-    shapes = jax.eval_shape(lambda: inputs(tokens, vocab, args.width, jnp.dtype(args.dtype)))
+    make = functools.partial(inputs, tokens, vocab, args.width, jnp.dtype(args.dtype), tied=args.tied)
+    shapes = jax.eval_shape(make)
     own = fused_head.chunk_size(tokens=tokens, platform=jax.default_backend())
     piece = next(n for n in range(min(own, tokens), 0, -1) if tokens % n == 0)  # checkpoint has no padding
     ways: dict[str, tuple[Callable, int]] = {
@@ -133,7 +138,7 @@ def measure(table: Table, args: argparse.Namespace, tokens: int, vocab: int) -> 
     memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
     times = {name: [float("nan")] for name in ways}
     if not args.memory_only:
-        arguments = inputs(tokens, vocab, args.width, jnp.dtype(args.dtype))
+        arguments = make()
         dense = programs["dense"](*arguments)
         for name, program in programs.items():
             check(name, program(*arguments), dense, tolerance=1e-5 if args.dtype == "float32" else 2e-2)

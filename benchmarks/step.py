@@ -20,6 +20,9 @@ each runs one step a round, first in turn another one each time, while the other
 (float32 on a CPU, bfloat16 on a GPU), which show the machine's peak where --peak does not give the maker's. Times are
 medians, in brackets the quartiles.
 
+With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command, both libraries have their memory in huge pages, where
+Linux offers these on request (`madvise`). The program says first on which CPU it runs, and whether they are on.
+
 Memory on a GPU is the most that the library's allocator had in use. On a CPU it is what is resident by Linux's count:
 `loaded` with libraries and weights there, `steps` the most in the timed steps, `peak` the most since loading, with
 compilation in it. (ru_maxrss would begin with that of the parent process.)
@@ -34,6 +37,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -51,6 +55,7 @@ RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
 TERMS = ("ce", "mlm", "cos")
 CHECKED = 4  # steps, on as many batches, whose losses are compared; they compile and warm up
 SIDE, PRODUCTS = {"cpu": 2048, "cuda": 8192}, 8  # of the matrices for the peak, and how many make a step
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # as Linux calls them
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 Batch = dict[str, np.ndarray]
@@ -347,6 +352,21 @@ def make_table(
     return table
 
 
+def machine() -> str:
+    """The CPU's name, what multiplies matrices on it, and whether memory is in huge pages."""
+    info = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    named = {name.strip(): value.strip() for name, value in info.items()}
+    features = [name for name in FEATURES if name in named.get("flags", "").split()]
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    offered = re.search(r"\[(\w+)\]", pages.read_text()) if pages.exists() else None
+    asked = re.search(r"glibc\.malloc\.hugetlb=[12]", os.environ.get("GLIBC_TUNABLES", ""))
+    return (
+        f"{named.get('model name', 'CPU without a name')}, family {named.get('cpu family', '?')} model "
+        f"{named.get('model', '?')}, {os.cpu_count()} cores, {' '.join(features) or 'no vector instructions known'}; "
+        f"huge pages: {offered[1] if offered else 'none'}, {'asked' if asked else 'not asked'} for by malloc"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"teacher-layers": 12, "student-layers": 6, "width": 768, "heads": 12, "vocab": 30_522}
@@ -360,7 +380,8 @@ def main() -> None:
     os.environ |= {"JAX_PLATFORMS": args.device, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several share a GPU
     console = Console(width=140)
     layers = f"{args.teacher_layers} to {args.student_layers} layers, width {args.width}, vocabulary {args.vocab:,}"
-    console.print(f"{layers}, {args.rows} x {args.length} tokens, {os.cpu_count()} cores")
+    console.print(f"{layers}, {args.rows} x {args.length} tokens")
+    console.print(machine())
     with tempfile.TemporaryDirectory() as name:
         make_folders(args, Path(name))
         for tokens in args.tokens:
