@@ -18,7 +18,7 @@ from jaxdistill.models.model import build_model
     ],
 )
 def test_configurations_the_class_cannot_follow(fields, part):
-    refused(lambda: build_model(tiny.config("bert", **fields)), part)
+    refused(lambda: build_model(tiny.config("bert", **fields), classes="flax"), part)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_what_the_flax_class_cannot_follow_the_core_computes(kind, fields):
 
 def test_classes_that_are_asked_for_and_are_not_there():
     refused(lambda: build_model(tiny.config("qwen3"), classes="flax"), "classes=flax", "qwen3", "set classes to auto")
-    refused(lambda: build_model(tiny.config("opt"), classes="core"), "classes=core", "opt", "set classes to auto")
+    refused(lambda: build_model(tiny.config("opt"), classes="core"), "classes=core", "a opt model", "set classes to auto")

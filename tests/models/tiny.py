@@ -114,7 +114,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 3,
         "query_pre_attn_scalar": 10,
         "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 3.0,
+        "final_logit_softcapping": 10.0,
     },
     "gemma3_text": {
         **_ROTARY,

@@ -22,6 +22,7 @@ from jaxdistill import cli
 from jaxdistill.errors import UserError
 from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
+from jaxdistill.export.origin import Origin
 from jaxdistill.models import hub, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.intercept import apply, position_ids
@@ -57,7 +58,11 @@ def gpt2_folder(tokenizer, tmp_path_factory):
 
 def params_of(kind, **overrides):
     """tiny's with larger matrices: a model that does not say one word for ever, nor any two with like chances."""
-    return jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, tiny.params(kind, **overrides))
+    larger = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, tiny.params(kind, **overrides))
+    if kind in ("gemma2", "gemma3_text"):  # they norm what a layer adds, which would drown in their embeddings
+        layers = jax.tree.map(lambda x: 20 * x if x.ndim == 1 else x, larger["model"]["layers"])
+        return {**larger, "model": {**larger["model"], "layers": layers}}
+    return larger
 
 
 def written(out, kind, tokenizer, to="pytorch", **overrides):
@@ -69,7 +74,7 @@ def written(out, kind, tokenizer, to="pytorch", **overrides):
         tokenizer=tokenizer,
         out=out,
         to=to,
-        card=model_card(Card(name="tiny", base_model="", license="", recipe={}, results={})),
+        card=model_card(Card(name="tiny", origin=Origin(how="trained"), recipe={})),
         probe={"input_ids": ids, "attention_mask": mask},
     )
     return out

@@ -1,7 +1,6 @@
 """Llama and its kin as one decoder: placement of norms, heads, scales and caps are settings. Paths are torch's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxdistill.models.core.modules import (
     Hidden,
     How,
     LayerOutput,
+    Layers,
     Projection,
     RmsNorm,
     Seen,
@@ -107,22 +107,6 @@ class Layer(_Part):
         return hidden + branch * s.residual_scale if s.residual_scale != 1 else hidden + branch
 
 
-class Layers(_Part):
-    """The layers by their numbers."""
-
-    @nn.compact
-    def __call__(self, hidden: Hidden, seen: Sequence[Seen]) -> list[LayerOutput]:
-        outputs = []
-        for i, one in enumerate(seen):
-            outputs.append(self.layer(i, name=str(i))(hidden, one))
-            hidden = outputs[-1].hidden
-        return outputs
-
-    def layer(self, i: int, **place: Any) -> Layer:
-        """Layer `i`; `place` is its name here, or parent=None for a layer that is run with parameters of its own."""
-        return Layer(self.settings, self.how, **place)
-
-
 class Body(_Part):
     """Everything but the head."""
 
@@ -134,7 +118,7 @@ class Body(_Part):
         hidden = embed(input_ids)
         if s.embedding_scale != 1:
             hidden = hidden * jnp.asarray(s.embedding_scale, hidden.dtype)
-        layers = Layers(s, self.how, name="layers")(hidden, seen)
+        layers = Layers(lambda i, **place: Layer(s, self.how, **place), name="layers")(hidden, seen)
         features = self.norm("norm", layers[-1].hidden)
         between = [layer.hidden for layer in layers[:-1]]
         return BodyOutput(features, [hidden, *between, features], layers, jnp.asarray(embed.embedding))

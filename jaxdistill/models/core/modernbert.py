@@ -4,7 +4,6 @@ Paths are torch's. A window reaches to both sides.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxdistill.models.core.modules import (
     Hidden,
     How,
     LayerOutput,
+    Layers,
     Projection,
     Seen,
     mix_values,
@@ -91,22 +91,6 @@ class Layer(_Part):
         return output._replace(hidden=hidden + branch)
 
 
-class Layers(_Part):
-    """The layers by their numbers."""
-
-    @nn.compact
-    def __call__(self, hidden: Hidden, seen: Sequence[Seen]) -> list[LayerOutput]:
-        outputs = []
-        for i, one in enumerate(seen):
-            outputs.append(self.layer(i, name=str(i))(hidden, one))
-            hidden = outputs[-1].hidden
-        return outputs
-
-    def layer(self, i: int, **place: Any) -> Layer:
-        """Layer `i`; `place` is its name here, or parent=None for a layer that is run with parameters of its own."""
-        return Layer(self.settings, self.how, first=i == 0, **place)
-
-
 class Embeddings(_Part):
     """Word embeddings and their norm."""
 
@@ -130,7 +114,9 @@ class Body(_Part):
     @nn.compact
     def __call__(self, input_ids: Int[Array, "batch length"], seen: Sequence[Seen]) -> BodyOutput:
         hidden, embedding = Embeddings(self.settings, self.how, name="embeddings")(input_ids)
-        layers = Layers(self.settings, self.how, name="layers")(hidden, seen)
+        layers = Layers(lambda i, **place: Layer(self.settings, self.how, first=i == 0, **place), name="layers")(
+            hidden, seen
+        )
         # As in torch, the last hidden states are those before the last norm.
         states = [hidden, *(layer.hidden for layer in layers)]
         return BodyOutput(self.norm("final_norm", layers[-1].hidden), states, layers, embedding)

@@ -78,8 +78,24 @@ class RmsNorm(nn.Module):
         return (normed * jnp.broadcast_to(factor, normed.shape)).astype(self.dtype)
 
 
+class Layers(nn.Module):
+    """The layers of a model by their numbers."""
+
+    # Layer i from (i, name=... or parent=None), the latter for a layer that is run with parameters of its own.
+    layer: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, hidden: Hidden, seen: Sequence[Seen]) -> list[LayerOutput]:
+        outputs: list[LayerOutput] = []
+        for i, one in enumerate(seen):
+            layer: Any = self.layer(i, name=str(i))
+            outputs.append(layer(hidden, one))
+            hidden = outputs[-1].hidden
+        return outputs
+
+
 class Projection(nn.Module):
-    """The vocabulary projection; `tied` is the word embedding, whose transpose is then the kernel."""
+    """The vocabulary projection; the kernel of a tied one is the word embedding."""
 
     vocab: int
     bias: bool
@@ -88,13 +104,12 @@ class Projection(nn.Module):
     kernel_init: Callable[..., Array] = nn.initializers.normal(0.02)
 
     @nn.compact
-    def __call__(self, features: Array, tied: Float[Array, "vocab width"] | None = None) -> Array:
-        if tied is None:
+    def __call__(self, features: Array, embedding: Float[Array, "vocab width"] | None = None) -> Array:
+        kernel = embedding
+        if kernel is None:
             kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.vocab), jnp.float32)
-        else:
-            kernel = tied.T
         bias = self.param("bias", nn.initializers.zeros, (self.vocab,), jnp.float32) if self.bias else None
-        return logits(Head(features, kernel, bias, self.cap, self.scale))
+        return logits(Head(features, jnp.asarray(kernel), bias, self.cap, self.scale, tied=embedding is not None))
 
 
 def mix_values(

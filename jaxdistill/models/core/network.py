@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from jaxdistill.models.core import bert, decoder, gpt2, modernbert
 from jaxdistill.models.core.attention import Tokens
-from jaxdistill.models.core.decoder import CausalModel
-from jaxdistill.models.core.modernbert import MaskedModel
 from jaxdistill.models.core.modules import Cached, How, Seen
 from jaxdistill.models.core.rope import rotation
-from jaxdistill.models.core.settings import DecoderSettings, ModernBertSettings, Settings
+from jaxdistill.models.core.settings import BertSettings, DecoderSettings, Gpt2Settings, ModernBertSettings, Settings
 
 # Settings -> the module that computes them.
 MODULES: dict[type[Settings], type[nn.Module]] = {
-    DecoderSettings: CausalModel,
-    ModernBertSettings: MaskedModel,
+    DecoderSettings: decoder.CausalModel,
+    Gpt2Settings: gpt2.CausalModel,
+    ModernBertSettings: modernbert.MaskedModel,
+    BertSettings: bert.MaskedModel,
 }
 
 

@@ -17,7 +17,9 @@ SAYS_NOTHING = frozenset(
     }
 )
 # Fields of transformers' common base class that would change the computation.
-_BASE_THAT_COUNTS = frozenset({"tie_word_embeddings", "is_encoder_decoder", "add_cross_attention", "pruned_heads"})
+_BASE_THAT_COUNTS = frozenset(
+    {"tie_word_embeddings", "is_decoder", "is_encoder_decoder", "add_cross_attention", "pruned_heads", "pad_token_id"}
+)
 
 
 class Reader:

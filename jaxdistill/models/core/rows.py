@@ -18,7 +18,9 @@ from jaxdistill.models.core.rope_fields import FULL, SLIDING, Ropes, read_ropes
 from jaxdistill.models.core.settings import (
     NORMS_AFTER,
     NORMS_AROUND,
+    BertSettings,
     DecoderSettings,
+    Gpt2Settings,
     LayerKind,
     ModernBertSettings,
     Settings,
@@ -258,6 +260,33 @@ def _scaled_by_scalar(read: Reader) -> dict[str, Any]:
     return {**_decoder(read), "score_scale": read.number("query_pre_attn_scalar") ** -0.5}
 
 
+def _gpt2(read: Reader) -> Gpt2Settings:
+    width, heads = read.integer("n_embd"), read.integer("n_head")
+    if width % heads:
+        raise read.refusal(f"hidden size {width} is not divisible by {heads} heads")
+    # Of classifiers, of how torch's own code rounds, and an old name of n_positions.
+    read.pass_over("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels")
+    read.pass_over("summary_first_dropout", "reorder_and_upcast_attn", "n_ctx")
+    return Gpt2Settings(
+        vocab=read.integer("vocab_size"),
+        width=width,
+        inner=read.integer("n_inner", 4 * width),
+        heads=heads,
+        kv_heads=heads,
+        head_size=width // heads,
+        layers=(LayerKind(Reach()),) * read.integer("n_layer"),
+        activation=_activation(read, "activation_function"),
+        eps=read.number("layer_norm_epsilon"),
+        tied=read.flag("tie_word_embeddings"),
+        attention_dropout=read.dropout("attn_pdrop"),
+        residual_dropout=read.dropout("resid_pdrop"),
+        embedding_dropout=read.dropout("embd_pdrop"),
+        initializer_range=read.number("initializer_range", positive=False),
+        positions=read.integer("n_positions"),
+        score_scale=(width // heads) ** -0.5 if read.flag("scale_attn_weights", True) else 1.0,
+    )
+
+
 def _granite(read: Reader) -> DecoderSettings:
     common = {**_decoder(read), "score_scale": read.number("attention_multiplier")}
     return DecoderSettings(
@@ -287,6 +316,31 @@ def _phi3(read: Reader) -> DecoderSettings:
 
 
 # Encoders
+
+
+def _bert(read: Reader, family: str = "bert") -> BertSettings:
+    common = {**_common(read), "attention_dropout": read.dropout("attention_probs_dropout_prob")}
+    read.pass_over("classifier_dropout")
+    read.word("position_embedding_type", ("absolute",), "absolute")
+    if read.flag("is_decoder"):
+        raise read.refusal("is_decoder is true; a masked LM must see both sides")
+    return BertSettings(
+        **common,
+        family=family,
+        kv_heads=common["heads"],
+        eps=read.number("layer_norm_eps"),
+        positions=read.integer("max_position_embeddings"),
+        positions_after=read.integer("pad_token_id", least=0) if family == "roberta" else None,
+        types=read.integer("type_vocab_size"),
+        dropout=read.dropout("hidden_dropout_prob"),
+        projection_bias=True,
+        layers=(LayerKind(Reach(after=FAR)),) * read.integer("num_hidden_layers"),
+        activation=_activation(read, "hidden_act"),
+    )
+
+
+def _roberta(read: Reader) -> BertSettings:
+    return _bert(read, "roberta")
 
 
 def _modernbert(read: Reader) -> ModernBertSettings:
@@ -343,5 +397,9 @@ ROWS: dict[str, Callable[[Reader], Settings]] = {
     "gemma3_text": _gemma3,
     "granite": _granite,
     "phi3": _phi3,
+    "gpt2": _gpt2,
     "modernbert": _modernbert,
+    "bert": _bert,
+    "roberta": _roberta,
+    "xlm-roberta": _roberta,
 }

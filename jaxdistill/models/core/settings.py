@@ -86,3 +86,24 @@ class ModernBertSettings(Settings):
     head_bias: bool = False  # of the dense layer before the vocabulary projection
     head_activation: str
     initializer_cutoff: float = 2.0  # in standard deviations
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertSettings(Settings):
+    """BERT and RoBERTa: masked LMs with learned positions and norms after the sums."""
+
+    family: str  # bert or roberta, by which modules are named, and the head is built
+    positions: int
+    positions_after: int | None = None  # roberta: the id of padding, after which positions begin
+    types: int
+    dropout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpt2Settings(Settings):
+    """GPT-2: a causal LM with learned positions and layer norms before each branch."""
+
+    positions: int
+    score_scale: float
+    residual_dropout: float
+    embedding_dropout: float

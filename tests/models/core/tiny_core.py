@@ -14,6 +14,7 @@ from jaxdistill.models import torch_names
 from jaxdistill.models.core import network
 from jaxdistill.models.core.rows import read_settings
 from jaxdistill.models.core.settings import Settings
+from jaxdistill.models.families import FAMILIES
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 101,
@@ -29,6 +30,7 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _OF_DECODERS = ("num_key_value_heads", "rms_norm_eps")
+_OTHERS = ("modernbert", "bert", "roberta", "xlm-roberta", "gpt2")
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -111,6 +113,15 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
         "hidden_activation": "silu",
         "classifier_activation": "relu",
     },
+    ("bert", "plain"): {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3, "type_vocab_size": 2},
+    ("roberta", "untied"): {"hidden_act": "silu", "layer_norm_eps": 1e-3, "tie_word_embeddings": False},
+    ("xlm-roberta", "plain"): {"type_vocab_size": 1},
+    ("gpt2", "plain"): {
+        **{"n_embd": 16, "n_layer": 3, "n_head": 4, "n_inner": 24, "n_positions": 256},
+        "activation_function": "silu",
+        "layer_norm_epsilon": 1e-3,
+        "scale_attn_weights": False,
+    },
     ("phi3", "partial"): {"partial_rotary_factor": 0.5},
 }
 
@@ -118,7 +129,9 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
 def config(kind: str, form: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
-    common = {name: x for name, x in _COMMON.items() if kind != "modernbert" or name not in _OF_DECODERS}
+    common = _COMMON if kind not in _OTHERS else {name: x for name, x in _COMMON.items() if name not in _OF_DECODERS}
+    if kind == "gpt2":
+        common = {name: x for name, x in common.items() if name in ("vocab_size", "pad_token_id")}
     return AutoConfig.for_model(kind, **{**common, **FORMS[kind, form], **overrides})
 
 
@@ -139,12 +152,12 @@ def torch_model(kind: str, form: str) -> Any:
     """The same model in PyTorch; eager attention alone follows every field."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    auto = AutoModelForMaskedLM if kind in ("modernbert",) else AutoModelForCausalLM
+    auto = AutoModelForCausalLM if FAMILIES[kind].causal else AutoModelForMaskedLM
     model = auto.from_config(config(kind, form), attn_implementation="eager").eval()
     tensors = {name: torch.tensor(array) for name, array in torch_names.to_torch(params(kind, form)).items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected, unexpected
-    assert set(missing) <= set(model._tied_weights_keys or ()), missing
+    assert all(name.endswith(tuple(model._tied_weights_keys or ())) for name in missing), missing  # ends of names
     model.tie_weights()
     return model
 
