@@ -229,8 +229,12 @@ READERS: dict[str, Reader] = {
     "jsonl": _text("jsonl", "x.jsonl", "\n".join(map(json.dumps, _RECORDS)).encode()),
     "json": _text("jsonl", "x.json", json.dumps(_RECORDS, indent=1).encode()),
     "parquet": _text("parquet", "x.parquet", _parquet()),
-    "config of bert": Reader("config.json", _model("bert"), _read_config),
-    "config of llama": Reader("config.json", _model("llama"), _read_config),
+    **{
+        f"config of {kind}": Reader(
+            "config.json", lambda f, kind=kind: tiny.config(kind).save_pretrained(f), _read_config
+        )
+        for kind in ("bert", "gpt_neo", "llama", "gemma3_text", "modernbert")
+    },
     "safetensors": Reader("model.safetensors", _model("bert"), _read_weights),
     "shards": Reader("model.safetensors.index.json", _sharded_model, _read_weights),
     "msgpack": Reader("flax_model.msgpack", _flax_model, _read_weights),
