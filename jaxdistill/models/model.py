@@ -127,7 +127,7 @@ def build_model(
 def _core_computes(config: Any, classes: Classes) -> bool:
     kind = config.model_type
     if classes == "core" and kind not in ROWS:
-        raise UserError(f"classes=core computes {', '.join(ROWS)}, and this is a {kind} model; set classes to auto")
+        raise UserError(f"classes=core computes {', '.join(ROWS)}, and not {kind} models; set classes to auto")
     if kind not in ROWS and not has_flax_class(kind):
         raise UserError(
             f"the installed transformers has no Flax class for {kind} models, and the core computes only "

@@ -63,4 +63,4 @@ def test_what_the_flax_class_cannot_follow_the_core_computes(kind, fields):
 
 def test_classes_that_are_asked_for_and_are_not_there():
     refused(lambda: build_model(tiny.config("qwen3"), classes="flax"), "classes=flax", "qwen3", "set classes to auto")
-    refused(lambda: build_model(tiny.config("opt"), classes="core"), "classes=core", "a opt model", "set classes to auto")
+    refused(lambda: build_model(tiny.config("opt"), classes="core"), "classes=core", "not opt models", "to auto")

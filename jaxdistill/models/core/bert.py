@@ -15,7 +15,7 @@ from jaxdistill.models.core.modules import BodyOutput, Hidden, How, LayerOutput,
 from jaxdistill.models.core.settings import BertSettings
 
 
-class _Part(nn.Module):
+class Part(nn.Module):
     """What the modules have in common."""
 
     settings: BertSettings
@@ -39,7 +39,7 @@ class _Part(nn.Module):
         return nn.Dropout(rate, deterministic=not self.how.train)(x) if rate else x
 
 
-class SelfAttention(_Part):
+class SelfAttention(Part):
     """Queries, keys and values, and their mixture."""
 
     @nn.compact
@@ -51,7 +51,7 @@ class SelfAttention(_Part):
         return mix_values(self, query, key, value, seen, self.how, scale=scale, dropout=dropout)
 
 
-class AddedAndNormed(_Part):
+class AddedAndNormed(Part):
     """The end of a branch: a dense layer, the sum with what came in, and its norm."""
 
     @nn.compact
@@ -59,7 +59,7 @@ class AddedAndNormed(_Part):
         return self.norm(hidden + self.drop(self.dense(self.settings.width, "dense")(branch)))
 
 
-class Attention(_Part):
+class Attention(Part):
     """The branch of attention."""
 
     @nn.compact
@@ -68,7 +68,7 @@ class Attention(_Part):
         return output._replace(hidden=AddedAndNormed(self.settings, self.how, name="output")(output.hidden, hidden))
 
 
-class Intermediate(_Part):
+class Intermediate(Part):
     """The wide layer of the MLP."""
 
     @nn.compact
@@ -76,7 +76,7 @@ class Intermediate(_Part):
         return ACTIVATIONS[self.settings.activation](self.dense(self.settings.inner, "dense")(hidden))
 
 
-class Layer(_Part):
+class Layer(Part):
     """One layer."""
 
     @nn.compact
@@ -86,7 +86,7 @@ class Layer(_Part):
         return output._replace(hidden=AddedAndNormed(self.settings, self.how, name="output")(inner, output.hidden))
 
 
-class Encoder(_Part):
+class Encoder(Part):
     """The layers."""
 
     @nn.compact
@@ -94,7 +94,7 @@ class Encoder(_Part):
         return Layers(lambda i, **place: Layer(self.settings, self.how, **place), name="layer")(hidden, seen)
 
 
-class Embeddings(_Part):
+class Embeddings(Part):
     """Words, positions and the type of a single text, added and normed."""
 
     @nn.compact
@@ -113,7 +113,7 @@ class Embeddings(_Part):
         return jnp.cumsum(real, axis=1) * real + pad
 
 
-class Body(_Part):
+class Body(Part):
     """Everything but the head."""
 
     @nn.compact
@@ -124,7 +124,7 @@ class Body(_Part):
         return BodyOutput(states[-1], states, layers, embedding)
 
 
-class _Head(_Part):
+class _Head(Part):
     """A vocabulary projection whose bias stands outside of it."""
 
     def project(self, features: Array, embedding: Array) -> Array:
@@ -135,7 +135,7 @@ class _Head(_Part):
         return logits + jnp.broadcast_to(bias.astype(logits.dtype), logits.shape)
 
 
-class Transform(_Part):
+class Transform(Part):
     """What stands before BERT's vocabulary projection."""
 
     @nn.compact
@@ -152,7 +152,7 @@ class Predictions(_Head):
         return self.project(Transform(self.settings, self.how, name="transform")(features), embedding)
 
 
-class BertHead(_Part):
+class BertHead(Part):
     """The module that holds BERT's head."""
 
     @nn.compact
@@ -169,10 +169,10 @@ class RobertaHead(_Head):
         return self.project(self.norm(hidden, "layer_norm"), embedding)
 
 
-class MaskedModel(_Part):
+class MaskedModel(Part):
     """The masked language model."""
 
-    names: ClassVar[dict[str, tuple[str, type[_Part]]]] = {  # family -> names of body and head, and the head
+    names: ClassVar[dict[str, tuple[str, type[Part]]]] = {  # family -> names of body and head, and the head
         "bert": ("cls", BertHead),
         "roberta": ("lm_head", RobertaHead),
     }

@@ -11,11 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxdistill.models.core import bert, decoder, gpt2, modernbert
+from jaxdistill.models.core import bert, decoder, distilbert, gpt2, modernbert
 from jaxdistill.models.core.attention import Tokens
 from jaxdistill.models.core.modules import Cached, How, Seen
 from jaxdistill.models.core.rope import rotation
-from jaxdistill.models.core.settings import BertSettings, DecoderSettings, Gpt2Settings, ModernBertSettings, Settings
+from jaxdistill.models.core.settings import (
+    BertSettings,
+    DecoderSettings,
+    DistilBertSettings,
+    Gpt2Settings,
+    ModernBertSettings,
+    Settings,
+)
 
 # Settings -> the module that computes them.
 MODULES: dict[type[Settings], type[nn.Module]] = {
@@ -23,6 +30,7 @@ MODULES: dict[type[Settings], type[nn.Module]] = {
     Gpt2Settings: gpt2.CausalModel,
     ModernBertSettings: modernbert.MaskedModel,
     BertSettings: bert.MaskedModel,
+    DistilBertSettings: distilbert.MaskedModel,
 }
 
 

@@ -20,6 +20,7 @@ from jaxdistill.models.core.settings import (
     NORMS_AROUND,
     BertSettings,
     DecoderSettings,
+    DistilBertSettings,
     Gpt2Settings,
     LayerKind,
     ModernBertSettings,
@@ -343,6 +344,33 @@ def _roberta(read: Reader) -> BertSettings:
     return _bert(read, "roberta")
 
 
+def _distilbert(read: Reader) -> DistilBertSettings:
+    width, heads = read.integer("dim"), read.integer("n_heads")
+    if width % heads:
+        raise read.refusal(f"hidden size {width} is not divisible by {heads} heads")
+    # Of other tasks, and how positions began, which are parameters in any case.
+    read.pass_over("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds")
+    if read.flag("is_decoder"):
+        raise read.refusal("is_decoder is true; a masked LM must see both sides")
+    return DistilBertSettings(
+        vocab=read.integer("vocab_size"),
+        width=width,
+        inner=read.integer("hidden_dim"),
+        heads=heads,
+        kv_heads=heads,
+        head_size=width // heads,
+        layers=(LayerKind(Reach(after=FAR)),) * read.integer("n_layers"),
+        activation=_activation(read, "activation"),
+        eps=1e-12,
+        tied=read.flag("tie_word_embeddings"),
+        projection_bias=True,
+        attention_dropout=read.dropout("attention_dropout"),
+        dropout=read.dropout("dropout"),
+        initializer_range=read.number("initializer_range", positive=False),
+        positions=read.integer("max_position_embeddings"),
+    )
+
+
 def _modernbert(read: Reader) -> ModernBertSettings:
     common = _common(read)
     # Of classifiers, of how torch's own code runs, and two left from BERT in files of the hub.
@@ -402,4 +430,5 @@ ROWS: dict[str, Callable[[Reader], Settings]] = {
     "bert": _bert,
     "roberta": _roberta,
     "xlm-roberta": _roberta,
+    "distilbert": _distilbert,
 }

@@ -92,11 +92,16 @@ class ModernBertSettings(Settings):
 class BertSettings(Settings):
     """BERT and RoBERTa: masked LMs with learned positions and norms after the sums."""
 
-    family: str  # bert or roberta, by which modules are named, and the head is built
+    family: str = ""  # bert or roberta, by which modules are named, and the head is built
     positions: int
     positions_after: int | None = None  # roberta: the id of padding, after which positions begin
-    types: int
+    types: int = 0
     dropout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilBertSettings(BertSettings):
+    """DistilBERT: BERT without types of tokens, under other names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _OF_DECODERS = ("num_key_value_heads", "rms_norm_eps")
-_OTHERS = ("modernbert", "bert", "roberta", "xlm-roberta", "gpt2")
+_OTHERS = ("modernbert", "bert", "roberta", "xlm-roberta", "gpt2", "distilbert")
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -116,6 +116,10 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
     ("bert", "plain"): {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3, "type_vocab_size": 2},
     ("roberta", "untied"): {"hidden_act": "silu", "layer_norm_eps": 1e-3, "tie_word_embeddings": False},
     ("xlm-roberta", "plain"): {"type_vocab_size": 1},
+    ("distilbert", "plain"): {
+        **{"dim": 16, "n_layers": 3, "n_heads": 4, "hidden_dim": 24, "max_position_embeddings": 256},
+        "activation": "relu",
+    },
     ("gpt2", "plain"): {
         **{"n_embd": 16, "n_layer": 3, "n_head": 4, "n_inner": 24, "n_positions": 256},
         "activation_function": "silu",
@@ -130,7 +134,7 @@ def config(kind: str, form: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     common = _COMMON if kind not in _OTHERS else {name: x for name, x in _COMMON.items() if name not in _OF_DECODERS}
-    if kind == "gpt2":
+    if kind in ("gpt2", "distilbert"):
         common = {name: x for name, x in common.items() if name in ("vocab_size", "pad_token_id")}
     return AutoConfig.for_model(kind, **{**common, **FORMS[kind, form], **overrides})
 
