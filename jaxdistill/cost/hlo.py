@@ -66,7 +66,10 @@ def lines_run(text: str) -> Iterator[tuple[int, str]]:
         for line in computations[name]:
             yield times, line
             if loop := re.search(r" while\(.* condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-                yield from walk(loop[2], times * _passes(line, computations[loop[1]]))
+                condition = computations[loop[1]]
+                fused = re.findall(r" calls=%?([\w.-]+)", "\n".join(condition))
+                condition = [*condition, *(inner for name in fused for inner in computations[name])]
+                yield from walk(loop[2], times * _passes(line, condition))
             elif re.search(r" (call|conditional|async-start)\(", line):
                 for called in re.findall(r"%?([\w.-]+)", " ".join(re.findall(_CALLED, line))):
                     yield from walk(called, times)

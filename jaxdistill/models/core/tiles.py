@@ -7,6 +7,7 @@ data type of the arguments. Plain JAX, for any backend. `benchmarks/attention.py
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -112,34 +113,28 @@ def _forward(
     form: _Form, query: _Grouped, key: Array, value: Array, queries: Tokens, keys: Tokens, reach: Reach
 ) -> tuple[_Grouped, _Saved]:
     needed = _needed(form, queries, keys, reach)
-    down, across = needed.shape
     batch, length, kv_heads, group, size = query.shape
 
     def row(i: Int[Array, ""]) -> tuple[Array, _Rows]:
         query_part, queries_part = _part((query, queries), i, form.rows)
 
-        def column(sums: _Sums, j: Int[Array, ""]) -> tuple[_Sums, None]:
-            def add(sums: _Sums) -> _Sums:
-                key_part, value_part, keys_part = _part((key, value, keys), j, form.columns)
-                scores, _, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
-                largest = jnp.maximum(sums.largest, jnp.max(scores, axis=-1, where=seen, initial=-jnp.inf))
-                weights = jnp.where(seen, jnp.exp(scores - _finite(largest)[..., None]), 0.0)
-                # exp(-inf) = 0 where no key was seen before
-                shrink = jnp.exp(sums.largest - _finite(largest))
-                products = _product("bkgqm,bmkd->bkgqd", weights.astype(value.dtype), value_part)
-                return _Sums(largest, shrink * sums.total + weights.sum(-1), shrink[..., None] * sums.mixed + products)
-
-            return lax.cond(needed[i, j], add, lambda sums: sums, sums), None
+        def add(j: Int[Array, ""], sums: _Sums) -> _Sums:
+            key_part, value_part, keys_part = _part((key, value, keys), j, form.columns)
+            scores, _, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
+            largest = jnp.maximum(sums.largest, jnp.max(scores, axis=-1, where=seen, initial=-jnp.inf))
+            weights = jnp.where(seen, jnp.exp(scores - _finite(largest)[..., None]), 0.0)
+            shrink = jnp.exp(sums.largest - _finite(largest))  # exp(-inf) = 0 where no key was seen before
+            products = _product("bkgqm,bmkd->bkgqd", weights.astype(value.dtype), value_part)
+            return _Sums(largest, shrink * sums.total + weights.sum(-1), shrink[..., None] * sums.mixed + products)
 
         none = jnp.zeros((batch, kv_heads, group, form.rows), jnp.float32)
-        sums, _ = lax.scan(
-            column, _Sums(none - jnp.inf, none, jnp.zeros((*none.shape, size), jnp.float32)), jnp.arange(across)
-        )
+        start = _Sums(none - jnp.inf, none, jnp.zeros((*none.shape, size), jnp.float32))
+        sums = _over_needed(needed[i], add, start)
         total = jnp.where(sums.total > 0, sums.total, 1.0)  # 0 at the padding of tiles alone
         mixed = (sums.mixed / total[..., None]).astype(query.dtype)
         return mixed.transpose(0, 3, 1, 2, 4), _finite(sums.largest) + jnp.log(total)
 
-    mixed, log_total = lax.map(row, jnp.arange(down))
+    mixed, log_total = lax.map(row, jnp.arange(len(needed)))
     mixed = jnp.moveaxis(mixed, 0, 1).reshape(query.shape)
     log_total = jnp.moveaxis(log_total, 0, 3).reshape(batch, kv_heads, group, length)
     return mixed, _Saved(query, key, value, queries, keys, reach, mixed, log_total)
@@ -149,40 +144,33 @@ def _backward(form: _Form, saved: _Saved, slope: _Grouped) -> tuple[Array | None
     """Column by column, so that the gradients of a tile of keys are finished one after the other."""
     query, key, value, queries, keys, reach, mixed, log_total = saved
     needed = _needed(form, queries, keys, reach)
-    down, across = needed.shape
     # What the softmax subtracts: the mean of the slopes of its weights.
     mean = jnp.einsum("bqkgd,bqkgd->bkgq", slope, mixed, preferred_element_type=jnp.float32)
 
     def column(query_slope: _Grouped, j: Int[Array, ""]) -> tuple[_Grouped, tuple[Array, Array]]:
         key_part, value_part, keys_part = _part((key, value, keys), j, form.columns)
 
-        def row(carry: tuple[_Grouped, Array, Array], i: Int[Array, ""]) -> tuple[tuple[_Grouped, Array, Array], None]:
-            def add(slopes: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-                query_part, slope_part, queries_part = _part((query, slope, queries), i, form.rows)
-                log_part, mean_part = (_part(x, i, form.rows, axis=3)[..., None] for x in (log_total, mean))
-                scores, slope_of_cap, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
-                weights = jnp.where(seen, jnp.exp(scores - log_part), 0.0)
-                of_weights = _product("bqkgd,bmkd->bkgqm", slope_part, value_part)
-                of_scores = form.scale * weights * (of_weights - mean_part) * slope_of_cap
-                of_scores = of_scores.astype(query.dtype)
-                parts = (
-                    _product("bkgqm,bmkd->bqkgd", of_scores, key_part),
-                    _product("bkgqm,bqkgd->bmkd", of_scores, query_part),
-                    _product("bkgqm,bqkgd->bmkd", weights.astype(value.dtype), slope_part),
-                )
-                return jax.tree.map(jnp.add, slopes, parts)
-
-            whole, *of_keys = carry
-            # Only a tile of it goes through the branches, for a branch may copy what it is given.
-            tile = _part(whole, i, form.rows)
-            tile, *of_keys = lax.cond(needed[i, j], add, lambda slopes: slopes, (tile, *of_keys))
-            return (lax.dynamic_update_slice_in_dim(whole, tile, i * form.rows, axis=1), *of_keys), None
+        def add(i: Int[Array, ""], slopes: tuple[_Grouped, Array, Array]) -> tuple[_Grouped, Array, Array]:
+            query_part, slope_part, queries_part = _part((query, slope, queries), i, form.rows)
+            log_part, mean_part = (_part(x, i, form.rows, axis=3)[..., None] for x in (log_total, mean))
+            scores, slope_of_cap, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
+            weights = jnp.where(seen, jnp.exp(scores - log_part), 0.0)
+            of_weights = _product("bqkgd,bmkd->bkgqm", slope_part, value_part)
+            of_scores = form.scale * weights * (of_weights - mean_part) * slope_of_cap
+            of_scores = of_scores.astype(query.dtype)
+            of_query, of_key, of_value = slopes
+            tile = _part(of_query, i, form.rows) + _product("bkgqm,bmkd->bqkgd", of_scores, key_part)
+            return (
+                lax.dynamic_update_slice_in_dim(of_query, tile, i * form.rows, axis=1),
+                of_key + _product("bkgqm,bqkgd->bmkd", of_scores, query_part),
+                of_value + _product("bkgqm,bqkgd->bmkd", weights.astype(value.dtype), slope_part),
+            )
 
         none = jnp.zeros(key_part.shape, jnp.float32)
-        (query_slope, *of_keys), _ = lax.scan(row, (query_slope, none, none), jnp.arange(down))
+        query_slope, *of_keys = _over_needed(needed[:, j], add, (query_slope, none, none))
         return query_slope, (of_keys[0].astype(key.dtype), of_keys[1].astype(value.dtype))
 
-    query_slope, of_keys = lax.scan(column, jnp.zeros(query.shape, jnp.float32), jnp.arange(across))
+    query_slope, of_keys = lax.scan(column, jnp.zeros(query.shape, jnp.float32), jnp.arange(needed.shape[1]))
     key_slope, value_slope = (jnp.moveaxis(x, 0, 1).reshape(key.shape) for x in of_keys)
     return query_slope.astype(query.dtype), key_slope, value_slope, None, None, None
 
@@ -209,6 +197,19 @@ def _needed(form: _Form, queries: Tokens, keys: Tokens, reach: Reach) -> Bool[Ar
     met = (first.document <= to_key.document) & (from_key.document <= last.document)
     near = (first.place - to_key.place <= reach.before) & (from_key.place - last.place <= reach.after)
     return jnp.any((met & near) | (padded & padded_key), axis=0)
+
+
+def _over_needed(needed: Bool[Array, "tiles"], add: Callable[[Array, Any], Any], start: Any) -> Any:
+    """add(tile, sums) from the first to the last tile that is needed."""
+    tiles = needed.size
+    first = jnp.argmax(needed)
+    end = jnp.where(needed.any(), tiles - jnp.argmax(needed[::-1]), 0)
+
+    def goes_on(state: tuple[Array, Any]) -> Array:
+        # The constant is the number of passes at most, by which `jaxdistill plan` counts what the loop moves.
+        return (state[0] < end) & (state[0] < tiles)
+
+    return lax.while_loop(goes_on, lambda state: (state[0] + 1, add(*state)), (first, start))[1]
 
 
 def _spans(tokens: Tokens, tile: int) -> tuple[Tokens, Tokens, Bool[Array, "batch tiles"]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from attention_rows import REACHES, ROWS, SCALE, arrays, close, graded, tokens, written
 
+from jaxdistill.cost import hlo
 from jaxdistill.models.core import tiles
 from jaxdistill.models.core.attention import FAR, Reach, Tokens
 
@@ -88,6 +89,13 @@ def test_tiles_that_nobody_sees_are_not_computed(
     mixed = attend(query, key, value, row, row, Reach(*map(jnp.asarray, reach)))
     assert jnp.isfinite(mixed[:, asked * 16 : (asked + 1) * 16]).all()
     assert jnp.isnan(mixed[:, unseen * 16 : (unseen + 1) * 16]).any()
+
+
+def test_plan_counts_every_tile() -> None:
+    """Of 3 x 3, though how many of them are computed is known only when the program runs."""
+    row = ROWS["whole"]
+    compiled: Any = jax.jit(functools.partial(tiles.tiled, scale=SCALE)).lower(*arrays(48), row, row, Reach()).compile()
+    assert max(times for times, _ in hlo.lines_run(compiled.as_text())) == 9
 
 
 def test_memory_of_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
