@@ -126,7 +126,7 @@ def _notes(folder: Path) -> dict[str, Any]:
     try:
         notes = json.loads((folder / "notes" / "metadata").read_bytes())
         return notes if notes.pop("digest") == _digest(notes) else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

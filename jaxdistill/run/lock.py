@@ -94,7 +94,7 @@ def _holder(workdir: Path) -> str:
     try:
         who = json.loads((workdir / HOLDER).read_text())
         return f"process {who['process']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or ended
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it has just begun, or ended
         return "another process"
 
 
