@@ -164,7 +164,9 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "teacher.dtype": (["float16"], "bfloat16"),
     "student.dtype": (["f32"], "bfloat16"),
     "teacher.attention": (["flash"], "own"),
+    "teacher.classes": (["torch"], "core"),
     "student.attention": (["flash"], "own"),
+    "student.classes": (["torch"], "core"),
     "student.remat": (["some"], "dots"),
     "teacher.devices": ([-1], 0),
     "student.devices": ([-1], 0),
@@ -417,7 +419,7 @@ OTHER = {
     "data.buckets": (64, 128),
 }
 RESUMABLE = ("evaluate.", "checkpoint.", "log.", "export.", "data.threads", "data.prefetch", "data.cache_dir")
-RESUMABLE += ("data.max_document_bytes", "data.max_field_lines")
+RESUMABLE += ("data.max_document_bytes", "data.max_field_lines", "teacher.classes", "student.classes")
 # Knobs that name something whose content is compared instead, and knobs of the length of a run.
 CONTENT = tuple(f"{role}.{name}" for role in ("teacher", "student", "tokenizer") for name in ("name", "revision"))
 CONTENT += tuple(
