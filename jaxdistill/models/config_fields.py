@@ -44,6 +44,11 @@ class _Kind(NamedTuple):
     words: str
 
 
+def _as_lists(value: Any) -> Any:
+    """Tuples, which a recipe may give, as the lists of a file."""
+    return [_as_lists(x) for x in value] if isinstance(value, list | tuple) else value
+
+
 def _repeated_kinds(pair: list[Any]) -> list[Any]:
     kinds, times = pair
     if not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
@@ -80,7 +85,10 @@ _POSITIVE = _Kind(Annotated[float, pydantic.Field(gt=0, lt=1e15)], "a number abo
 _SPREAD = _Kind(Annotated[float, pydantic.Field(ge=0, lt=1e15)], "a number of 0 or more")
 _TEXT = _Kind(str, "a text")
 _ATTENTION_TYPES = _Kind(  # GPT-Neo's class writes the kinds out as often as the number says
-    list[Annotated[list, pydantic.Field(min_length=2, max_length=2), pydantic.AfterValidator(_repeated_kinds)]],
+    Annotated[
+        list[Annotated[list, pydantic.Field(min_length=2, max_length=2), pydantic.AfterValidator(_repeated_kinds)]],
+        pydantic.BeforeValidator(_as_lists),
+    ],
     "a list of pairs [[kind, ...], number of times]",
 )
 _ROPE = _Kind(Annotated[dict, pydantic.AfterValidator(_rope)] | type(None), "an object of numbers and names, or null")
