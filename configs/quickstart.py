@@ -38,9 +38,9 @@ def get_config(variant: str = "") -> Config:
     return config
 
 
-def smoke(config: Config) -> Config:
-    """Shrinks any recipe to one that runs in seconds: the quickstart's teacher and text, and a few short steps."""
-    config.teacher.name = str(HERE / "teacher")
+def smoke(config: Config, teacher: str = "teacher") -> Config:
+    """Shrinks any recipe to one that runs in seconds: a teacher and text of the quickstart, and a few short steps."""
+    config.teacher.name = str(HERE / teacher)
     config.data.path = str(HERE / "corpus.txt.gz")
     config.data.limit = 400
     config.data.max_length = 64
@@ -52,19 +52,28 @@ def smoke(config: Config) -> Config:
     config.evaluate.batches = 2
     config.evaluate.batch_size = 8
     config.log.every = 1
+    config.mesh.fsdp = 1
     return config
 
 
-def smoke_causal(config: Config) -> Config:
-    """As `smoke`, for recipes of causal models: a small GPT-2, and pairs made from the same text."""
-    causal, has_teacher = str(HERE / "causal"), bool(config.teacher.name)
+def smoke_causal(config: Config, teacher: str = "causal") -> Config:
+    """As `smoke`, for recipes of causal models that learn to answer: a small one, and pairs made from the same text."""
+    causal, has_teacher = str(HERE / teacher), bool(config.teacher.name)
     smoke(config)
     config.teacher.name, config.student.name = (causal, "") if has_teacher else ("", causal)
     config.student.layers = 1 if has_teacher else None
     config.data.path = str(HERE / "pairs.csv")
+    config.data.source, config.data.prompt_column, config.data.column = "csv", "article", "highlights"
     config.data.max_length = 128
     config.data.buckets = (128,)
     config.sample.max_new_tokens = config.evaluate.max_new_tokens = 8
     # ROUGE needs the extra `rouge`; the smoke variant runs without extras.
     config.evaluate.metrics = tuple(name for name in config.evaluate.metrics if name != "rouge")
+    return config
+
+
+def smoke_packed(config: Config, teacher: str) -> Config:
+    """As `smoke`, for recipes of causal models that learn from plain text: a small one, and half of its layers."""
+    smoke(config, teacher)
+    config.student.name, config.student.layers = "", "every_other"
     return config

@@ -2,11 +2,12 @@
 
     python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
 
---text is the State of the Union addresses, 1790 to today, one address a line (works of the United States
-government, in the public domain); the last ADDRESSES of them, since about 1900, are taken. The teacher is a 4-layer,
-128-wide BERT trained from scratch by this package, by the recipe configs/quickstart_teacher.py, on the same text that
-the quickstart distils on. The causal teacher is a 2-layer, 64-wide GPT-2, for the smoke variants of the gpt2 recipes,
-as are pairs.csv: the beginning of a line and its last sentence. All of it lands in configs/quickstart/.
+--text is the State of the Union addresses, 1790 to today, one address a line (works of the United States government,
+in the public domain); the last ADDRESSES of them, since about 1900, are taken. The teacher is a 4-layer, 128-wide
+BERT trained from scratch by this package, by the recipe configs/quickstart_teacher.py, on the same text that the
+quickstart distils on. The causal teacher is a 2-layer, 64-wide GPT-2, for the smoke variants of the gpt2 recipes, as
+are pairs.csv: the beginning of a line and its last sentence. The smoke variants of modernbert_mlm, qwen3_kd,
+gemma3_kd and llama3_kd have 64-wide teachers of their own. All of it lands in configs/quickstart/.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ADDRESSES = 120
 VOCABULARY = 4000
@@ -24,6 +26,16 @@ CAUSAL_VOCABULARY = 1024
 PAIRS = 400
 ROUNDS = 2  # of the recipe, each from where the last ended: warm restarts (Loshchilov and Hutter 2017)
 LINE = 360  # characters: about the 64 tokens of a quickstart row
+# Of the small models of today's kinds.
+_SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+}
+_MODERN = {**_SIZES, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
@@ -87,19 +99,45 @@ def write_pairs(corpus: Path, target: Path) -> None:
         csv.writer(file).writerows([("article", "highlights"), *pairs])
 
 
-def make_causal(corpus: Path, work: Path, overrides: list[str]) -> None:
-    """A small GPT-2, trained by the recipe configs/gpt2_finetune.py on the lines of the corpus."""
+# Folder of a small causal model -> the fields of its architecture.
+CAUSAL: dict[str, dict[str, Any]] = {
+    "causal": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128},
+    "qwen3": {"model_type": "qwen3", **_MODERN},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **_MODERN,
+        "num_hidden_layers": 4,
+        "sliding_window": 32,
+        "layer_types": ("sliding_attention", "full_attention") * 2,
+        "query_pre_attn_scalar": 32,
+    },
+    "llama3": {
+        "model_type": "llama",
+        **_MODERN,
+        "rope_theta": 500_000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+}
+
+
+def make_causal(corpus: Path, work: Path, name: str, overrides: list[str]) -> None:
+    """A small causal model, trained by the recipe configs/gpt2_finetune.py on the lines of the corpus."""
     from jaxdistill import recipe as recipes
     from jaxdistill.run import loop
-    from jaxdistill.run.export import export_run
 
     tokenizer = work / "causal-tokenizer"
     write_causal_tokenizer(corpus, tokenizer)
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": CAUSAL_VOCABULARY}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
     values = {
         "student.name": "",
         "student.init": "random",
-        "student.overrides": {"model_type": "gpt2", **sizes, "bos_token_id": 0, "eos_token_id": 0},
+        "student.overrides": {**CAUSAL[name], "vocab_size": CAUSAL_VOCABULARY, **special},
         "tokenizer.name": tokenizer,
         "data.source": "text",
         "data.path": corpus,
@@ -116,9 +154,32 @@ def make_causal(corpus: Path, work: Path, overrides: list[str]) -> None:
         "checkpoint.every": 500,
     }
     given = [f"--config.{key}={value}" for key, value in values.items()]
-    loop.run(recipes.read(str(QUICKSTART.parent / "gpt2_finetune.py"), [*given, *overrides]), work / "causal")
-    export_run(work / "causal", QUICKSTART / "causal", to="pytorch", report=print)
-    halve(QUICKSTART / "causal" / "model.safetensors")
+    loop.run(recipes.read(str(QUICKSTART.parent / "gpt2_finetune.py"), [*given, *overrides]), work / name)
+    _export(work / name, QUICKSTART / name)
+
+
+def make_modernbert(work: Path, overrides: list[str]) -> None:
+    """A small ModernBERT, trained by the recipe of the quickstart's BERT and with its tokenizer."""
+    from jaxdistill import recipe as recipes
+    from jaxdistill.run import loop
+
+    sizes = {"model_type": "modernbert", "vocab_size": VOCABULARY, **_SIZES, "num_hidden_layers": 4}
+    of_windows = {"local_attention": 32, "global_attn_every_n_layers": 2}
+    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    given = [f"--config.student.overrides={ {**sizes, **of_windows, **special} }", "--config.train.steps=1500"]
+    recipe = str(QUICKSTART.parent / "quickstart_teacher.py")
+    loop.run(
+        recipes.read(recipe, [f"--config.tokenizer.name={QUICKSTART / 'teacher'}", *given, *overrides]),
+        work / "modernbert",
+    )
+    _export(work / "modernbert", QUICKSTART / "modernbert")
+
+
+def _export(workdir: Path, folder: Path) -> None:
+    from jaxdistill.run.export import export_run
+
+    export_run(workdir, folder, to="pytorch", report=print)
+    halve(folder / "model.safetensors")
 
 
 def halve(weights: Path) -> None:
@@ -138,7 +199,6 @@ def main() -> None:
 
     from jaxdistill import recipe as recipes
     from jaxdistill.run import loop
-    from jaxdistill.run.export import export_run
 
     QUICKSTART.mkdir(exist_ok=True)
     corpus, tokenizer = QUICKSTART / "corpus.txt.gz", flags.workdir / "tokenizer"
@@ -150,10 +210,11 @@ def main() -> None:
     for i, workdir in enumerate(rounds):
         begin = [f"--config.student.name={rounds[i - 1]}"] if i else []
         loop.run(recipes.read(recipe, [*common, *begin, f"--config.seed={i}"]), workdir)
-    export_run(rounds[-1], QUICKSTART / "teacher", to="pytorch", report=print)
-    halve(QUICKSTART / "teacher" / "model.safetensors")
+    _export(rounds[-1], QUICKSTART / "teacher")
     write_pairs(corpus, QUICKSTART / "pairs.csv")
-    make_causal(corpus, flags.workdir, overrides)
+    make_modernbert(flags.workdir, overrides)
+    for name in CAUSAL:
+        make_causal(corpus, flags.workdir, name, overrides)
 
 
 if __name__ == "__main__":
