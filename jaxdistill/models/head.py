@@ -4,7 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+_Numbers = Array | np.ndarray  # weights before a run has put them on its devices
 
 
 @jax.tree_util.register_pytree_with_keys_class  # so that cap and scale are static: arrays alone are leaves
@@ -59,7 +62,7 @@ def over_words(head: Head, words: int) -> Head:
     return head._replace(kernel=first_words(head.kernel, words), bias=bias)
 
 
-def first_words(values: Float[Array, "*rest vocab"], words: int) -> Float[Array, "*rest words"]:
+def first_words(values: Float[_Numbers, "*rest vocab"], words: int) -> Float[_Numbers, "*rest words"]:
     """The entries of the first `words` words."""
     return values if values.shape[-1] == words else values[..., :words]
 

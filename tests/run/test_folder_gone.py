@@ -102,7 +102,7 @@ def test_a_run_without_its_folder_stops(tiny, tmp_path, monkeypatch, happen, whe
         == {
             delete: [],
             delete_what_is_seen: [],
-            delete_the_checkpoints: [".lock", "config.json", "metrics.jsonl", "probe.json", "student"],
+            delete_the_checkpoints: [".lock", "config.json", "metrics.jsonl", "origin.json", "probe.json", "student"],
             move: [],
             replace: [HOLDER],
         }[happen]

@@ -57,7 +57,7 @@ def test_a_lower_rate_begins_anew_where_there_is_no_checkpoint(tiny, tmp_path):
     tiny_run.train(tiny, run, **values)
     assert [record["learning_rate"] for record in tiny_run.records(run, "train")] == [pytest.approx(5e-4)] * 4
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "metrics.jsonl", "probe.json", "student",
+        ".lock", "checkpoints", "config.json", "metrics.jsonl", "origin.json", "probe.json", "student",
     ]  # fmt: skip
 
 

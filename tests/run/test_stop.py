@@ -20,6 +20,7 @@ import jax
 from jaxdistill import train
 
 jax.config.update("jax_num_cpu_devices", 8)  # as in the tests, for the same bits
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell inherits "ignored"
 where, names, argv = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
 
 

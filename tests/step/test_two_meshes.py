@@ -169,7 +169,7 @@ def test_the_teachers_head_is_moved_once_and_logits_never(monkeypatch: pytest.Mo
     made = run("masked", devices=(4, 4))
     calls = moved_by(monkeypatch, made, "masked")
     wide = [shapes for shapes in calls if any(VOCAB in shape for shape in shapes)]
-    assert wide == [[(16, VOCAB), (VOCAB,)]]
+    assert wide == [[(VOCAB, 16), (VOCAB,)]]
     hidden, maps = (32, 8, 16), (32, 4, 8, 8)
     taught = [hidden, hidden, maps, hidden]  # the layers of the map, layer 2's attention, the features
     assert calls.count([(32, 8), (32, 8)]) == 3 and calls.count(taught) == 3  # ids and mask there; back
