@@ -4,10 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
-
-_Numbers = Array | np.ndarray  # weights before a run has put them on its devices
 
 
 @jax.tree_util.register_pytree_with_keys_class  # so that cap and scale are static: arrays alone are leaves
@@ -55,15 +52,15 @@ def logits(head: Head) -> Float[Array, "*tokens vocab"]:
 
 
 def over_words(head: Head, words: int) -> Head:
-    """The projection onto the first `words` words alone."""
-    bias = None if head.bias is None else first_words(head.bias, words)
-    if head.tied and head.words != words:
-        return head._replace(kernel=head.kernel[:words], bias=bias)
-    return head._replace(kernel=first_words(head.kernel, words), bias=bias)
+    """The projection onto the first `words` words alone; its weights may be NumPy arrays, as those of `head`."""
+    if head.words == words:
+        return head
+    bias = None if head.bias is None else head.bias[:words]
+    return head._replace(kernel=head.kernel[:words] if head.tied else head.kernel[:, :words], bias=bias)
 
 
-def first_words(values: Float[_Numbers, "*rest vocab"], words: int) -> Float[_Numbers, "*rest words"]:
-    """The entries of the first `words` words."""
+def first_words(values: Float[Array, "*rest vocab"], words: int) -> Float[Array, "*rest words"]:
+    """The logits of the first `words` words."""
     return values if values.shape[-1] == words else values[..., :words]
 
 
