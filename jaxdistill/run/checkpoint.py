@@ -197,10 +197,8 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        chain: BaseException | None = error
-        while chain is not None and not (reason := refusal(chain)):
-            chain = chain.__cause__ or chain.__context__
-        if chain is None:
+        reason = next(filter(None, map(refusal, _with_causes(error))), "")
+        if not reason:
             raise
         last = max(manager.all_steps(), default=None)
         full = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
@@ -282,12 +280,16 @@ _DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 def _passing(error: BaseException) -> str:
     """The operating system's message for a read that may succeed another time; "" where the files are damaged."""
+    numbers = map(os_error, _with_causes(error))
+    return next((os.strerror(number) for number in numbers if number and number not in _DAMAGED), "")
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it came from: orbax wraps an error of the disk in errors of its own."""
     chain: BaseException | None = error
     while chain is not None:
-        if (number := os_error(chain)) and number not in _DAMAGED:
-            return os.strerror(number)
+        yield chain
         chain = chain.__cause__ or chain.__context__
-    return ""
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
