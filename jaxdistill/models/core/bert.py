@@ -11,32 +11,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.core.activations import ACTIVATIONS
-from jaxdistill.models.core.modules import BodyOutput, Hidden, How, LayerOutput, Layers, Projection, Seen, mix_values
+from jaxdistill.models.core.modules import (
+    BodyOutput,
+    Hidden,
+    LayerNormPart,
+    LayerOutput,
+    Layers,
+    Projection,
+    Seen,
+    mix_values,
+)
 from jaxdistill.models.core.settings import BertSettings
 
 
-class Part(nn.Module):
+class Part(LayerNormPart):
     """What the modules have in common."""
 
     settings: BertSettings
-    how: How
-
-    def start(self) -> nn.initializers.Initializer:
-        return nn.initializers.normal(self.settings.initializer_range)
 
     def dense(self, size: int, name: str) -> nn.Dense:
         return nn.Dense(size, dtype=self.how.dtype, kernel_init=self.start(), name=name)
-
-    def embed(self, entries: int, name: str) -> nn.Embed:
-        s = self.settings
-        return nn.Embed(entries, s.width, dtype=self.how.dtype, embedding_init=self.start(), name=name)
-
-    def norm(self, x: Array, name: str = "LayerNorm") -> Array:
-        return nn.LayerNorm(self.settings.eps, self.how.dtype, use_fast_variance=False, name=name)(x)
-
-    def drop(self, x: Array) -> Array:
-        rate = self.settings.dropout
-        return nn.Dropout(rate, deterministic=not self.how.train)(x) if rate else x
 
 
 class SelfAttention(Part):
@@ -56,7 +50,9 @@ class AddedAndNormed(Part):
 
     @nn.compact
     def __call__(self, branch: Array, hidden: Hidden) -> Hidden:
-        return self.norm(hidden + self.drop(self.dense(self.settings.width, "dense")(branch)))
+        return self.norm(
+            hidden + self.drop(self.dense(self.settings.width, "dense")(branch), self.settings.dropout), "LayerNorm"
+        )
 
 
 class Attention(Part):
@@ -103,7 +99,8 @@ class Embeddings(Part):
         words = self.embed(s.vocab, "word_embeddings")
         types = self.embed(s.types, "token_type_embeddings")(jnp.zeros_like(input_ids))
         positions = self.embed(s.positions, "position_embeddings")(self._positions(input_ids))
-        return self.drop(self.norm(words(input_ids) + types + positions)), jnp.asarray(words.embedding)
+        hidden = self.norm(words(input_ids) + types + positions, "LayerNorm")
+        return self.drop(hidden, s.dropout), jnp.asarray(words.embedding)
 
     def _positions(self, input_ids: Array) -> Array:
         pad = self.settings.positions_after
@@ -141,7 +138,7 @@ class Transform(Part):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         s = self.settings
-        return self.norm(ACTIVATIONS[s.activation](self.dense(s.width, "dense")(features)))
+        return self.norm(ACTIVATIONS[s.activation](self.dense(s.width, "dense")(features)), "LayerNorm")
 
 
 class Predictions(_Head):

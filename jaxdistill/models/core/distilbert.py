@@ -30,7 +30,8 @@ class Mlp(Part):
     @nn.compact
     def __call__(self, hidden: Hidden) -> Hidden:
         s = self.settings
-        return self.drop(self.dense(s.width, "lin2")(ACTIVATIONS[s.activation](self.dense(s.inner, "lin1")(hidden))))
+        inner = ACTIVATIONS[s.activation](self.dense(s.inner, "lin1")(hidden))
+        return self.drop(self.dense(s.width, "lin2")(inner), s.dropout)
 
 
 class Layer(Part):
@@ -62,7 +63,7 @@ class Embeddings(Part):
         words = self.embed(s.vocab, "word_embeddings")
         places = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
         summed = words(input_ids) + self.embed(s.positions, "position_embeddings")(places)
-        return self.drop(self.norm(summed)), jnp.asarray(words.embedding)
+        return self.drop(self.norm(summed, "LayerNorm"), s.dropout), jnp.asarray(words.embedding)
 
 
 class Body(Part):

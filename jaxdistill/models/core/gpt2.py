@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxdistill.models.core.activations import ACTIVATIONS
-from jaxdistill.models.core.modules import BodyOutput, Hidden, How, LayerOutput, Layers, Projection, Seen, mix_values
+from jaxdistill.models.core.modules import (
+    BodyOutput,
+    Hidden,
+    How,
+    LayerNormPart,
+    LayerOutput,
+    Layers,
+    Projection,
+    Seen,
+    mix_values,
+)
 from jaxdistill.models.core.settings import Gpt2Settings
 
 
@@ -29,27 +39,13 @@ class Conv1D(nn.Module):
         return product + jnp.broadcast_to(jnp.asarray(bias).astype(self.how.dtype), product.shape)
 
 
-class _Part(nn.Module):
+class _Part(LayerNormPart):
     """What the modules have in common."""
 
     settings: Gpt2Settings
-    how: How
-
-    def start(self) -> nn.initializers.Initializer:
-        return nn.initializers.normal(self.settings.initializer_range)
 
     def dense(self, size: int, name: str) -> Conv1D:
         return Conv1D(size, self.how, self.start(), name=name)
-
-    def embed(self, entries: int, name: str) -> nn.Embed:
-        s = self.settings
-        return nn.Embed(entries, s.width, dtype=self.how.dtype, embedding_init=self.start(), name=name)
-
-    def norm(self, x: Array, name: str) -> Array:
-        return nn.LayerNorm(self.settings.eps, self.how.dtype, use_fast_variance=False, name=name)(x)
-
-    def drop(self, x: Array, rate: float) -> Array:
-        return nn.Dropout(rate, deterministic=not self.how.train)(x) if rate else x
 
 
 class Attention(_Part):

@@ -94,6 +94,26 @@ class Layers(nn.Module):
         return outputs
 
 
+class LayerNormPart(nn.Module):
+    """What the modules of models with learned positions and layer norms have in common (BERT, DistilBERT, GPT-2)."""
+
+    settings: Any
+    how: How
+
+    def start(self) -> nn.initializers.Initializer:
+        return nn.initializers.normal(self.settings.initializer_range)
+
+    def embed(self, entries: int, name: str) -> nn.Embed:
+        s = self.settings
+        return nn.Embed(entries, s.width, dtype=self.how.dtype, embedding_init=self.start(), name=name)
+
+    def norm(self, x: Array, name: str) -> Array:
+        return nn.LayerNorm(self.settings.eps, self.how.dtype, use_fast_variance=False, name=name)(x)
+
+    def drop(self, x: Array, rate: float) -> Array:
+        return nn.Dropout(rate, deterministic=not self.how.train)(x) if rate else x
+
+
 class Projection(nn.Module):
     """The vocabulary projection; the kernel of a tied one is the word embedding."""
 
