@@ -175,15 +175,18 @@ def resumable_in(key: str) -> Resumable:
     return name in fields and resumable_of(fields[name])
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, own_losses: bool = False) -> None:
     """Checks every rule between knobs that needs neither text, nor a model, nor a device.
+
+    Args:
+      own_losses: whether a Python program adds losses to those of the settings.
 
     Raises:
       UserError: the first broken rule, with its key, its value and what to do.
     """
     config.data.check()
     config.train.check()
-    if not config.losses:
+    if not config.losses and not own_losses:
         raise UserError(
             "no loss is enabled: set one of "
             + ", ".join(f"config.loss.alpha_{name}" for name in TERMS)
@@ -200,6 +203,7 @@ def check(config: Config) -> None:
         _rows_divide,
         _sampling,
         _policy_gradient,
+        _relations,
         _devices,
     ):
         rule(config)
@@ -283,6 +287,14 @@ def _sampling(c: Config) -> None:
         raise UserError(
             f"config.sample.max_new_tokens={c.sample.max_new_tokens} leaves no room for a prompt in "
             f"config.data.max_length={c.data.max_length}; lower it"
+        )
+
+
+def _relations(c: Config) -> None:
+    if "relation" in c.losses and c.student.layer_drop:
+        raise UserError(
+            f"config.student.layer_drop={c.student.layer_drop:g} may skip the student's last layer, whose relations "
+            "config.loss.alpha_relation compares; set one of them to 0"
         )
 
 

@@ -54,14 +54,17 @@ def recorded(values: dict[str, Any], overrides: Sequence[str]) -> Config:
     return validated(_override(config, overrides).to_dict())
 
 
-def validated(values: dict[str, Any]) -> Config:
+def validated(values: dict[str, Any], *, own_losses: bool = False) -> Config:
     """The Config with these values, all rules checked.
+
+    Args:
+      own_losses: as for `config.check`.
 
     Raises:
       UserError: the first broken rule.
     """
     config = checked(Config, values)
-    check(config)
+    check(config, own_losses=own_losses)
     return config
 
 

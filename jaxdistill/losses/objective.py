@@ -1,6 +1,7 @@
 """From the settings of the losses to the objective of a pair of models, and of every step."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -11,9 +12,21 @@ from jaxdistill.errors import UserError
 from jaxdistill.losses.layers import projection_name
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
-from jaxdistill.losses.term import Objective
+from jaxdistill.losses.term import Objective, Relation, Term
 from jaxdistill.losses.terms import TERMS, enabled
+from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
+from jaxdistill.models.supported import head_size
+
+
+class OwnLoss(NamedTuple):
+    """A loss that a Python program adds to those of the settings."""
+
+    row: Term
+    weight: float
+
+
+NO_LOSSES: Mapping[str, OwnLoss] = MappingProxyType({})
 
 
 class Ramp(NamedTuple):
@@ -24,8 +37,13 @@ class Ramp(NamedTuple):
     steps: int
 
 
-def make_objective(loss: LossConfig, policy: PolicyConfig, pair: Pair) -> Objective:
+def make_objective(
+    loss: LossConfig, policy: PolicyConfig, pair: Pair, own: Mapping[str, OwnLoss] = NO_LOSSES
+) -> Objective:
     """The losses that are enabled, for these two models.
+
+    Args:
+      own: losses of the program by names that are not in the table; the fused head computes none of them.
 
     Raises:
       UserError: no loss is left, or the layer map names a layer that is not there.
@@ -33,10 +51,11 @@ def make_objective(loss: LossConfig, policy: PolicyConfig, pair: Pair) -> Object
     kind = "causal" if pair.student.family.causal else "masked"
     weights = loss.enabled(teacher=pair.teacher is not None)
     weights = {name: weight for name, weight in weights.items() if TERMS[name].kind in ("", kind)}
+    weights |= {name: loss.weight for name, loss in own.items()}
     if not weights:
         first = next(name for name, term in TERMS.items() if term.kind == kind)
         raise UserError(f"no loss is enabled: set config.loss.alpha_{first}, or another")
-    rows = [TERMS[name] for name in weights]
+    rows = [own[name].row if name in own else TERMS[name] for name in weights]
     for role, model in (("student", pair.student), ("teacher", pair.teacher)):
         narrow = model and getattr(model.config, "word_embed_proj_dim", model.width) != model.width
         if narrow and any(row.sees == "hidden_states" for row in rows):
@@ -55,6 +74,8 @@ def make_objective(loss: LossConfig, policy: PolicyConfig, pair: Pair) -> Object
         beta=loss.beta,
         head=loss.head,
         policy=policy if any(row.sees == "samples" for row in rows) else None,
+        relation=_relation(loss, pair) if any(row.sees == "relations" for row in rows) else None,
+        own={name: loss.row for name, loss in own.items()},
     )
 
 
@@ -92,7 +113,7 @@ def init_projections(
         return {}
     pairs: set[tuple[int, int]] = set()
     for term in enabled(objective):
-        if term.sees == "hidden_states":
+        if term.sees == "hidden_states" and not term.every_layer:
             pairs |= set(objective.layer_map) if term.by_layer else {num_layers}
     scale = student_width**-0.5
     return {
@@ -101,6 +122,27 @@ def init_projections(
         }
         for i, pair in enumerate(sorted(pairs))
     }
+
+
+def _relation(loss: LossConfig, models: Pair) -> Relation:
+    """What the loss of relations compares, checked against the sizes of both models."""
+    assert models.teacher is not None
+    layers, heads = models.teacher.num_layers, loss.relation_heads
+    layer = layers - 1 if loss.relation_layer is None else loss.relation_layer
+    if layer >= layers:
+        raise UserError(f"config.loss.relation_layer={layer}: the teacher has layers 0 to {layers - 1}; lower it")
+    widths = _width_of_queries(models.student), _width_of_queries(models.teacher)
+    if any(width % heads for width in widths):
+        fits = [n for n in range(1, min(widths) + 1) if not any(width % n for width in widths)]
+        raise UserError(
+            f"config.loss.relation_heads={heads} must divide the width of the queries of student and teacher, "
+            f"{widths[0]} and {widths[1]}; choose one of {', '.join(map(str, fits))}"
+        )
+    return Relation(layer, heads, loss.relation_weights)
+
+
+def _width_of_queries(model: Model) -> int:
+    return model.config.num_attention_heads * head_size(model.config)
 
 
 def _layer_map(pairs: Sequence[Sequence[int]] | None, models: Pair) -> tuple[tuple[int, int], ...]:

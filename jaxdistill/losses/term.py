@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
@@ -15,6 +16,14 @@ from jaxdistill.models.intercept import Outputs
 Tokens = Literal["tokens", "head", "labels", "sampled"]
 
 
+class Relation(NamedTuple):
+    """What is compared by the loss of self-attention relations."""
+
+    layer: int  # of the teacher, from 0
+    heads: int
+    weights: tuple[float, float, float]  # of queries, keys and values
+
+
 class Objective(NamedTuple):
     """The losses that are enabled, and their parameters."""
 
@@ -26,6 +35,9 @@ class Objective(NamedTuple):
     beta: float = 0.0  # of the divergences that have this parameter
     head: str = "fused"  # fused: losses on logits from features and kernels, in chunks | dense: from logits
     policy: PolicyConfig | None = None  # of the losses on samples
+    relation: Relation | None = None  # of the loss of relations
+    # The rows of losses that a Python program adds, which are in no table; their weights are in `weights`.
+    own: "Mapping[str, Term]" = MappingProxyType({})
 
 
 class Signals(NamedTuple):
@@ -39,6 +51,7 @@ class Signals(NamedTuple):
     heads: tuple[Head, Head | None] | None = None  # student's and teacher's, for the fused head; None = dense logits
     sampled: Mapping[str, Array] | None = None  # the arrays that on_policy.make_scorer adds to a batch of samples
     embedding: Float[Array, "vocab width"] | None = None  # the student's input embedding, for `diversity`
+    documents: Int[Array, "batch length"] | None = None  # number of each token's document; padding has 0
 
 
 PerToken = Callable[[Objective, Signals], Float[Array, "..."]]
@@ -50,10 +63,11 @@ class Term:
 
     explanation: str  # of its weight, for users
     tokens: Tokens
-    sees: Literal["logits", "hidden_states", "attentions", "samples"]  # arrays of the models that it is computed from
+    sees: Literal["logits", "hidden_states", "attentions", "relations", "samples"]  # arrays of the models that it is computed from
     per_token: PerToken | None = None
     on_logits: Callable[[Objective], LogitLoss] | None = None
     weight: float = 0.0  # by default
     by_layer: bool = False  # computed for the pairs of the layer map
+    every_layer: bool = False  # reads the arrays of all layers of the teacher, and brings no projection
     needs_teacher: bool = True
     kind: Literal["", "masked", "causal"] = ""  # of the models that it is for; "" = both

@@ -11,18 +11,23 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from jaxdistill.losses import layers, outputs, samples
+from jaxdistill.losses import layers, outputs, relations, samples
 from jaxdistill.losses import policy as policies
 from jaxdistill.losses.divergences import LogitLoss, masked_sum
 from jaxdistill.losses.fused_head import HeadLoss, fused_head
 from jaxdistill.losses.term import Objective, Signals, Term
 
-TERMS: dict[str, Term] = {**outputs.TERMS, **layers.TERMS, **samples.TERMS}
+TERMS: dict[str, Term] = {**outputs.TERMS, **layers.TERMS, **relations.TERMS, **samples.TERMS}
 
 
 def enabled(objective: Objective) -> list[Term]:
     """The rows of the losses that are enabled."""
-    return [TERMS[name] for name in objective.weights]
+    return [row_of(objective, name) for name in objective.weights]
+
+
+def row_of(objective: Objective, name: str) -> Term:
+    """The row of a loss: of the program's own, or of the table."""
+    return objective.own[name] if name in objective.own else TERMS[name]
 
 
 def needs_hidden_states(objective: Objective) -> bool:
@@ -39,8 +44,10 @@ def needs_samples(objective: Objective) -> bool:
 
 def uses_fused_head(objective: Objective) -> bool:
     """Whether losses on logits come from features and kernels, so that no array of all logits is made."""
-    # Losses on samples need the logits: with them there, the fused head would only make them once more.
-    return objective.head == "fused" and not needs_samples(objective)
+    # Losses on samples, and those that are no LogitLoss, need the logits: with them there, the fused head would only
+    # make them once more.
+    needs_logits = any(term.sees == "logits" and term.on_logits is None for term in enabled(objective))
+    return objective.head == "fused" and not needs_samples(objective) and not needs_logits
 
 
 def needs_teacher_head(objective: Objective) -> bool:
@@ -58,6 +65,8 @@ def teacher_layers(objective: Objective, *, last: int) -> tuple[set[int], set[in
     attentions: set[int] = set()
     for term in enabled(objective):
         pairs = objective.layer_map if term.by_layer else ((0, last),)
+        if term.every_layer:
+            pairs = tuple((t, t) for t in range(last + 1))
         if term.sees == "hidden_states":
             hidden |= {t for _, t in pairs}
         if term.sees == "attentions":
@@ -100,16 +109,16 @@ def weighted_sum(
     parts, means = [], {}
     fused: dict[str, LogitLoss] = {}
     if signals.heads is not None:
-        fused = {name: on(objective) for name in objective.weights if (on := TERMS[name].on_logits)}
+        fused = {name: on(objective) for name in objective.weights if (on := row_of(objective, name).on_logits)}
     if fused:
         total, sums = _sums_by_fused_head(objective, signals, counts, fused, mesh=mesh)
         parts.append(total)
-        means |= {name: sums[name] / counts[TERMS[name].tokens] for name in fused}
+        means |= {name: sums[name] / counts[row_of(objective, name).tokens] for name in fused}
     for name in objective.weights:
         if name not in fused:
-            tokens = TERMS[name].tokens
-            values = _per_token(TERMS[name], objective, signals)
-            means[name] = masked_sum(values, signals.masks[tokens]) / counts[tokens]
+            row = row_of(objective, name)
+            values = _per_token(row, objective, signals)
+            means[name] = masked_sum(values, signals.masks[row.tokens]) / counts[row.tokens]
             parts.append(objective.weights[name] * means[name])
     return jnp.stack(parts).sum(), {name: means[name] for name in objective.weights}
 
@@ -138,7 +147,7 @@ def _sums_by_fused_head(
     assert signals.heads is not None
     losses = {}
     for name, loss in enabled.items():
-        tokens = TERMS[name].tokens
+        tokens = row_of(objective, name).tokens
         losses[name] = HeadLoss(loss, signals.masks[tokens], objective.weights[name] / counts[tokens])
     return fused_head(
         *signals.heads,

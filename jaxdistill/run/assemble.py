@@ -24,6 +24,7 @@ from jaxdistill.losses.objective import make_objective
 from jaxdistill.losses.term import Objective
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import resume, writers
+from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.models import load_pair
 from jaxdistill.run.prompts import check_prompts
 from jaxdistill.run.training import Training, check_devices, check_patterns, make_training
@@ -49,13 +50,19 @@ class Parts(NamedTuple):
     content: dict[str, str]  # digests of what the run depends on, from resume.content
 
 
-def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
+def assemble(
+    config: Config,
+    workdir: Path,
+    hooks: Hooks = Hooks(),  # noqa: B008 - immutable
+    *,
+    allow_pickle: bool,
+) -> Parts:
     """Loads models and text and makes the functions of a run; trains nothing, and writes prepared text at most.
 
     Raises:
       UserError: settings, files or devices that do not fit.
     """
-    configs.check(config)
+    configs.check(config, own_losses=bool(hooks.losses))
     recorded = resume.began_with(config, workdir)
     meshes = sharding.make_meshes(config.mesh, student=config.student.devices, teacher=config.teacher.devices)
     check_devices(config, meshes)
@@ -66,7 +73,7 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     if recorded is None:  # a run that began before this rule goes on
         _check_best(config, pair)
     check_prompts(config.evaluate, pair)
-    objective = make_objective(config.loss, config.policy, pair)
+    objective = make_objective(config.loss, config.policy, pair, hooks.losses)
     pruned_layers(config.evaluate, pair.student)  # raises for layers that do not exist
     check_patterns(config, pair, objective)
 
@@ -84,7 +91,7 @@ def assemble(config: Config, workdir: Path, *, allow_pickle: bool) -> Parts:
     batches = train_batches_of(config, text, steps=steps)
     rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
     training = make_training(config, pair, objective, meshes, steps=steps)
-    content = resume.content(config, pair, text)
+    content = resume.content(config, pair, text) | ({resume.OWN_LOSSES: said} if (said := hooks.said_of_losses) else {})
     return Parts(
         recorded, meshes, pair, text, held_out, batches, evaluate, rollouts, training, steps, per_epoch, content
     )

@@ -25,6 +25,7 @@ from jaxdistill.run.best import best_line
 from jaxdistill.run.closing import Closing
 from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
+from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.lock import Held, locked
 from jaxdistill.run.log import Log, Report, describe, open_writers
 from jaxdistill.run.origin import origin_of
@@ -38,11 +39,19 @@ from jaxdistill.step.state import TrainState
 PROBE_ROWS = 4  # held-out rows on which an exported folder is compared with the checkpoint
 
 
-def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop | None = None) -> dict[str, float]:
+def run(
+    config: Config,
+    workdir: Path,
+    *,
+    allow_pickle: bool = False,
+    stop: Stop | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008 - immutable
+) -> dict[str, float]:
     """Trains, or goes on from the last checkpoint in `workdir`, and returns the figures of the last evaluation.
 
     Args:
       stop: what signals ask of the run; None = there are none.
+      hooks: what a Python program adds to the run.
 
     Raises:
       UserError: an error that the user can fix; files written before it stay whole.
@@ -52,12 +61,12 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
     # Of several processes of one run, the first one holds the lock. Backends are not asked for before it does.
     is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
     with locked(workdir) if is_first else nullcontext(Held(workdir)) as held:
-        configs.check(config)
+        configs.check(config, own_losses=bool(hooks.losses))
         if student := resume.finished(config, workdir, resume.began_with(config, workdir)):
             say(f"{workdir} is finished: all {student.step} steps are trained")
             figures = student.figures
         else:
-            figures = _trained(config, held, allow_pickle=allow_pickle, stop=stop or Stop())
+            figures = _trained(config, held, hooks, allow_pickle=allow_pickle, stop=stop or Stop())
             if is_first and (line := best_line(workdir, config.checkpoint.best)):
                 say(line)
         for to in config.export.to:
@@ -68,12 +77,12 @@ def run(config: Config, workdir: Path, *, allow_pickle: bool = False, stop: Stop
     return figures
 
 
-def _trained(config: Config, held: Held, *, allow_pickle: bool, stop: Stop) -> dict[str, float]:
+def _trained(config: Config, held: Held, hooks: Hooks, *, allow_pickle: bool, stop: Stop) -> dict[str, float]:
     workdir = held.workdir
-    parts = assemble(config, workdir, allow_pickle=allow_pickle)
+    parts = assemble(config, workdir, hooks, allow_pickle=allow_pickle)
     try:
         with Closing() as closing:
-            return _train(config, held, parts, closing, stop)
+            return _train(config, held, parts, hooks, closing, stop)
     except NotFiniteError as error:
         resume.mark_not_finite(workdir, error)
         raise
@@ -95,7 +104,9 @@ class _Session(NamedTuple):
     evaluate: Callable[[int, PyTree], dict[str, float]]  # (step, student_params) -> figures
 
 
-def _open(config: Config, held: Held, parts: Parts, closing: Closing) -> tuple[_Session, TrainState, dict[str, float]]:
+def _open(
+    config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Closing
+) -> tuple[_Session, TrainState, dict[str, float]]:
     """(session, state, figures of its last evaluation), at the last checkpoint or at the start; creates the folder."""
     workdir, training, steps, per_epoch = held.workdir, parts.training, parts.steps, parts.per_epoch
     state = training.init(parts.pair.student_params)
@@ -104,7 +115,7 @@ def _open(config: Config, held: Held, parts: Parts, closing: Closing) -> tuple[_
         folders.create(
             workdir,
             config=configs.to_json(config),
-            origin=origin_of(config, layers=parts.pair.layers).model_dump_json(indent=2),
+            origin=origin_of(config, layers=parts.pair.layers, own=hooks.losses).model_dump_json(indent=2),
             student=parts.pair.student,
             tokenizer=parts.pair.tokenizer,
             probe=_probe(parts.held_out[0]),
@@ -124,6 +135,7 @@ def _open(config: Config, held: Held, parts: Parts, closing: Closing) -> tuple[_
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         held.check()  # with every record, and so before every save
         into_folder(step, kind, figures)
+        hooks.on_record(step, kind, figures)
 
     report(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
     log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
@@ -136,9 +148,9 @@ def _open(config: Config, held: Held, parts: Parts, closing: Closing) -> tuple[_
     return _Session(manager, write, report, log, teacher_params, evaluate), state, figures
 
 
-def _train(config: Config, held: Held, parts: Parts, closing: Closing, stop: Stop) -> dict[str, float]:
+def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Closing, stop: Stop) -> dict[str, float]:
     """Trains from the last checkpoint to the last step; returns the figures of the last evaluation."""
-    session, state, figures = _open(config, held, parts, closing)
+    session, state, figures = _open(config, held, parts, hooks, closing)
     log, report, steps = session.log, session.report, parts.steps
     # Training has its own copy of the student's parameters; of those on the host, the shapes are enough.
     shapes = jax.eval_shape(lambda params: params, parts.pair.student_params)
@@ -171,6 +183,9 @@ def _train(config: Config, held: Held, parts: Parts, closing: Closing, stop: Sto
         if actions.save:
             notes, measured = _notes(config, parts, figures), figures if actions.evaluate else None
             checkpoint.save(session.manager, at, _items(state), notes=notes, metrics=measured)
+            if hooks.on_checkpoint is not None:
+                checkpoint.finish(session.manager)
+                hooks.on_checkpoint(at)
             due.restart()
         if actions.evaluate or actions.save:
             log.restart()

@@ -10,19 +10,22 @@ from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.export.origin import Origin, Source
 from jaxdistill.files import named_path
+from jaxdistill.losses.objective import NO_LOSSES, OwnLoss
 from jaxdistill.losses.terms import TERMS
 from jaxdistill.models import hub
 from jaxdistill.models.model_card import card_facts, is_hub_name
 from jaxdistill.run import folder as folders
 
 
-def origin_of(config: Config, *, layers: tuple[int, ...] | None) -> Origin:
+def origin_of(config: Config, *, layers: tuple[int, ...] | None, own: Mapping[str, OwnLoss] = NO_LOSSES) -> Origin:
     """What a run of this config makes its student from.
 
     Args:
       layers: the teacher layers that the student is cut from; None where it is not cut.
+      own: the losses of a Python program.
     """
-    learns = bool(config.sample.teacher) or any(TERMS[name].needs_teacher for name in config.losses)
+    rows = [TERMS[name] for name in config.losses] + [loss.row for loss in own.values()]
+    learns = bool(config.sample.teacher) or any(row.needs_teacher for row in rows)
     teacher = source_named(config.teacher.name, config.teacher.revision) if config.teacher.name else None
     start = source_named(config.student.name, config.student.revision) if config.student.name else None
     is_cut = layers is not None

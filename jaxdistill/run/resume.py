@@ -40,6 +40,7 @@ _NAMED_BY: dict[str, tuple[str, ...]] = {
     "held-out text": ("data.eval_path", "data.eval_split"),
     "token counts": ("data.token_counts",),
 }
+OWN_LOSSES = "own losses"  # of a Python program: their names and weights, as it is they that no setting says
 # Settings with which trained steps depend on the number of all steps -> whether a config uses them so.
 _BY_LENGTH: dict[str, Callable[[Config], bool]] = {
     "optim.schedule": lambda c: c.optim.schedule != "constant",
@@ -146,6 +147,11 @@ def check_content(
             f"the text or the tokenizer is not the one that {workdir} was begun with (prepared as {text.path}, "
             f"then as {notes['text']}); put it back, or name another --workdir"
         )
+    if then.get(OWN_LOSSES) != now.get(OWN_LOSSES):
+        raise UserError(
+            f"{workdir} was begun with {_said_of(then)}, and now there is {_said_of(now)}; go on from the Python "
+            "program that began it, or name another --workdir"
+        )
     before, after = configs.recorded_values(recorded), configs.values_of(config)
     for what, keys in _NAMED_BY.items():
         old, new = _places(before, keys), _places(after, keys)
@@ -163,6 +169,10 @@ def check_content(
                 f"the {what}{f' of {spelt}' if used else ''} {reason} that {workdir} was begun with"
                 f"{f' (then {was})' if used else ''}; put it back, or name another --workdir"
             )
+
+
+def _said_of(content: Mapping[str, str]) -> str:
+    return f"the program's own loss {content[OWN_LOSSES]}" if OWN_LOSSES in content else "no loss of a program's own"
 
 
 def steps_of(values: Mapping[str, Any], *, per_epoch: int) -> int:
