@@ -209,6 +209,7 @@ def test_collectives_in_a_branch_are_counted():
 }
 %below (s: (s32[], f32[8])) -> pred[] {
   %n = s32[]{:T(128)} constant(3)
+  %i = s32[]{:T(128)} get-tuple-element(%s), index=0
   ROOT %l = pred[] compare(%i, %n), direction=LT
 }
 %body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
@@ -229,6 +230,96 @@ def test_collectives_that_start_early_are_counted_once():
     ]
     text = "\n".join(["ENTRY %main (p: f32[2,4]) -> f32[8] {", *lines, "}"])
     assert hlo.collectives(text) == {"all-gather": 16 * 4 * 4, "all-reduce": (8 + 4) * 2}
+
+
+WINDOWED = """\
+%dot (l: bf16[2,16,8,1], r: bf16[8,2,4,1]) -> bf16[2,16,2,4] {
+  %l = bf16[2,16,8,1]{2,1,0,3} parameter(0)
+  %r = bf16[8,2,4,1]{2,1,0,3} parameter(1)
+  ROOT %c = bf16[2,16,2,4]{3,1,2,0} convolution(%l, %r), window={size=1x2 pad=0_0x1_1}, dim_labels=0bf1_i1o0->0b1f
+}
+%more (a: u32[], b: u32[]) -> u32[] {
+  %a = u32[]{:T(128)} parameter(0)
+  %b = u32[]{:T(128)} parameter(1)
+  ROOT %s = u32[]{:T(128)} add(%a, %b)
+}
+%below (s: (u32[], bf16[8,1,4])) -> pred[] {
+  %s = (u32[]{:T(128)}, bf16[8,1,4]{2,1,0}) parameter(0)
+  %n = u32[]{:T(128)} constant(4)
+  %i = u32[]{:T(128)} get-tuple-element(%s), index=0
+  ROOT %l = pred[] compare(%i, %n), direction=LT
+}
+%body (t: (u32[], bf16[8,1,4])) -> (u32[], bf16[8,1,4]) {
+  %t = (u32[]{:T(128)}, bf16[8,1,4]{2,1,0}) parameter(0)
+  %two = u32[]{:T(128)} constant(2)
+  %j = u32[]{:T(128)} get-tuple-element(%t), index=0
+  %k = u32[]{:T(128)} fusion(%j, %two), kind=kLoop, calls=%more
+  %w = bf16[8,1,4]{2,1,0} get-tuple-element(%t), index=1
+  %m = (bf16[8,1,4]{2,1,0}, bf16[8,1,4]{2,1,0}, u32[], u32[]) collective-permute-start(%w), channel_id=3
+  %d = bf16[8,1,4]{2,1,0} collective-permute-done(%m)
+  %f = bf16[2,16,2,4]{3,1,2,0} fusion(%x, %d), kind=kOutput, calls=%dot
+  ROOT %u = (u32[], bf16[8,1,4]) tuple(%k, %d)
+}
+ENTRY %main (x: bf16[2,16,8], w: bf16[8,1,4]) -> bf16[8,1,4] {
+  %w = bf16[8,1,4]{2,1,0} parameter(1)
+  %zero = u32[]{:T(128)} constant(0)
+  %i = u32[]{:T(128)} copy(%zero)
+  %start = (u32[]{:T(128)}, bf16[8,1,4]{2,1,0}) tuple(%i, %w)
+  %e = (u32[]{:T(128)}, bf16[8,1,4]{2,1,0}) while(%start), condition=%below, body=%body
+}"""
+
+
+def test_a_windowed_product_counts_in_every_pass():
+    """A TPU splits a product into a loop that sends the parts of a kernel around; its unsigned counter goes by twos."""
+    # Two passes; of the window's two places, one meets the array and the other padding.
+    assert hlo.flops(WINDOWED) == 2 * (2 * (2 * 16) * 8 * (2 * 4))
+    assert hlo.collectives(WINDOWED) == {"collective-permute": 2 * 2 * 8 * 4}
+
+
+@pytest.mark.parametrize(
+    ("product", "expected"),
+    [
+        # Heads as a window over dilated axes: 2 x 32 products of [2048, 128] and [128, 2048].
+        (
+            "bf16[2,32,2048,2048]{2,3,1,0} convolution(%l, %r), "
+            "window={size=2x32 stride=1x31 lhs_dilate=2x32}, dim_labels=0b1f_0o1i->01bf",
+            2 * 2 * 32 * 2048 * 128 * 2048,
+        ),
+        ("bf16[2,32,2048,2048]{3,2,1,0} dot(%l, %r), lhs_batch_dims={0,2}, lhs_contracting_dims={3}, "
+         "rhs_batch_dims={0,2}, rhs_contracting_dims={3}", 2 * 2 * 32 * 2048 * 128 * 2048),
+        ("(f32[2,32,2048,2048]{3,2,1,0}, s8[64]{0}) custom-call(%l, %r), custom_call_target=\"__cublas$gemm\", "
+         "backend_config={\"dot_dimension_numbers\":{\"lhs_contracting_dimensions\":[\"3\"]}}",
+         2 * 2 * 32 * 2048 * 128 * 2048),
+    ],
+    ids=["convolution", "dot", "cublas"],
+)  # fmt: skip
+def test_products_of_any_form_are_counted(product, expected):
+    lines = "%l = bf16[2,2048,32,128] parameter(0)", "%r = bf16[2,2048,32,128] parameter(1)", f"ROOT %y = {product}"
+    text = "\n".join(["ENTRY %main (l: bf16[2], r: bf16[2]) -> bf16[2] {", *lines, "}"])
+    assert hlo.flops(text) == expected
+
+
+@pytest.mark.parametrize("counter", [jnp.int32, jnp.uint32, jnp.int16])
+def test_loops_of_any_counter_count_every_pass(counter):
+    def f(x: jax.Array) -> jax.Array:
+        def step(state: tuple) -> tuple:
+            i, x = state
+            return i + counter(3), jnp.tanh(x @ x)
+
+        return jax.lax.while_loop(lambda state: state[0] < counter(20), step, (counter(5), x))[1]
+
+    text = jax.jit(f).lower(jnp.zeros((16, 16))).compile().as_text()
+    for said in (text, re.sub(r'"known_trip_count":\{[^}]*\},?', "", text)):  # also where the compiler notes nothing
+        assert hlo.flops(said) == 5 * 2 * 16**3
+
+
+def test_collectives_of_several_arrays_that_start_early_are_all_counted():
+    lines = [
+        "%a = ((f32[2,4]{1,0}, f32[8]{0}), (f32[16,4]{1,0}, f32[64]{0})) all-gather-start(%p, %q), dimensions={0}",
+        "%b = (f32[8]{0}, f32[4]{0}) all-reduce-start(%d, %e), to_apply=%add",
+    ]
+    text = "\n".join(["ENTRY %main (p: f32[2,4]) -> f32[8] {", *lines, "}"])
+    assert hlo.collectives(text) == {"all-gather": (16 * 4 + 64) * 4, "all-reduce": (8 + 4) * 4}
 
 
 def test_what_a_tpu_compiler_says_is_read():
