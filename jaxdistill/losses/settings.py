@@ -58,6 +58,20 @@ class _LossConfig(Section):
         "Pairs ((student layer, teacher layer), ...) for the losses by layer, counted from 0, -1 being the embeddings; "
         "None pairs each student layer with the teacher layer it was copied from, or spreads them evenly.",
     )
+    relation_heads: int = knob(
+        48,
+        "Relation heads R of alpha_relation, a divisor of both models' width of queries (MiniLMv2: 48, large 64).",
+        ge=1,
+    )
+    relation_layer: int | None = knob(
+        None,
+        "Teacher layer of alpha_relation, counted from 0; None = the last (MiniLMv2: 20 of BERT-large's 24, 18 of "
+        "RoBERTa-large's).",
+        ge=0,
+    )
+    relation_weights: tuple[float, float, float] = knob(
+        (1.0, 1.0, 1.0), "Weights of the relations of queries, keys and values in alpha_relation."
+    )
     end: Annotated[dict[str, float] | None, pydantic.AfterValidator(_end)] = knob(
         None,
         "Temperature and weights at the last step, such as {'temperature': 1.0, 'alpha_clm': 0.0}; None keeps them.",
@@ -80,6 +94,10 @@ class _LossConfig(Section):
         return {name: self.weights[name] for name in on if teacher or not TERMS[name].needs_teacher}
 
     def check(self) -> None:
+        if not all(0 <= w < math.inf for w in self.relation_weights) or not any(self.relation_weights):
+            raise UserError(
+                f"config.loss.relation_weights={self.relation_weights} must be three numbers of 0 or more, not all 0"
+            )
         if self.divergence.startswith("skewed") and self.beta == 1:
             raise UserError(f"config.loss.beta=1.0 makes {self.divergence} 0 everywhere; it must lie below 1")
 

@@ -5,8 +5,9 @@ An interceptor is `f(next, args, kwargs, context)`. It is called in place of eve
 a caller passes, such as LayerDrop and rematerialisation.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxdistill.models.attention import dot_product_attention
 from jaxdistill.models.core import network
+from jaxdistill.models.core.modules import Projected
 from jaxdistill.models.families import Family
 from jaxdistill.models.head import Head
 from jaxdistill.models.model import Model, attention_dropout, embedding_of, leaf, shortened, with_tied_head
@@ -35,13 +37,15 @@ class Outputs(NamedTuple):
     num_layers + 1 arrays [batch, length, width], the embeddings first; `attentions` has num_layers arrays of
     probabilities [batch, heads, length, length]; both are empty where they were not asked for. As in torch, the last
     hidden states of a causal family are the input of the head, after the final norm (GPT-2's ln_f). `features` is the
-    input of the vocabulary projection. The compiler removes the work for logits or features that the caller ignores.
+    input of the vocabulary projection. `projected` are the queries, keys and values of the one layer that was asked
+    for. The compiler removes the work for what the caller ignores, so also the layers after that one.
     """
 
     logits: Float[Array, "rows tokens vocab"]
     hidden_states: tuple[Float[Array, "batch length width"], ...]
     attentions: tuple[Float[Array, "batch heads length length"], ...]
     features: Float[Array, "rows tokens width"] | None = None
+    projected: Projected | None = None
 
 
 def apply(
@@ -54,6 +58,7 @@ def apply(
     dropout_key: Key[Array, ""] | None = None,
     hidden_states: bool = False,
     attentions: bool = False,
+    projected: int | None = None,
     positions: Int[Array, "groups k"] | None = None,
     interceptors: Sequence[Interceptor] = (),
     mesh: Mesh | None = None,
@@ -64,6 +69,7 @@ def apply(
       segment_ids: the number of each token's document, where a row packs several (causal models): a token sees only
         tokens of its own document, and positions are counted from the document's first token.
       dropout_key: None = inference.
+      projected: the layer, from 0, whose queries, keys and values are returned.
       positions: the tokens on which the head runs, from `head_positions`; None = all.
       interceptors: the first is the outermost.
       mesh: over whose devices the rows are split; the core's kernels of attention ask for it.
@@ -78,8 +84,9 @@ def apply(
     with ExitStack() as stack:
         if mesh is not None and model.core is not None:
             stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
-        logits, states, maps = run(model, params, inputs, active, hidden_states=hidden_states, attentions=attentions)
-    return Outputs(logits, states, maps, *features)
+        asked = _Asked(hidden_states, attentions, projected)
+        logits, states, maps, of_layer = run(model, params, inputs, active, asked)
+    return Outputs(logits, states, maps, *(features or [None]), projected=of_layer)
 
 
 class _Inputs(NamedTuple):
@@ -89,20 +96,29 @@ class _Inputs(NamedTuple):
     dropout_key: Key[Array, ""] | None
 
 
-_Computed = tuple[Array, tuple[Array, ...], tuple[Array, ...]]  # logits, hidden states and maps
+class _Asked(NamedTuple):
+    """What is returned besides the logits."""
+
+    hidden_states: bool
+    attentions: bool
+    projected: int | None
 
 
-def _apply_core(
-    model: Model, params: Any, x: _Inputs, active: Sequence[Interceptor], *, hidden_states: bool, attentions: bool
-) -> _Computed:
+# Logits, hidden states, maps, and the queries, keys and values of a layer.
+_Computed = tuple[Array, tuple[Array, ...], tuple[Array, ...], Projected | None]
+
+
+def _apply_core(model: Model, params: Any, x: _Inputs, active: Sequence[Interceptor], asked: _Asked) -> _Computed:
     """Documents, left padding and windows are the core's own rule of attention."""
     core = model.core
     assert core is not None
     tokens = network.real_tokens(x.attention_mask, places(model, x.attention_mask, x.segment_ids), x.segment_ids)
-    how = network.How(model.attention or "own", maps=attentions, train=x.dropout_key is not None, dtype=model.dtype)
+    how = network.How(model.attention or "own", maps=asked.attentions, train=x.dropout_key is not None, dtype=model.dtype)
     with _intercepted(active):
-        out = network.forward(core, params, x.input_ids, tokens, how, dropout_key=x.dropout_key)
-    return out.logits, tuple(out.hidden_states) if hidden_states else (), tuple(out.maps)
+        out = network.forward(
+            core, params, x.input_ids, tokens, how, dropout_key=x.dropout_key, projected=asked.projected
+        )
+    return out.logits, tuple(out.hidden_states) if asked.hidden_states else (), tuple(out.maps), out.projected
 
 
 def places(
@@ -125,9 +141,7 @@ def _intercepted(active: Sequence[Interceptor]) -> Iterator[None]:
         yield
 
 
-def _apply_flax(
-    model: Model, params: Any, x: _Inputs, active: Sequence[Interceptor], *, hidden_states: bool, attentions: bool
-) -> _Computed:
+def _apply_flax(model: Model, params: Any, x: _Inputs, active: Sequence[Interceptor], asked: _Asked) -> _Computed:
     """transformers' Flax class, under the interceptors by which it computes what torch does."""
     family = model.family
     with jax.ensure_compile_time_eval():
@@ -142,9 +156,12 @@ def _apply_flax(
         if x.segment_ids is not None:
             active.append(_causal_within_segments(x.segment_ids))
     train = x.dropout_key is not None
-    if model.attention in ("xla", "cudnn") and not attentions and not (train and attention_dropout(model.config)):
+    if model.attention in ("xla", "cudnn") and not asked.attentions and not (train and attention_dropout(model.config)):
         kernel = dot_product_attention(x.attention_mask, inputs.get("position_ids"), implementation=model.attention)
         active.append(kernel)
+    projected: list[Projected] = []
+    if asked.projected is not None:
+        active = [_take_projected(projected), *active, _return_projected(model, asked.projected)]
     with _intercepted(active), jax.numpy_rank_promotion("allow"):  # transformers' classes broadcast biases
         out = model.flax(
             x.input_ids,
@@ -153,11 +170,11 @@ def _apply_flax(
             params=with_tied_head(model, params),
             dropout_rng=x.dropout_key,
             **({"deterministic": not train} if family.deterministic_argument else {"train": train}),
-            output_hidden_states=hidden_states,
-            output_attentions=attentions,
+            output_hidden_states=asked.hidden_states,
+            output_attentions=asked.attentions,
             return_dict=True,
         )
-    return out.logits, out.hidden_states or (), out.attentions or ()
+    return out.logits, out.hidden_states or (), out.attentions or (), next(iter(projected), None)
 
 
 def head_of(model: Model, params: Any, features: Float[Array, "*tokens width"] | None = None) -> Head:
@@ -267,17 +284,84 @@ def gather_before(head: str, positions: Int[Array, "groups k"]) -> Interceptor:
     return gather
 
 
+class _WithProjected(NamedTuple):
+    """What a layer of a Flax class returned, and its queries, keys and values beside it."""
+
+    output: Any
+    projected: Projected
+
+
+# The submodules of the Flax classes that make queries, keys and values; GPT-2's c_attn makes all three.
+_QUERY_KEY_VALUE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
+
+
+def _return_projected(model: Model, layer: int) -> Interceptor:
+    """The innermost interceptor of two, under which the call of a layer returns its queries, keys and values as well.
+
+    As outputs of the layer, they pass through LayerDrop and rematerialisation, which run it as a function.
+    """
+    is_layer, calls = _layer_path(model.family), itertools.count()
+    made: dict[str, Array] = {}
+
+    def intercept(
+        next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext
+    ) -> Any:
+        if context.method_name != "__call__":
+            return next_call(*args, **kwargs)
+        if is_layer("/".join(context.module.path)):
+            made.clear()
+            output = next_call(*args, **kwargs)
+            # By calls, as ALBERT runs one set of parameters several times.
+            return _WithProjected(output, _projected(made, model)) if next(calls) == layer else output
+        output = next_call(*args, **kwargs)
+        if context.module.path:
+            made[context.module.path[-1]] = output
+        return output
+
+    return intercept
+
+
+def _projected(made: Mapping[str, Array], model: Model) -> Projected:
+    """Queries, keys and values among the outputs of submodules, by name of the submodule."""
+    if "c_attn" in made:
+        parts = jnp.split(made["c_attn"], 3, axis=-1)
+    else:
+        parts = next([made[name] for name in names] for names in _QUERY_KEY_VALUE if names[0] in made)
+    size = parts[0].shape[-1] // model.config.num_attention_heads
+    return Projected(*(x.reshape(*x.shape[:2], -1, size) for x in parts))
+
+
+def _take_projected(taken: list[Projected]) -> Interceptor:
+    """The outermost interceptor of two: what it takes is no longer inside of what runs a layer as a function."""
+
+    def intercept(
+        next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext
+    ) -> Any:
+        output = next_call(*args, **kwargs)
+        if isinstance(output, _WithProjected):
+            taken.append(output.projected)
+            return output.output
+        return output
+
+    return intercept
+
+
+def _layer_path(family: Family) -> Callable[[str], Any]:
+    """Whether a path is that of a layer."""
+    return re.compile(re.escape(family.layers).replace(r"\{\}", r"\d+")).fullmatch
+
+
 def around_layers(family: Family, around: Callable[[Layer, Array], list[Array]]) -> Interceptor:
     """Runs every layer as `around(layer, hidden)`, where `layer` is a pure function of its input hidden states.
 
     Parameters and masks are constants of that function, so `lax.cond` and `jax.checkpoint` can run it.
     """
-    path = re.compile(re.escape(family.layers).replace(r"\{\}", r"\d+"))
+    is_layer = _layer_path(family)
 
     def intercept(
         next_call: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: InterceptorContext
     ) -> Any:
-        if context.method_name != "__call__" or not path.fullmatch("/".join(context.module.path)):
+        if context.method_name != "__call__" or not is_layer("/".join(context.module.path)):
             return next_call(*args, **kwargs)
         # The hidden states come first in every family; DistilBERT's class names all its arguments.
         name = None if args else next(iter(kwargs))

@@ -66,7 +66,8 @@ def _run_all(
     params = layers.variables["params"]
     key = layers.make_rng("dropout") if layers.has_rng("dropout") else None
     outputs: list[LayerOutput] = []
-    for _, group in itertools.groupby(range(len(seen)), key=lambda i: _shapes(params[str(i)])):
+    # A layer that returns its queries, keys and values is a loop of its own, so that no other layer keeps them.
+    for _, group in itertools.groupby(range(len(seen)), key=lambda i: (seen[i].projected, _shapes(params[str(i)]))):
         numbers = list(group)
         layer = layers.layer(numbers[0], parent=None)
         see, of_each = _what_differs([seen[i] for i in numbers])

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdistill.losses import terms
 from jaxdistill.losses.term import Objective, Signals
@@ -81,7 +82,8 @@ def teacher_outputs(
     assert teacher is not None
     inputs, _ = _model_inputs(distillation, batch)
     around = layer_interceptors(teacher)
-    outputs = intercept.apply(teacher, params, **inputs, interceptors=around, mesh=mesh)
+    layer = None if objective.relation is None else objective.relation.layer
+    outputs = intercept.apply(teacher, params, **inputs, projected=layer, interceptors=around, mesh=mesh)
     outputs = _over_words(outputs, distillation.words)
     return jax.lax.stop_gradient(TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params)))
 
@@ -124,6 +126,7 @@ def student_loss(
         student,
         params["student"],
         **inputs,
+        projected=None if objective.relation is None else student.num_layers - 1,
         dropout_key=how.dropout_key,
         interceptors=how.interceptors,
         mesh=how.mesh,
@@ -135,6 +138,8 @@ def student_loss(
     signals = Signals(
         outputs, from_teacher and from_teacher.outputs, labels, masks, params["projections"], heads, sampled=batch
     )
+    if objective.relation is not None:
+        signals = signals._replace(documents=_documents(batch, causal=student.family.causal))
     if terms.needs_samples(objective):
         signals = signals._replace(embedding=embedding_of(student, params["student"])[: distillation.words])
     loss, means = terms.weighted_sum(objective, signals, counts, mesh=how.mesh)
@@ -166,6 +171,12 @@ def _model_inputs(distillation: Distillation, batch: Batch) -> tuple[dict[str, A
     return inputs, valid
 
 
+def _documents(batch: Batch, *, causal: bool) -> Int[Array, "batch length"]:
+    """The number of each token's document in its row, 0 for padding; rows of a masked LM are one document each."""
+    document = batch["attention_mask"].astype(jnp.int32)
+    return document * (batch["segment_ids"] + 1) if causal and "segment_ids" in batch else document
+
+
 def _over_words(outputs: Outputs, words: int) -> Outputs:
     return outputs._replace(logits=first_words(outputs.logits, words))
 
@@ -184,6 +195,7 @@ def _used_outputs(objective: Objective, outputs: Outputs) -> Outputs:
         keep(outputs.hidden_states, hidden),
         keep(outputs.attentions, attentions),
         outputs.features if uses_head and fused else None,
+        outputs.projected,
     )
 
 

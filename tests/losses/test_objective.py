@@ -17,9 +17,11 @@ from jaxdistill.losses import terms as objectives
 from jaxdistill.losses.divergences import DIVERGENCES
 from jaxdistill.losses.layers import projection_name
 from jaxdistill.losses.objective import Ramp, at_step, init_projections
+from jaxdistill.losses.relations import relation_kl, vectors
 from jaxdistill.losses.settings import LossConfig
-from jaxdistill.losses.term import Objective, Signals
+from jaxdistill.losses.term import Objective, Relation, Signals
 from jaxdistill.losses.terms import TERMS
+from jaxdistill.models.core.modules import Projected
 from jaxdistill.models.intercept import Outputs
 
 ROWS, LENGTH, VOCAB, WIDTHS, LAYERS, HEADS = 2, 6, 7, (4, 5), (2, 3), (2, 3)
@@ -35,6 +37,7 @@ def outputs(rng: np.random.Generator, *, width: int, layers: int, heads: int) ->
             jnp.asarray(rng.normal(size=(ROWS, LENGTH, width)), jnp.float32) for _ in range(layers + 1)
         ),
         attentions=tuple(jnp.asarray(m / m.sum(-1, keepdims=True)) for m in maps),
+        projected=Projected(*(jnp.asarray(x) for x in rng.normal(size=(3, ROWS, LENGTH, heads, 2)).astype(np.float32))),
     )
 
 
@@ -55,14 +58,16 @@ KERNELS = {projection_name(*pair): {"kernel": jnp.asarray(RNG.normal(size=WIDTHS
 
 
 def make_objective(weights: Mapping[str, float], tokens: str = "all") -> Objective:
-    return Objective(weights, temperature=2.0, tokens=tokens, layer_map=LAYER_MAP, policy=POLICY)
+    relation = Relation(layer=0, heads=2, weights=(1.0, 0.5, 0.0))
+    return Objective(weights, temperature=2.0, tokens=tokens, layer_map=LAYER_MAP, policy=POLICY, relation=relation)
 
 
 def make_signals(objective: Objective, **changes: Any) -> Signals:
     head = ATTENDED if objective.tokens == "all" else LABELLED
     masks = {"tokens": ATTENDED, "labels": LABELLED, "head": head, "sampled": SAMPLED}
     signals = Signals(STUDENT, TEACHER, jnp.asarray(LABELS), jax.tree.map(jnp.asarray, masks), KERNELS)
-    return signals._replace(sampled=ROLLOUT, embedding=EMBEDDING)._replace(**changes)
+    documents = jnp.asarray(ATTENDED, jnp.int32)
+    return signals._replace(sampled=ROLLOUT, embedding=EMBEDDING, documents=documents)._replace(**changes)
 
 
 def counts_of(objective: Objective) -> dict[str, jax.Array]:
@@ -93,6 +98,10 @@ def by_hand(tokens: str) -> dict[str, float]:
         real = ATTENDED[row]
         return float((b * jnp.log(b / a))[real].sum())
 
+    documents = jnp.asarray(ATTENDED, jnp.int32)
+    sides = [vectors(model.projected) for model in (STUDENT, TEACHER) if model.projected]
+    relations = [relation_kl(sides[0][i], sides[1][i], documents, heads=2) for i in range(2)]
+
     sampled = lambda values: float(np.asarray(values)[SAMPLED].mean())  # noqa: E731
     mask = jnp.asarray(SAMPLED)
     return {
@@ -119,6 +128,7 @@ def by_hand(tokens: str) -> dict[str, float]:
         "hidden_mse": hidden(layers.hidden_mse, LAYER_MAP),
         "hidden_cos": hidden(layers.cosine_distance, LAYER_MAP),
         "attention": mean(attention(s, t, *i) for s, t in LAYER_MAP[1:] for i in attended),
+        "relation": mean(relations[0][i] + 0.5 * relations[1][i] for i in attended),
     }
 
 
@@ -205,6 +215,7 @@ def test_masked_out_positions_enter_neither_loss_nor_gradient(tokens: str, seed:
             disturb(model.logits, 1),
             tuple(disturb(h, 1) for h in model.hidden_states),
             tuple(disturb(disturb(a, 2), 3) for a in model.attentions),
+            projected=model.projected and Projected(*(disturb(x, 1) for x in model.projected)),
         )
 
     labels = jnp.where(LABELLED | SAMPLED, LABELS, jnp.asarray(rng.integers(-100, VOCAB, LABELS.shape)))
@@ -246,6 +257,7 @@ def test_shares_of_micro_batches_add_up_to_the_mean_of_the_whole() -> None:
             labels=rows(signals.labels),
             masks=jax.tree.map(rows, signals.masks),
             sampled=jax.tree.map(rows, ROLLOUT),
+            documents=rows(jnp.asarray(ATTENDED, jnp.int32)),
         )
         shares.append(means_of(objective, part))
     assert {k: sum(share[k] for share in shares) for k in whole} == pytest.approx(whole, rel=1e-5)

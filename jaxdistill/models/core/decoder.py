@@ -18,7 +18,6 @@ from jaxdistill.models.core.modules import (
     Seen,
     mix_values,
 )
-from jaxdistill.models.core.rope import rotate
 from jaxdistill.models.core.settings import DecoderSettings
 
 
@@ -50,8 +49,6 @@ class Attention(_Part):
         query = self._normed_heads("q_norm", query, s.heads)
         key = self._normed_heads("k_norm", key, s.kv_heads)
         value = value.reshape(*value.shape[:2], s.kv_heads, s.head_size)
-        if seen.rotation is not None:
-            query, key = rotate(query, seen.rotation), rotate(key, seen.rotation)
         output = mix_values(
             self, query, key, value, seen, self.how, scale=s.score_scale, cap=s.score_cap, dropout=s.attention_dropout
         )

@@ -20,7 +20,6 @@ from jaxdistill.models.core.modules import (
     Seen,
     mix_values,
 )
-from jaxdistill.models.core.rope import rotate
 from jaxdistill.models.core.settings import ModernBertSettings
 
 
@@ -57,8 +56,6 @@ class Attention(_Part):
         s = self.settings
         joined = self.dense(3 * s.heads * s.head_size, "Wqkv", bias=s.attention_bias)(hidden)
         query, key, value = (x.reshape(*hidden.shape[:2], s.heads, s.head_size) for x in jnp.split(joined, 3, axis=-1))
-        assert seen.rotation is not None
-        query, key = rotate(query, seen.rotation), rotate(key, seen.rotation)
         output = mix_values(
             self, query, key, value, seen, self.how, scale=s.head_size**-0.5, dropout=s.attention_dropout
         )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.core.attention import Reach, Tokens, written_out
 from jaxdistill.models.core.kernels import attend
-from jaxdistill.models.core.rope import Rotation
+from jaxdistill.models.core.rope import Rotation, rotate
 from jaxdistill.models.head import Head, logits
 
 Dtype = Any
@@ -34,6 +34,14 @@ class Cached(NamedTuple):
     filled: Int[Array, ""]  # tokens that are held
 
 
+class Projected(NamedTuple):
+    """Queries, keys and values of a layer, by head, before any rotation by position."""
+
+    query: Float[Array, "batch length heads size"]
+    key: Float[Array, "batch length kv_heads size"]
+    value: Float[Array, "batch length kv_heads size"]
+
+
 class Seen(NamedTuple):
     """What a layer needs besides its hidden states."""
 
@@ -42,6 +50,7 @@ class Seen(NamedTuple):
     reach: Reach
     rotation: Rotation | None = None
     cached: Cached | None = None  # the tokens before the queries
+    projected: bool = False  # whether the layer returns its queries, keys and values
 
 
 class LayerOutput(NamedTuple):
@@ -50,6 +59,7 @@ class LayerOutput(NamedTuple):
     hidden: Hidden
     maps: Float[Array, "batch heads queries keys"] | None = None
     cached: Cached | None = None  # with the queries' own tokens
+    projected: Projected | None = None
 
 
 class BodyOutput(NamedTuple):
@@ -148,7 +158,11 @@ def mix_values(
 
     Args:
       module: draws the dropout of the probabilities.
+      query: not yet rotated by position, as the key.
     """
+    projected = Projected(query, key, value) if seen.projected else None
+    if seen.rotation is not None:
+        query, key = rotate(query, seen.rotation), rotate(key, seen.rotation)
     cached = None if seen.cached is None else _extended(seen.cached, key, value)
     if cached is not None:
         key, value = cached.key, cached.value
@@ -160,7 +174,7 @@ def mix_values(
     else:
         mixed = attend(how.kernel, query, key, value, *tokens, scale=scale, cap=cap)
     flat = mixed.reshape(*mixed.shape[:2], -1)
-    return LayerOutput(flat, maps if how.maps else None, cached)
+    return LayerOutput(flat, maps if how.maps else None, cached, projected)
 
 
 def _extended(cached: Cached, key: Array, value: Array) -> Cached:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdistill.models.core import bert, decoder, distilbert, gpt2, modernbert
 from jaxdistill.models.core.attention import Tokens
-from jaxdistill.models.core.modules import Cached, How, Seen
+from jaxdistill.models.core.modules import Cached, How, Projected, Seen
 from jaxdistill.models.core.rope import rotation
 from jaxdistill.models.core.settings import (
     BertSettings,
@@ -44,6 +44,7 @@ class Pass(NamedTuple):
     hidden_states: Sequence[Float[Array, "batch length width"]]  # the embeddings first
     maps: Sequence[Float[Array, "batch heads queries keys"]]  # () where they were not asked for
     cache: Cache | None = None
+    projected: Projected | None = None
 
 
 def real_tokens(
@@ -64,12 +65,21 @@ def forward(
     how: How,
     *,
     dropout_key: Key[Array, ""] | None = None,
+    projected: int | None = None,
 ) -> Pass:
-    """The forward pass over whole rows."""
+    """The forward pass over whole rows.
+
+    Args:
+      projected: the layer whose queries, keys and values are returned.
+    """
     seen = _seen(settings, tokens, tokens)
+    if projected is not None:
+        seen[projected] = seen[projected]._replace(projected=True)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     logits, body = _module(settings, how).apply({"params": params}, input_ids, seen, rngs=rngs)
-    return Pass(logits, body.hidden_states, [layer.maps for layer in body.layers] if how.maps else ())
+    maps = [layer.maps for layer in body.layers] if how.maps else ()
+    of_layer = None if projected is None else body.layers[projected].projected
+    return Pass(logits, body.hidden_states, maps, projected=of_layer)
 
 
 def empty_cache(settings: Settings, *, batch: int, length: int, dtype: Any) -> Cache:
