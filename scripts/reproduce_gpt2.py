@@ -16,12 +16,11 @@ Resumable: the same command goes on. pip install 'jaxdistill[rouge]'.
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- gpt2 -->", "<!-- /gpt2 -->"  # what stands between them in --out is written anew
+from experiment import Figures, complete_seeds, measured, run, table, write_between
+
 # name -> (recipe, settings). All have a teacher, so that agreement with it is measured of all.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross entropy alone": ("gpt2_kd.py", {"loss.alpha_ce": 0.0, "loss.alpha_clm": 1.0}),
@@ -37,21 +36,6 @@ COLUMNS = {
     "same best word": "top1",
     "minutes": "minutes",
 }
-
-
-def run(recipe: str, workdir: Path, settings: dict[str, Any]) -> Path:
-    """A run of the ordinary trainer; one that is complete costs nothing."""
-    from jaxdistill import files
-    from jaxdistill import recipe as recipes
-    from jaxdistill.run import loop
-
-    done = workdir / "done.json"
-    if not done.exists():
-        began = time.monotonic()
-        overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-        loop.run(recipes.read(str(ROOT / "configs" / recipe), overrides), workdir)
-        files.write_text(done, json.dumps({"minutes": (time.monotonic() - began) / 60}))
-    return workdir
 
 
 def on_pairs(flags: argparse.Namespace, *, seed: int, steps: int) -> dict[str, Any]:
@@ -120,13 +104,12 @@ def make_start(flags: argparse.Namespace, teacher: Path, *, seed: int) -> Path:
     return run("gpt2_finetune.py", base / "start", settings) / "export-pytorch"
 
 
-def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -> dict[str, float]:
+def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -> Figures:
     """The test pairs: perplexity of all that are asked for, ROUGE of the first --rouge-rows."""
-    from jaxdistill import files
-    from jaxdistill.run.measure import evaluate
 
-    result = workdir / "result.json"
-    if not result.exists():
+    def figures() -> dict[str, float]:
+        from jaxdistill.run.measure import evaluate
+
         overrides = [
             f"--config.evaluate.batches={flags.batches}",
             f"--config.evaluate.rouge_rows={flags.rouge_rows}",
@@ -142,9 +125,9 @@ def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -
             report=print,
             predictions=workdir / "predictions.json",
         )
-        found |= json.loads((workdir / "done.json").read_text())
-        files.write_text(result, json.dumps(found, indent=2))
-    return json.loads(result.read_text())
+        return found | json.loads((workdir / "done.json").read_text())
+
+    return measured(workdir, figures)
 
 
 def run_seed(flags: argparse.Namespace, teacher: Path, *, seed: int) -> None:
@@ -163,37 +146,19 @@ def folder_of(flags: argparse.Namespace, seed: int, name: str) -> Path:
 
 def report(flags: argparse.Namespace) -> None:
     """The table of all complete seeds."""
-    from jaxdistill import files
-
-    seeds = sorted(int(path.parent.name.removeprefix("seed")) for path in flags.workdir.glob("seed*/complete"))
-    if len(seeds) < 2:
-        print(f"{len(seeds)} complete seed(s); a spread takes two, and the report waits for them")
+    seeds = complete_seeds(flags.workdir)
+    if not seeds:
         return
     read = lambda path: json.loads((path / "result.json").read_text())  # noqa: E731
     rows = {"teacher": [read(flags.workdir / "teacher")]}
     rows["the students' start"] = [read(flags.workdir / f"seed{seed}" / "start") for seed in seeds]
     rows |= {name: [read(folder_of(flags, seed, name)) for seed in seeds] for name in METHODS}
     lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation.", ""]
-    lines += ["| student | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    for name, found in rows.items():
-        lines.append(f"| {name} | " + " | ".join(spread(found, key) for key in COLUMNS.values()) + " |")
-    told = "\n".join(lines)
+    lines += table("student", rows, COLUMNS, digits={"perplexity": 1, "minutes": 1})
+    said = "\n".join(lines)
     out = flags.out or flags.workdir / "results.md"
-    written = out.read_text(encoding="utf-8") if out.exists() else f"{BEGIN}\n{END}\n"
-    before, _, rest = written.partition(BEGIN)
-    files.write_text(out, f"{before}{BEGIN}\n\n{told}\n\n{END}{rest.partition(END)[2]}")
-    print(f"{told}\n\n{out} has this table of {len(seeds)} seeds")
-
-
-def spread(found: list[dict[str, float]], key: str) -> str:
-    import numpy as np
-
-    if key not in found[0]:
-        return ""
-    values = [one[key] for one in found]
-    digits = 1 if key in ("perplexity", "minutes") else 3
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+    write_between(out, "gpt2", said)
+    print(f"{said}\n\n{out} has this table of {len(seeds)} seeds")
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
 """The report of scripts/reproduce_layerdrop.py: figures made up, so that its means, spreads and tests are known."""
 
 import argparse
+import gzip
 import json
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+from experiment import write_text
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce_layerdrop.py"
 
@@ -38,7 +40,7 @@ def test_the_report(script, tmp_path, capsys):
     write_runs(script, tmp_path, [1, 2, 4])
     (tmp_path / "seed9").mkdir()  # begun and not complete: not in the report
     out = tmp_path / "results.md"
-    out.write_text(f"# Mine\n\n{script['BEGIN']}\nold\n{script['END']}\n\nAnd mine.\n")
+    out.write_text("# Mine\n\n<!-- layerdrop -->\nold\n<!-- /layerdrop -->\n\nAnd mine.\n")
     script["report"](argparse.Namespace(workdir=tmp_path, out=out))
     text = out.read_text()
     assert text.startswith("# Mine\n") and text.endswith("\nAnd mine.\n") and "old" not in text
@@ -61,14 +63,14 @@ def test_the_report(script, tmp_path, capsys):
 def test_one_seed_makes_no_report(script, tmp_path, capsys):
     write_runs(script, tmp_path, [3])
     script["report"](argparse.Namespace(workdir=tmp_path, out=None))
-    assert "takes two" in capsys.readouterr().out
+    assert "needs two" in capsys.readouterr().out
     assert not (tmp_path / "results.md").exists()
 
 
-def test_texts_are_cleaned_and_must_be_there(script, tmp_path):
+def test_texts_are_cleaned_and_must_be_there(tmp_path):
     (tmp_path / "wiki.txt").write_text("a state @-@ of @-@ the @-@ art <unk> of 1 @,@ 000 or 1 @.@ 5\n")
-    paths = {"valid": tmp_path / "wiki.txt", "test": tmp_path / "wiki.txt"}
-    written = script["write_text"](f"{tmp_path}/*.txt", **paths, folder=tmp_path / "text")
-    assert written["valid"].read_text() == "a state-of-the-art [UNK] of 1,000 or 1.5\n"
-    with pytest.raises(SystemExit, match="--train names no file"):
-        script["write_text"]("/nowhere/*.txt", **paths, folder=tmp_path / "text")
+    (tmp_path / "more.gz").write_bytes(gzip.compress("and mère\n".encode()))
+    written = write_text(f"{tmp_path}/*.txt,{tmp_path}/more.gz", "--valid", tmp_path / "text" / "valid.txt")
+    assert written.read_text() == "a state-of-the-art [UNK] of 1,000 or 1.5\nand mère\n"
+    with pytest.raises(SystemExit, match="names no file"):
+        write_text(f"{tmp_path}/absent*", "--train", tmp_path / "text" / "train.txt")

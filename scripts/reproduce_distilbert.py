@@ -1,0 +1,262 @@
+"""What is each part of the DistilBERT recipe worth? The ablation of the paper, on a teacher of half the size.
+
+    python scripts/reproduce_distilbert.py --teacher minilm-l6-mlm --train 'wikipedia/*.txt,europarl.txt.gz' \
+        --valid wiki.valid.tokens --test wiki.test.tokens --workdir runs/distilbert --out docs/results.md
+
+Sanh et al. 2019 (arXiv:1910.01108), table 4, take one part away at a time and give the change of the GLUE score:
+without the divergence to the teacher -2.96, without the cosine of hidden states -1.46, without masked language
+modelling -0.31, and from random weights -3.69. The same arms here, and some more, are measured by what the models were
+trained for: loss and accuracy on the masked words of WikiText-2. Every arm has the same text, masks, number of updates
+and settings of configs/bert_mlm.py; the evaluation draws the masked words uniformly.
+
+Resumable: the same command goes on. Seeds and arms may run side by side in several processes (--seeds, --arms); the
+report is of all seeds that are complete. On one accelerator, at the size of the paper:
+
+    python scripts/reproduce_distilbert.py --teacher bert-base-uncased --student-layers 6 --train wikipedia.txt \
+        --rows 256 --accumulation 4 --steps 50000 --dtype bfloat16 ...
+
+pip install 'jaxdistill[report]' for the plot.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiment import (
+    Figures,
+    complete_seeds,
+    draw_band,
+    measured,
+    paired_table,
+    records,
+    run,
+    save_figure,
+    table,
+    versions,
+    write_between,
+    write_text,
+)
+
+FULL = "full recipe"
+# arm -> what differs from the full recipe, which starts from every other layer of the teacher
+ARMS: dict[str, dict[str, Any]] = {
+    FULL: {},
+    "without the divergence": {"loss.alpha_ce": 0.0},
+    "without the cosine": {"loss.alpha_cos": 0.0},
+    "without masked language modelling": {"loss.alpha_mlm": 0.0},
+    "random start": {"student.init": "random"},
+    "start of the reference scripts": {"student.reference_init": True},
+    "no teacher, same start": {"loss.alpha_ce": 0.0, "loss.alpha_cos": 0.0},
+    "no teacher, random start": {"loss.alpha_ce": 0.0, "loss.alpha_cos": 0.0, "student.init": "random"},
+}
+PUBLISHED = {
+    "without the divergence": -2.96,
+    "without the cosine": -1.46,
+    "without masked language modelling": -0.31,
+    "random start": -3.69,
+}
+COLUMNS = {
+    "loss": "mlm_loss",
+    "accuracy": "mlm_accuracy",
+    "share of the teacher's accuracy": "share",
+    "KL to the teacher": "kl",
+    "same best word": "top1",
+    "pseudo-perplexity": "pseudo_perplexity",
+    "minutes": "minutes",
+}
+DIGITS = {"pseudo_perplexity": 1, "minutes": 1}
+COMPARED = {name: COLUMNS[name] for name in ("loss", "accuracy", "KL to the teacher", "same best word")}
+
+
+def settings_of(flags: argparse.Namespace, text: dict[str, Path], arm: str, *, seed: int) -> dict[str, Any]:
+    settings = {
+        "seed": seed,
+        "teacher.name": flags.teacher,
+        "teacher.dtype": flags.dtype,
+        "student.dtype": flags.dtype,
+        "data.path": text["train"],
+        "data.eval_path": text["valid"],
+        "data.batching": "packed",
+        "data.max_length": flags.length,
+        "data.buckets": f"({flags.length},)",
+        "train.steps": flags.steps,
+        "train.batch_size": flags.rows,
+        "train.accumulation": flags.accumulation,
+        "loss.tokens": flags.tokens,
+        "evaluate.every": max(flags.steps // 8, 1),
+        "evaluate.batches": 8,
+        "evaluate.prompts": "()",
+        "checkpoint.every": max(flags.steps // 2, 1),
+        "checkpoint.keep": 1,
+        "checkpoint.best": "",
+        "log.every": max(flags.steps // 100, 1),
+    }
+    changes = dict(ARMS[arm])
+    if changes.get("student.init") == "random":
+        changes["student.overrides"] = {"n_layers": flags.student_layers}
+    else:
+        changes["student.layers"] = f"spread:{flags.student_layers}"
+    return settings | changes
+
+
+def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> Figures:
+    """The test text, masked uniformly, student and teacher alike."""
+
+    def figures() -> Figures:
+        from jaxdistill.run.measure import evaluate
+
+        overrides = [
+            f"--config.data.eval_path={text['test']}",
+            "--config.mask.smoothing=0",
+            f"--config.evaluate.batches={flags.batches}",
+            f"--config.evaluate.pseudo_rows={flags.pseudo_rows}",
+        ]
+        metrics = ["perplexity", "agreement", "pseudo_perplexity"]
+        found = evaluate(workdir, step=None, metrics=metrics, overrides=overrides, allow_pickle=False, report=print)
+        minutes = json.loads((workdir / "done.json").read_text())
+        return found | minutes | {"share": found["mlm_accuracy"] / found["teacher_mlm_accuracy"]}
+
+    return measured(workdir, figures)
+
+
+def folder_of(workdir: Path, seed: int, arm: str) -> Path:
+    return workdir / f"seed{seed}" / arm.replace(",", "").replace(" ", "-")
+
+
+def run_seed(flags: argparse.Namespace, text: dict[str, Path], *, seed: int) -> None:
+    for arm in flags.arms.split(";"):
+        workdir = run("bert_mlm.py", folder_of(flags.workdir, seed, arm), settings_of(flags, text, arm, seed=seed))
+        measure(flags, text, workdir)
+    if all((folder_of(flags.workdir, seed, arm) / "result.json").exists() for arm in ARMS):
+        (flags.workdir / f"seed{seed}" / "complete").touch()
+
+
+def size_and_time(flags: argparse.Namespace, workdir: Path) -> list[str]:
+    """Parameters of teacher and student, and the time of a forward pass of one row on this machine."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdistill.models.intercept import apply
+    from jaxdistill.run import folder as folders
+    from jaxdistill.run.measure import config_of_run
+    from jaxdistill.run.models import load_teacher
+
+    teacher, teacher_params = load_teacher(config_of_run(workdir, []), allow_pickle=False)
+    student = folders.load_student(workdir, step=None, report=print)
+    assert teacher is not None
+    ids, seen = jnp.full((1, flags.length), 1000), jnp.ones((1, flags.length), bool)
+    lines = []
+    for name, model, params in (
+        ("teacher", teacher, teacher_params),
+        ("student", student.model, student.params),
+    ):
+        forward = jax.jit(lambda params, model=model: apply(model, params, input_ids=ids, attention_mask=seen).logits)
+        seconds = []
+        for _ in range(25):
+            began = time.perf_counter()
+            jax.block_until_ready(forward(params))
+            seconds.append(time.perf_counter() - began)
+        milliseconds = 1000 * statistics.median(seconds[5:])
+        lines.append(f"{name} {in_millions(params)} parameters, {milliseconds:.1f} ms")
+    return lines
+
+
+def report(flags: argparse.Namespace) -> None:
+    """The tables and the curves of all complete seeds."""
+    seeds = complete_seeds(flags.workdir)
+    if not seeds:
+        return
+    results: dict[str, list[Figures]] = {}
+    for arm in ARMS:
+        folders = [folder_of(flags.workdir, seed, arm) for seed in seeds]
+        results[arm] = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    # The teacher is measured with every arm, with the same masks: once is enough.
+    first = results[FULL][0]
+    teacher = {name.removeprefix("teacher_"): value for name, value in first.items() if name.startswith("teacher_")}
+    others = {arm: runs for arm, runs in results.items() if arm != FULL}
+    sizes = size_and_time(flags, folder_of(flags.workdir, seeds[0], FULL))
+    said = [
+        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation; {versions()}. A forward pass of 1 x "
+        f"{flags.length} tokens: {'; '.join(sizes)}.",
+        "\n".join(table("arm", {"teacher": [teacher], **results}, COLUMNS, DIGITS)),
+        "\n".join(paired_table(f"difference to the {FULL}", others, results[FULL], COMPARED)),
+        "\n".join(order(results)),
+    ]
+    out = flags.out or flags.workdir / "results.md"
+    write_between(out, "distilbert", "\n\n".join(said))
+    curves = out.with_name("distilbert.png")
+    draw(flags.workdir, seeds, curves)
+    print("\n\n".join(said), f"\n\n{out} has these tables of {len(seeds)} seeds, {curves} the curves")
+
+
+def order(results: dict[str, list[Figures]]) -> list[str]:
+    """The published ablation beside this one, the arm that loses most first."""
+    lost = {arm: paired_mean(results, arm, "mlm_accuracy") for arm in PUBLISHED}
+    lines = ["| arm | published, GLUE score | here, points of accuracy |", "|---|---|---|"]
+    for arm in sorted(PUBLISHED, key=lambda arm: PUBLISHED[arm]):
+        lines.append(f"| {arm} | {PUBLISHED[arm]:+.2f} | {100 * lost[arm]:+.2f} |")
+    return lines
+
+
+def paired_mean(results: dict[str, list[Figures]], arm: str, key: str) -> float:
+    pairs = zip(results[arm], results[FULL], strict=True)
+    return statistics.mean(run[key] - full[key] for run, full in pairs)
+
+
+def draw(workdir: Path, seeds: Sequence[int], path: Path) -> None:
+    """Held-out loss over updates, mean and range over seeds, of every arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.6), constrained_layout=True)
+    for arm in ARMS:
+        found = [records(folder_of(workdir, seed, arm), "eval") for seed in seeds]
+        curves = [[(record["step"], record["mlm_loss"]) for record in one if record["step"]] for one in found]
+        draw_band(axes, curves, arm, linestyle="--" if "random" in arm else "-")
+    axes.set(xlabel="updates", ylabel="held-out masked-LM loss, nats", title="One part of the recipe taken away")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The ablation of DistilBERT, over several seeds.")
+    parser.add_argument("--teacher", default="bert-base-uncased", help="folder or hub name of a BERT")
+    parser.add_argument("--student-layers", type=int, default=3)
+    parser.add_argument("--train", required=True, help="text files or quoted globs, separated by commas")
+    parser.add_argument("--valid", required=True, help="held-out text for the curves")
+    parser.add_argument("--test", required=True, help="held-out text for the tables")
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--arms", default=";".join(ARMS), help="those to run, separated by semicolons")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--tokens", default="all", choices=["all", "masked"], help="of the divergence")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--batches", type=int, default=32, help="of 32 rows, of the final measurement; 0 = all")
+    parser.add_argument("--pseudo-rows", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="file for the tables; the curves go beside it; default in --workdir")
+    flags = parser.parse_args()
+    splits = {"train": flags.train, "valid": flags.valid, "test": flags.test}
+    text = {name: write_text(value, f"--{name}", flags.workdir / f"text/{name}.txt") for name, value in splits.items()}
+    for arm in flags.arms.split(";"):
+        if arm not in ARMS:
+            sys.exit(f"error: --arms holds {arm!r}; there are {'; '.join(ARMS)}")
+    for seed in map(int, flags.seeds.split(",")):
+        run_seed(flags, text, seed=seed)
+    report(flags)
+
+
+if __name__ == "__main__":
+    from jaxdistill.train import guarded
+
+    sys.exit(guarded(main))
