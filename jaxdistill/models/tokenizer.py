@@ -44,7 +44,9 @@ FILES = (
     ("vocab.json", "merges.txt"),
     ("spiece.model",),
     ("sentencepiece.bpe.model",),
+    ("tokenizer.model",),
 )
+_SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -65,6 +67,9 @@ def load_tokenizer(folder: Path) -> Any:
     for pattern in (*hub.SMALL_FILES, f"{hub.TEMPLATES}/*.jinja"):
         for small in folder.glob(pattern):
             check_fetched(small)
+    if not any((folder / name).is_file() for name in (file.name, "vocab.txt", "vocab.json")):
+        for pieces in (folder / name for name in _SENTENCEPIECE if (folder / name).is_file()):
+            _check_pieces(pieces)
     try:
         tokenizer = _read(folder, file, settings)
         if tokenizer.is_fast:  # a vocabulary without its unknown token fails at the first word
@@ -79,8 +84,28 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} has no fast tokenizer: a tokenizer.json is needed")
     vocabulary = type(tokenizer).vocab_files_names.get("vocab_file", file.name)
     if not file.is_file() and not (folder / vocabulary).is_file():  # transformers 5 then makes up a vocabulary
-        raise UserError(f"{folder} has no tokenizer that can be read: neither {file.name} nor {vocabulary}")
+        lacks = " nor ".join(dict.fromkeys([file.name, vocabulary]))
+        raise UserError(f"{folder} has no tokenizer that can be read: there is no {lacks}")
     return tokenizer
+
+
+def _check_pieces(file: Path) -> None:
+    """Checks that a SentencePiece model can be converted, as transformers says of no file what is wrong with it.
+
+    Raises:
+      UserError: its package is missing, or the file is no such model.
+    """
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise UserError(
+            f"{file} is a SentencePiece model, which is read with an extra: pip install 'jaxdistill[sentencepiece]', "
+            "or save tokenizer.json beside it"
+        ) from error
+    try:
+        SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{file} is not a SentencePiece model ({first_line(error)}): fetch it again") from error
 
 
 def _read(folder: Path, file: Path, settings: Path) -> Any:
@@ -121,6 +146,8 @@ def _by_vocabulary(folder: Path) -> dict[str, Any]:
         kind = "albert"
     elif (folder / "sentencepiece.bpe.model").is_file():
         kind = "xlm-roberta"
+    elif (folder / "tokenizer.model").is_file():
+        kind = "llama"
     else:
         raise UserError(f"{folder} has a tokenizer_config.json that names no tokenizer_class, and no vocabulary")
     logging.warning("%s has no config.json; by its vocabulary its tokenizer is read as that of %s", folder, kind)

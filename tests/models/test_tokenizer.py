@@ -1,9 +1,13 @@
 """Tokenizers of folders: what is read, and one clear line for what cannot be or does not fit."""
 
+import functools
+import io
 import json
+import sys
 
 import pytest
 import tiny
+import transformers
 from refusal import refused
 
 from jaxdistill.data.vocabulary import vocabulary_of
@@ -238,3 +242,60 @@ def test_files_that_are_none(tmp_path):
     for text in ("[]", "3", "null", "{", "[" * 100_000, '{"model_max_length": [1]}', '{"model_max_length": "x"}'):
         (tmp_path / "tokenizer_config.json").write_text(text)
         refused(lambda: load_tokenizer(tmp_path), str(tmp_path))
+
+
+# Folders of families whose vocabulary is a SentencePiece model: the file, its kind, what stands beside it, what the
+# tokenizer puts around a text.
+LLAMA = {"tokenizer_class": "LlamaTokenizer"}
+SENTENCEPIECE: dict[str, tuple[str, str, dict, tuple[str, ...]]] = {
+    "xlm-roberta": ("sentencepiece.bpe.model", "unigram", {}, ("<s>", "</s>")),
+    "albert": ("spiece.model", "unigram", {}, ("[CLS]", "[SEP]")),
+    "llama": ("tokenizer.model", "bpe", LLAMA, ("<s>",)),
+    "llama that ends": ("tokenizer.model", "bpe", LLAMA | {"add_eos_token": True}, ("<s>", "</s>")),
+}
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """A function from the kind of a SentencePiece model to its bytes."""
+    from sentencepiece import SentencePieceTrainer
+
+    @functools.cache
+    def make(kind):
+        made, text = io.BytesIO(), ["the people want peace", "they work for the people", "peace for all of us"] * 20
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(text), model_writer=made, model_type=kind, vocab_size=40, minloglevel=2,
+            hard_vocab_limit=False,
+        )  # fmt: skip
+        return made.getvalue()
+
+    return make
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+@pytest.mark.parametrize("bare", [False, True], ids=["described", "bare"])
+def test_a_sentencepiece_model_is_read_as_its_own_library_reads_it(tmp_path, pieces, name, bare):
+    from sentencepiece import SentencePieceProcessor
+
+    file, kind, settings, around = SENTENCEPIECE[name]
+    if transformers.__version__ >= "5" and ((bare and kind == "bpe") or name == "albert"):
+        pytest.skip("transformers 5 puts nothing before such a text, and cannot read an ALBERT without tokenizer.json")
+    (tmp_path / file).write_bytes(pieces(kind))
+    if not bare:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name.split()[0]}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer("they want peace")["input_ids"]
+    words = SentencePieceProcessor(model_file=str(tmp_path / file)).encode("they want peace", out_type=str)
+    around = around[:1] if bare and kind == "bpe" else around  # nothing says that a text ends
+    assert tokenizer.convert_ids_to_tokens(ids) == [around[0], *words, *around[1:]]
+
+
+def test_a_sentencepiece_model_without_its_library_or_damaged(tmp_path, pieces, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(pieces("bpe")[:100])
+    refused(lambda: load_tokenizer(tmp_path), "tokenizer.model is not a SentencePiece model (", "): fetch it again")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    refused(lambda: load_tokenizer(tmp_path), "tokenizer.model is a", "pip install 'jaxdistill[sentencepiece]'")
+    # A file that nothing needs is not read.
+    tokenizer_file(tmp_path, "[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    assert len(load_tokenizer(tmp_path)) == 7
