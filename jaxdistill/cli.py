@@ -1,4 +1,4 @@
-"""The entry point `jaxdistill train | prepare | init-student | evaluate | export | plan | generate`."""
+"""The entry point `jaxdistill COMMAND`: `train`, and a file in commands/ for every other command."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from jaxdistill import __version__, train
-from jaxdistill.commands import evaluate, export, generate, init_student, plan, prepare
+from jaxdistill.commands import evaluate, export, generate, init_student, neighbours, plan, prepare
 
 # A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
 # change where memory runs out), INTERRUPTED (what Ctrl-C leaves behind), add_flags and main.
@@ -17,6 +17,7 @@ COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "plan": plan,
     "generate": generate,
+    "neighbours": neighbours,
 }
 
 

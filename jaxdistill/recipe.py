@@ -1,10 +1,11 @@
 """How a recipe becomes a Config: `configs/x.py:variant` is run, and `--config.KEY=VALUE` flags are applied."""
 
 import difflib
+import os
 import re
 import runpy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -22,19 +23,55 @@ def read(path: str, overrides: Sequence[str]) -> Config:
     Raises:
       UserError: no such file, an unknown key (with the nearest one), a value of the wrong type, or a broken rule.
     """
+    return validated(_values_of(path, overrides))
+
+
+def with_settings(config: Any, settings: Mapping[str, Any], *, own_losses: bool = False) -> Config:
+    """For Python programs: a recipe, or a config, with other values by dotted key, as {"train.steps": 100}.
+
+    Args:
+      config: a recipe as `read` takes it, a Config, or what a recipe returns; None = the defaults.
+      own_losses: as for `config.check`.
+
+    Raises:
+      UserError: as `read`.
+    """
+    if isinstance(config, str | os.PathLike):
+        values = _values_of(str(config), ())
+    elif isinstance(config, Config):
+        values = config.model_dump()
+    else:
+        values = _complete("config", base() if config is None else config)
+    for key, value in settings.items():
+        if key not in _keys():
+            raise UserError(_unknown(key))
+        section, _, name = key.rpartition(".")
+        (values[section] if section else values)[name] = value
+    return validated(values, own_losses=own_losses)
+
+
+def _values_of(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of a recipe with `--config.KEY=VALUE` overrides, as yet unchecked."""
     file = path.split(":")[0]
     if not named_path(file).is_file():
         raise UserError(f"--config: there is no file {file!r}")
     recipe = _run(path)
     if not isinstance(recipe, ConfigDict):
         raise UserError(f"{file}: get_config returned {type(recipe).__name__}; it must return a config")
-    values = _override(recipe, overrides).to_dict()
+    return _complete(file, _override(recipe, overrides))
+
+
+def _complete(name: str, recipe: Any) -> dict[str, Any]:
+    """The values of a ConfigDict that must have all keys of a Config, and no others."""
+    if not isinstance(recipe, ConfigDict):
+        raise UserError(f"{name} is of type {type(recipe).__name__}; it must be a recipe's path, or what get_config returns")
+    values = recipe.to_dict()
     known, given = _keys(), dict(flat(values)).keys()
     if missing := known - given:
-        raise UserError(f"{file}: no value for {min(missing)!r}; start from jaxdistill.config.base()")
+        raise UserError(f"{name}: no value for {min(missing)!r}; start from jaxdistill.config.base()")
     if unknown := given - known:
-        raise UserError(f"{file}: {_unknown(min(unknown))}")
-    return validated(values)
+        raise UserError(f"{name}: {_unknown(min(unknown))}")
+    return values
 
 
 def recorded(values: dict[str, Any], overrides: Sequence[str]) -> Config:

@@ -132,7 +132,7 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
         reference_init=cut.reference_init,
         key=jax.random.key(cut.seed),
     )
-    _write(cut, student_model, params, tokenizer, layers, out)
+    write_cut(cut, student_model, params, tokenizer, layers, out)
     of = count_params(param_shapes(teacher))
     return Made(cut, out, student_model.config.model_type, layers, count_params(params), of, found)
 
@@ -158,7 +158,24 @@ def _choices(teacher: Model, cut: Cut, *, count: int) -> list[tuple[int, ...]] |
     return choices
 
 
-def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layers: tuple[int, ...], out: Path) -> None:
+def write_cut(
+    cut: Cut,
+    student_model: Model,
+    params: PyTree,
+    tokenizer: Any,
+    layers: tuple[int, ...],
+    out: Path,
+    *,
+    to: str = "pytorch",
+) -> None:
+    """Writes a student that was cut out as a folder, with a card that says so.
+
+    Args:
+      to: one of export.folder.FORMATS.
+
+    Raises:
+      UserError: as `export.export.export`.
+    """
     recipe = {
         "teacher": {"name": cut.teacher, "revision": cut.revision},
         "student": {"layers": list(layers), "reference_init": cut.reference_init},
@@ -172,7 +189,7 @@ def _write(cut: Cut, student_model: Model, params: PyTree, tokenizer: Any, layer
         params=params,
         tokenizer=tokenizer,
         out=out,
-        to="pytorch",
+        to=to,
         card=model_card(card),
         probe={"input_ids": ids, "attention_mask": np.ones_like(ids, bool)},
     )

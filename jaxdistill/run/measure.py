@@ -63,7 +63,29 @@ def evaluate(
     Raises:
       UserError: what does not fit.
     """
-    config = _with_metrics(config_of_run(workdir, overrides), metrics, predictions)
+    return evaluate_run(
+        workdir,
+        config_of_run(workdir, overrides),
+        step=step,
+        metrics=metrics,
+        allow_pickle=allow_pickle,
+        report=report,
+        predictions=predictions,
+    )
+
+
+def evaluate_run(
+    workdir: Path,
+    config: Config,
+    *,
+    step: int | None,
+    metrics: Sequence[str] | None,
+    allow_pickle: bool,
+    report: Report,
+    predictions: Path | None = None,
+) -> dict[str, float]:
+    """As `evaluate`, with the config of the run, of which values may have been changed."""
+    config = _with_metrics(config, metrics, predictions)
     student = folders.load_student(workdir, step=step, report=report)
     check_model(config, student.model, "student")
     config, teacher, teacher_params = _teacher(config, metrics, allow_pickle=allow_pickle, report=report)
@@ -94,10 +116,37 @@ def evaluate_model(
     Raises:
       UserError: what does not fit.
     """
-    config = _with_metrics(config, metrics, predictions)
     made = {"init", "layers", "family", "reference_init", "overrides"}  # of a student that is made, not read
     as_it_is = {key: getattr(StudentConfig(), key) for key in made}
-    config = config.changed(student={**as_it_is, "name": name, "revision": revision})
+    return evaluate_config(
+        config.changed(student={**as_it_is, "name": name, "revision": revision}),
+        name,
+        metrics=metrics,
+        allow_pickle=allow_pickle,
+        report=report,
+        predictions=predictions,
+    )
+
+
+def evaluate_config(
+    config: Config,
+    name: str,
+    *,
+    metrics: Sequence[str] | None,
+    allow_pickle: bool,
+    report: Report,
+    predictions: Path | None = None,
+) -> dict[str, float]:
+    """Measures the student that a run of a config would begin with, on its held-out text.
+
+    Args:
+      name: of the student, for messages.
+      metrics, predictions: as in `evaluate`.
+
+    Raises:
+      UserError: what does not fit.
+    """
+    config = _with_metrics(config, metrics, predictions)
     config, teacher, teacher_params = _teacher(config, metrics, allow_pickle=allow_pickle, report=report)
     pair = pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report, missing="error")
     return _measure(config, pair, name=name, predictions=predictions, report=report)
