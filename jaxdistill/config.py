@@ -259,8 +259,12 @@ def _devices(c: Config) -> None:
         raise UserError(f"{both}: models that write text run on the same devices; set both to 0")
     if c.mesh.data != -1:
         raise UserError(f"config.mesh.data={c.mesh.data} is of one mesh for both models; with {both}, set it to -1")
-    if student % c.mesh.fsdp or teacher % c.mesh.fsdp:
-        raise UserError(f"config.mesh.fsdp={c.mesh.fsdp} must divide {both}")
+    split = c.mesh.fsdp * c.mesh.tensor
+    if student % split or teacher % split:
+        named = f"config.mesh.fsdp={c.mesh.fsdp}" + (
+            f" x config.mesh.tensor={c.mesh.tensor}" if c.mesh.tensor > 1 else ""
+        )
+        raise UserError(f"{named} must divide {both}")
 
 
 def _sampling(c: Config) -> None:

@@ -14,6 +14,7 @@ from jaxdistill.data.text import Text
 from jaxdistill.losses.divergences import masked_sum
 from jaxdistill.losses.fused_head import chunk_size
 from jaxdistill.models import intercept
+from jaxdistill.models.axes import row_devices
 from jaxdistill.models.head import Head, logits, over_words
 from jaxdistill.models.model import Model
 from jaxdistill.models.scan import layer_interceptors
@@ -109,9 +110,9 @@ def token_sums(
 
 def _piece_width(context: Context, rows: int, length: int) -> int:
     """How many tokens of each row go through the head at a time."""
-    devices = context.mesh.devices
-    chunk = chunk_size(tokens=rows * length // devices.size, platform=devices.flat[0].platform)
-    return min(max(chunk * devices.size // rows, 1), length)
+    devices = row_devices(context.mesh)
+    chunk = chunk_size(tokens=rows * length // devices, platform=context.mesh.devices.flat[0].platform)
+    return min(max(chunk * devices // rows, 1), length)
 
 
 def _in_pieces(x: Array, width: int) -> Array:

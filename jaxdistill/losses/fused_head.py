@@ -19,8 +19,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.divergences import LogitLoss, Scalar, masked_sum
+from jaxdistill.models.axes import ROWS, row_devices
 from jaxdistill.models.head import Head, before_bound, logits
 
+from jaxdistill.models.partition import words_stay
 # Tokens a chunk, at most, by platform. Whatever the vocabulary, a chunk reads and writes the kernel's gradient once
 # ([width, vocab] float32), which must be little beside the work on its logits. On a CPU, 128 to 1,024 tokens take the
 # same time. On a v5e at width 768 in bfloat16 a chunk moves 22 bytes a logit and 12 kB a word: at 1,024 tokens that is
@@ -63,7 +65,7 @@ def fused_head(
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     if chunk is None:
-        chunk = chunk_size(tokens=labels.size // (1 if mesh is None else mesh.size), platform=platform)
+        chunk = chunk_size(tokens=labels.size // (1 if mesh is None else row_devices(mesh)), platform=platform)
     # In an order of their own, so that sums round alike whatever names the losses have.
     in_order = tuple((name, x.loss) for name, x in sorted(losses.items(), key=lambda item: item[1].loss.name))
     settings = _Settings(in_order, beta, chunk, mesh, platform)
@@ -128,10 +130,10 @@ def _on_mesh(
 ) -> tuple[tuple[Array, Scalars], Head | None]:
     """((weighted total, sums), gradient of the total in the student's head)."""
     local = partial(_in_chunks, settings, gradients=gradients)
-    if settings.mesh is None or settings.mesh.size == 1:
+    if settings.mesh is None or row_devices(settings.mesh) == 1:
         sums, gradient = local(student, weights, constants)
     else:
-        axes = settings.mesh.axis_names
+        axes = ROWS
         rows, whole = PartitionSpec(axes), PartitionSpec()
 
         def split(head: Any) -> Any:
@@ -145,7 +147,7 @@ def _on_mesh(
             if gradient is None:
                 return jax.lax.psum(sums, axes), None
             sums, kernel, bias = jax.lax.psum((sums, gradient.kernel, gradient.bias), axes)
-            return sums, gradient._replace(kernel=kernel, bias=bias)
+            return sums, words_stay(gradient._replace(kernel=kernel, bias=bias), settings.mesh)
 
         sums, gradient = jax.shard_map(
             summed,
@@ -155,6 +157,7 @@ def _on_mesh(
             check_vma=False,
         )(student, weights, constants)
     total = jnp.stack([weights[name] * sums[name] for name, _ in settings.losses]).sum()
+            axis_names=set(ROWS),
     return (total, sums), gradient
 
 
@@ -166,6 +169,8 @@ def _in_chunks(
     assert student.features is not None
     tokens, chunk = labels.size, settings.chunk
     chunks = -(-tokens // chunk)
+    student = words_stay(student, settings.mesh)
+    teacher = words_stay(teacher, settings.mesh) if isinstance(teacher, Head) else teacher
 
     def cut(x: Array) -> Array:
         """[*tokens ...] -> [chunks, chunk ...]; the last chunk is filled up with 0, which the masks leave out."""

@@ -33,6 +33,7 @@ class Family:
     head_activation: str = ""  # ELECTRA: torch's head ignores config.hidden_act and always uses this activation
     torch_class: str = ""  # "" = named as the configuration class, with ForCausalLM or ForMaskedLM
     token_types: bool = True  # the forward pass takes token_type_ids
+    transposed_kernels: bool = False  # GPT-2: kernels of its layers are [out, in], as torch's Conv1D keeps [in, out]
     # Parts of the names of torch tensors that the Flax class has no parameter for.
     ignored: tuple[str, ...] = ("pooler.", "position_ids", "token_type_ids")
 
@@ -112,7 +113,7 @@ FAMILIES: dict[str, Family] = {
         projection_bias="decoder/bias",
         token_types=False,
     ),
-    "gpt2": replace(_GPT, torch_class="GPT2LMHeadModel"),
+    "gpt2": replace(_GPT, torch_class="GPT2LMHeadModel", transposed_kernels=True),
     "gpt_neo": _GPT,
     "opt": _causal(
         layers="model/decoder/layers/{}",

@@ -19,6 +19,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from jaxdistill.models import partition
 from jaxdistill.models.attention import dot_product_attention
 from jaxdistill.models.core import network
 from jaxdistill.models.core.modules import Projected
@@ -81,6 +82,8 @@ def apply(
     if positions is not None:
         active = [gather_before(family.head, positions), *active]
     run = _apply_flax if model.core is None else _apply_core
+    if mesh is not None and partition.is_split(mesh):
+        active = [*active, partition.rows_stay(mesh, model)]
     with ExitStack() as stack:
         if mesh is not None and model.core is not None:
             stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))

@@ -82,7 +82,7 @@ def assemble(
     context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
     evaluate = make_evaluator(config.evaluate, context)
     if meshes.separate:
-        evaluate = _with_teacher_copied(evaluate, config, sharding.by_rule(pair.teacher_params, meshes.student))
+        evaluate = _with_teacher_copied(evaluate, config, sharding.of_teacher(pair, meshes.student, config.mesh))
     per_epoch = steps_per_epoch(
         text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
     )

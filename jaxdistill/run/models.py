@@ -17,6 +17,7 @@ from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.layer_choice import half, resolve_layers
 from jaxdistill.models.model import Model, build_model_for, common_words, init_params, param_shapes
 from jaxdistill.models.pair import Pair
+from jaxdistill.models.partition import check_heads
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
 from jaxdistill.models.student import cut_student, student_config
 from jaxdistill.models.tokenizer import (
@@ -141,6 +142,7 @@ def check_model(config: Config, model: Model, role: str) -> None:
             f"config.data.max_length={c.data.max_length} is longer than the {role}'s {model.max_length} positions; "
             "lower it"
         )
+    check_heads(model, config.mesh.tensor, role)
     if not model.family.causal and c.samples:
         raise UserError(f"{who}, which writes no text; set config.sample and config.loss.alpha_policy to 0")
     if model.family.causal and c.loss.tokens == "masked":

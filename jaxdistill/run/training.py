@@ -15,6 +15,7 @@ from jaxdistill.losses.objective import init_projections, make_ramp
 from jaxdistill.losses.term import Objective
 from jaxdistill.losses.terms import needs_samples
 from jaxdistill.models import layer_drop
+from jaxdistill.models.axes import row_devices
 from jaxdistill.models.pair import Pair
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
@@ -45,8 +46,10 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    state_shardings = sharding.by_rule(jax.eval_shape(init, pair.student_params), meshes.student)
-    teacher_shardings = sharding.by_rule(pair.teacher_params, meshes.teacher)
+    state_shardings = sharding.by_rule(
+        jax.eval_shape(init, pair.student_params), meshes.student, family=pair.student.family
+    )
+    teacher_shardings = sharding.of_teacher(pair, meshes.teacher, config.mesh)
     group = config.mask.group
     distillation = Distillation(
         pair.student,
@@ -102,23 +105,30 @@ def check_devices(config: Config, meshes: Meshes) -> None:
     """
     pieces = config.train.accumulation * config.mask.group
     for mesh, whose in ((meshes.student, "devices"), (meshes.teacher, "devices of the teacher")):
-        if config.train.batch_size % (pieces * mesh.size):
+        size = row_devices(mesh)
+        if config.train.batch_size % (pieces * size):
             raise UserError(
                 f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x "
-                f"mask.group={pieces} x {mesh.size} {whose} = {pieces * mesh.size}; change one of them"
+                f"mask.group={pieces} x {size} {whose}{_that_split_rows(mesh)} = {pieces * size}; change one of them"
             )
     check_evaluation(config, meshes.student)
 
 
 # Kernel of attention -> the platform that has it, and the name of that.
 _KERNELS_OF = {"cudnn": ("gpu", "NVIDIA's GPUs"), "splash": ("tpu", "TPUs")}
+def _that_split_rows(mesh: jax.sharding.Mesh) -> str:
+    return f" that split rows (config.mesh.tensor={mesh.size // row_devices(mesh)})" * (row_devices(mesh) < mesh.size)
+
+
 
 
 def check_evaluation(config: Config, mesh: jax.sharding.Mesh) -> None:
     """As `check_devices`, for the evaluation alone."""
-    if config.evaluate.batch_size % mesh.size:
+    size = row_devices(mesh)
+    if config.evaluate.batch_size % size:
         raise UserError(
-            f"config.evaluate.batch_size={config.evaluate.batch_size} must be a multiple of the {mesh.size} devices"
+            f"config.evaluate.batch_size={config.evaluate.batch_size} must be a multiple of the {size} devices"
+            f"{_that_split_rows(mesh)}"
         )
     device = mesh.devices.flat[0]
     for role, side in (("teacher", config.teacher), ("student", config.student)):

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from jaxdistill.errors import UserError
-from jaxdistill.knobs import Rule, Section, knob
+from jaxdistill.knobs import OneOf, Rule, Section, knob
 from jaxdistill.step.optimizer import Patterns
 
 
@@ -28,10 +28,24 @@ class TrainConfig(Section):
             raise UserError("config.train.steps and config.train.epochs are both 0; set one of them")
 
 
+# Where the teacher's parameters lie -> the axes of the mesh that split them.
+OVER: dict[str, tuple[str, ...]] = {"fsdp": ("fsdp",), "whole": (), "all": ("data", "fsdp")}
+
+
 class MeshConfig(Section):
     """How devices share the work."""
 
     data: Annotated[int, Rule("must be -1 (all devices left) or at least 1", lambda n: n == -1 or n >= 1)] = knob(
-        -1, "Number of devices that split the batch; -1 = all that `fsdp` leaves."
+        -1, "Number of devices that split the batch; -1 = all that `fsdp` and `tensor` leave."
     )
     fsdp: int = knob(1, "Number of devices that split both the batch and the parameters of both models.", ge=1)
+    tensor: int = knob(
+        1,
+        "Number of devices that share the work on each row: heads, inner units and vocabulary of both models.",
+        ge=1,
+    )
+    teacher: Annotated[str, OneOf(OVER)] = knob(
+        "fsdp",
+        "Where the teacher's parameters lie: `fsdp` splits them as the student's, `all` over the devices of `data` "
+        "too; `whole` keeps all of them on every device, which saves gathering them.",
+    )

@@ -11,23 +11,30 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxdistill.errors import UserError
-from jaxdistill.step.settings import MeshConfig
+from jaxdistill.models.axes import AXES, ROWS, TENSOR, row_devices
+from jaxdistill.models.families import Family
+from jaxdistill.models.head import Head
+from jaxdistill.models.pair import Pair
+from jaxdistill.models.partition import Cut, cut_of
+from jaxdistill.step.optimizer import path_name
+from jaxdistill.step.settings import OVER, MeshConfig
 
-AXES = ("data", "fsdp")  # both split the batch; fsdp splits the parameters as well
 
-
-def make_mesh(*, data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """A (data, fsdp) mesh over `devices`, or all there are; data=-1 takes all that fsdp leaves.
+def make_mesh(*, data: int, fsdp: int, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over `devices`, or all there are; data=-1 takes all that the others leave.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    if data == -1 and len(devices) % fsdp == 0:
-        data = len(devices) // fsdp
-    if data * fsdp != len(devices):
-        raise UserError(f"config.mesh.data={data} x config.mesh.fsdp={fsdp} must be the {len(devices)} devices here")
-    return Mesh(np.asarray(devices).reshape(data, fsdp), AXES)
+    if data == -1 and len(devices) % (fsdp * tensor) == 0:
+        data = len(devices) // (fsdp * tensor)
+    if data * fsdp * tensor != len(devices):
+        split = f" x config.mesh.tensor={tensor}" if tensor > 1 else ""
+        raise UserError(
+            f"config.mesh.data={data} x config.mesh.fsdp={fsdp}{split} must be the {len(devices)} devices here"
+        )
+    return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), AXES)
 
 
 class Meshes(NamedTuple):
@@ -48,7 +55,7 @@ def make_meshes(settings: MeshConfig, *, student: int, teacher: int) -> Meshes:
     Raises:
       UserError: the devices are not there, or the axes do not multiply to them.
     """
-    make = partial(make_mesh, data=settings.data, fsdp=settings.fsdp)
+    make = partial(make_mesh, data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
     if not student and not teacher:
         mesh = make()
         return Meshes(mesh, mesh)
@@ -62,8 +69,8 @@ def make_meshes(settings: MeshConfig, *, student: int, teacher: int) -> Meshes:
 
 
 def by_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """Rows, which are `axis` of an array, split over every device."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
+    """Rows, which are `axis` of an array, split over every device, but for `tensor`, whose devices share their rows."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
 
 
 def matching_rows(a: Mesh, b: Mesh, *, axis: int) -> tuple[NamedSharding, NamedSharding]:
@@ -72,7 +79,7 @@ def matching_rows(a: Mesh, b: Mesh, *, axis: int) -> tuple[NamedSharding, NamedS
     Between two such shardings jax.device_put copies from device to device, and returns at once. Between other
     shardings the copy goes through the host, and waits there for the array to be computed.
     """
-    pieces = math.gcd(a.size, b.size)
+    pieces = math.gcd(row_devices(a), row_devices(b))
 
     def split(mesh: Mesh) -> NamedSharding:
         devices = mesh.devices.reshape(pieces, -1)
@@ -85,23 +92,60 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rule(tree: PyTree, mesh: Mesh, *, smallest: int = 2**14) -> PyTree:
-    """A sharding for every leaf: its longest axis that fsdp divides is split, small leaves are replicated.
+def by_rule(
+    tree: PyTree,
+    mesh: Mesh,
+    *,
+    family: Family | None = None,
+    over: Sequence[str] = ("fsdp",),
+    smallest: int = 2**14,
+) -> PyTree:
+    """A sharding for every leaf: `tensor` splits what models/partition.py says, `over` the longest axis of the rest.
 
     Args:
       tree: arrays or their shapes (parameters, or optimizer state over them).
-      smallest: elements below which splitting costs more than it saves.
+      family: whose parameters these are; None = `tensor` splits nothing.
+      over: the axes of the mesh that split a leaf as fsdp does, where together they divide one of its axes.
+      smallest: elements below which that costs more than it saves; such leaves are replicated.
     """
-    size = mesh.shape["fsdp"]
 
-    def rule(leaf: Any) -> NamedSharding:
-        axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
-        if size == 1 or not axes or math.prod(leaf.shape) < smallest:
-            return replicated(mesh)
-        split = max(axes, key=lambda i: leaf.shape[i])
-        return NamedSharding(mesh, PartitionSpec(*[None] * split, "fsdp"))
+    def rule(path: tuple, leaf: Any) -> NamedSharding:
+        cut = Cut() if family is None else cut_of(path_name(path), len(leaf.shape), family)
+        if cut.over == ("fsdp",):
+            cut = cut._replace(over=tuple(over))
+        return _split(leaf, mesh, cut, smallest=smallest)
 
-    return jax.tree.map(rule, tree)
+    return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def of_teacher(pair: Pair, mesh: Mesh, settings: MeshConfig) -> PyTree:
+    """Shardings of the teacher's parameters, which are read and never changed."""
+    family = None if pair.teacher is None else pair.teacher.family
+    return by_rule(pair.teacher_params, mesh, family=family, over=OVER[settings.teacher])
+
+
+def of_head(head: Head | None, mesh: Mesh) -> Head | None:
+    """Shardings for the weights of a vocabulary projection, and for their gradient: those of the parameters."""
+    if head is None:
+        return None
+    bias = None if head.bias is None else _split(head.bias, mesh, Cut(0))
+    return head._replace(features=None, kernel=_split(head.kernel, mesh, Cut(0 if head.tied else 1)), bias=bias)
+
+
+def _split(leaf: Any, mesh: Mesh, cut: Cut, *, smallest: int = 2**14) -> NamedSharding:
+    spec: list[Any] = [None] * len(leaf.shape)
+    if cut.tensor is not None and mesh.shape[TENSOR] > 1 and leaf.shape[cut.tensor] % mesh.shape[TENSOR] == 0:
+        spec[cut.tensor] = TENSOR
+    across = [axis for axis in cut.over if mesh.shape[axis] > 1]
+    size = math.prod(mesh.shape[axis] for axis in across)
+    left = [i for i, n in enumerate(leaf.shape) if n % size == 0 and spec[i] is None]
+    if size > 1 and left and math.prod(leaf.shape) >= smallest:
+        # The axis of `tensor` comes last, so that tables of words are split by their width (partition.rows_stay).
+        longest = max(left, key=lambda i: (i != cut.tensor, leaf.shape[i]))
+        spec[longest] = tuple(across) if len(across) > 1 else across[0]
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -116,7 +116,7 @@ def _make_update(
                 return student_loss(params, from_teacher._replace(outputs=outputs), micro, counts, now, own)
 
             value, (grads, of_head) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(state.params, head)
-            return value, (grads, jax.lax.with_sharding_constraint(of_head, sharding.by_rule(of_head, mesh)))
+            return value, (grads, jax.lax.with_sharding_constraint(of_head, sharding.of_head(of_head, mesh)))
 
         # A tied kernel has two gradients, the embedding's and the head's. Added up after the micro-batches, each is
         # reduced over the devices once; where they meet in every micro-batch, the compiler reduces both there.

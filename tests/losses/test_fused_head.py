@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.losses import fused_head as fused
 from jaxdistill.losses import terms as objectives
@@ -340,7 +340,8 @@ def test_memory_grows_with_the_chunk_and_not_with_tokens_times_vocabulary() -> N
 @pytest.mark.parametrize(("mesh_shape", "kinds"), [((8, 1), KINDS[0]), ((2, 4), KINDS[1]), ((2, 1), KINDS[2])])
 def test_several_devices_are_one(mesh_shape: tuple[int, int], kinds: tuple[dict, dict]) -> None:
     """Rows over both axes, kernel and bias split over the vocabulary by fsdp: each device walks its own rows."""
-    mesh = Mesh(np.asarray(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape), sharding.AXES)
+    data, fsdp = mesh_shape
+    mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
     rng = np.random.default_rng(10)
     x, names = make_inputs(10, rows=16), ("forward_kl", "cross_entropy")
     vocab = 20  # fsdp divides it
@@ -352,11 +353,11 @@ def test_several_devices_are_one(mesh_shape: tuple[int, int], kinds: tuple[dict,
     def head(h: Head) -> Head:
         kernel = put(h.kernel, *("fsdp", None) if h.tied else (None, "fsdp"))
         bias = h.bias if h.bias is None else put(h.bias, "fsdp")
-        return h._replace(features=put(h.features, sharding.AXES), kernel=kernel, bias=bias)
+        return h._replace(features=put(h.features, sharding.ROWS), kernel=kernel, bias=bias)
 
-    masks = {name: put(mask, sharding.AXES) for name, mask in masks_of(x, names).items()}
+    masks = {name: put(mask, sharding.ROWS) for name, mask in masks_of(x, names).items()}
     f = graded(names, chunk=4, mesh=mesh)
-    arguments = (head(x.student), weights_of(names), head(x.teacher), put(x.labels, sharding.AXES), masks)
+    arguments = (head(x.student), weights_of(names), head(x.teacher), put(x.labels, sharding.ROWS), masks)
     assert_near(f(*arguments), run(x, names, chunk=4), tolerance=2e-6)
     # No device is given another's tokens, and nothing is exchanged once a chunk.
     features, computation = x.student.features.size, ""

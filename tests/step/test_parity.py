@@ -11,7 +11,6 @@ import optax
 import oracle
 import pytest
 import torch
-from jax.sharding import Mesh
 
 from jaxdistill.losses import terms as objectives
 from jaxdistill.losses.objective import init_projections
@@ -240,7 +239,7 @@ def test_ten_updates(name: str, tokens: str, accumulation: int) -> None:
     )
     adamw = optim.make_optimizer(pair.params, OPTIM, steps=STEPS, freeze=())
     optimizer = optax.chain(record, adamw)
-    mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     init = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))  # noqa: E731
     shardings = sharding.by_rule(jax.eval_shape(init, pair.params), mesh)
     state = jax.jit(init, out_shardings=shardings)(pair.params)

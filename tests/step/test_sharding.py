@@ -17,9 +17,9 @@ def mesh() -> Mesh:
 
 
 def test_mesh_takes_what_is_left(mesh: Mesh) -> None:
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 4}
-    assert dict(sharding.make_mesh(data=-1, fsdp=2).shape) == {"data": 4, "fsdp": 2}
-    assert dict(sharding.make_mesh(data=-1, fsdp=1).shape) == {"data": 8, "fsdp": 1}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert dict(sharding.make_mesh(data=-1, fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert dict(sharding.make_mesh(data=-1, fsdp=1).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(3, 2), (-1, 3), (8, 8), (1, 1), (-1, 16)])

@@ -14,7 +14,6 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh
 
 from jaxdistill.losses import divergences as losses
 from jaxdistill.losses import terms as objectives
@@ -247,7 +246,7 @@ def run(
     """Three updates; the gradient that reached the optimizer in the last one is kept in its state."""
     made = models()
     data, fsdp = MESHES[mesh]
-    devices = Mesh(np.asarray(jax.devices()[: data * fsdp]).reshape(data, fsdp), sharding.AXES)
+    devices = sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp])
     record = optax.GradientTransformation(
         lambda params: optax.tree.zeros_like(params), lambda updates, state, params=None: (updates, updates)
     )
@@ -432,7 +431,7 @@ def test_attention_maps_are_compared_without_their_dropout() -> None:
     drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
     model = build_model(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=24, **drop))
     params = random_params(model, np.random.default_rng(1))
-    mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     state = TrainState(jnp.int32(0), {"student": jax.tree.map(jnp.array, params), "projections": {}}, ())
     aim = Objective({"attention": 1.0}, 1.0, "all", ((1, 1), (2, 2)))
     step = make_train_step(

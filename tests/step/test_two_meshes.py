@@ -252,7 +252,9 @@ def test_a_run_on_two_meshes_is_the_run_on_one(tiny: tiny_run.Tiny, apart: Any) 
     for state, teacher in seen:
         assert {frozenset(x) for x in state} == {frozenset(devices[:4])}
         assert {frozenset(x) for x in teacher} == {frozenset(devices[4:])}
-    assert 'mesh {"student": {"data": 4, "fsdp": 1}, "teacher": {"data": 4, "fsdp": 1}}' in told
+    assert (
+        'mesh {"student": {"data": 4, "fsdp": 1, "tensor": 1}, "teacher": {"data": 4, "fsdp": 1, "tensor": 1}}' in told
+    )
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ every row that attends to itself. A cache, which has other numbers of queries an
 It is compiled ahead of time for v5e and compared with the other kernels in interpret mode; nobody has run it on a TPU.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jaxdistill.models.axes import TENSOR
 from jaxdistill.models.core.attention import FAR, Heads, Reach, Tokens
 
 BLOCK = 512  # queries, and keys, of a block at most
@@ -50,8 +52,11 @@ def splash(
     run: Any = partial(_attention, reach, cap, block, interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        rows = PartitionSpec(mesh.axis_names if len(query) % mesh.size == 0 else None)
-        run = jax.shard_map(run, in_specs=rows, out_specs=rows, check_vma=False)
+        rows = tuple(name for name in mesh.axis_names if name != TENSOR)
+        divide = len(query) % math.prod(mesh.shape[name] for name in rows) == 0
+        heads = PartitionSpec(rows if divide else None, TENSOR if TENSOR in mesh.axis_names else None)
+        tokens = PartitionSpec(heads[0])
+        run = jax.shard_map(run, in_specs=(heads, heads, heads, tokens), out_specs=heads, check_vma=False)
     return run(*arrays, documents).swapaxes(1, 2)[:, :length]
 
 

@@ -12,6 +12,7 @@ from attention_rows import REACHES, arrays, close, graded, tokens, written
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.cost import hlo
+from jaxdistill.models.axes import AXES, ROWS, TENSOR
 from jaxdistill.models.core import splash
 from jaxdistill.models.core.attention import Reach, Tokens
 
@@ -40,12 +41,12 @@ def test_value_and_gradient(reach: tuple[int, int], cap: float, monkeypatch: pyt
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs pip install 'jaxdistill[tpu]'")
 @pytest.mark.parametrize(("name", "size"), [("causal", 64), ("window both ways", 128), ("both ways", 256)])
 def test_compiled_for_four_chips(name: str, size: int) -> None:
-    """Every chip runs the three kernels on its own rows, and nothing is sent."""
+    """Every chip runs the three kernels on its own rows and heads, and nothing is sent."""
     from jaxdistill.cost.program import devices_of
 
-    mesh = Mesh(np.array(devices_of("v5e:2x2")).reshape(2, 2), ("data", "fsdp"))
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    query, key = (jax.ShapeDtypeStruct((4, 1000, heads, size), jnp.bfloat16, sharding=rows) for heads in (4, 2))
+    mesh = Mesh(np.array(devices_of("v5e:2x2")).reshape(2, 1, 2), AXES)
+    rows, heads = (NamedSharding(mesh, PartitionSpec(ROWS, *rest)) for rest in ((), (None, TENSOR)))
+    query, key = (jax.ShapeDtypeStruct((4, 1000, count, size), jnp.bfloat16, sharding=heads) for count in (4, 2))
     numbers: Any = jax.ShapeDtypeStruct((4, 1000), jnp.int32, sharding=rows)
     row = Tokens(numbers, numbers)
     run = graded(partial(splash.splash, reach=Reach(*REACHES[name])), cap=30.0)
