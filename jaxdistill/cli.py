@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from jaxdistill import __version__, train
-from jaxdistill.commands import evaluate, export, generate, init_student, neighbours, plan, prepare
+from jaxdistill.commands import evaluate, export, generate, init_student, neighbours, plan, prepare, report
 
 # A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
 # change where memory runs out), INTERRUPTED (what Ctrl-C leaves behind), add_flags and main.
@@ -18,6 +18,7 @@ COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
     "generate": generate,
     "neighbours": neighbours,
+    "report": report,
 }
 
 

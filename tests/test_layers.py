@@ -20,7 +20,7 @@ LAYERS = (
     ("run",),
     ("reference", "recipe"),
     ("config",),
-    ("evaluate", "export"),
+    ("evaluate", "export", "report"),
     ("sampling",),
     ("step",),
     ("losses",),

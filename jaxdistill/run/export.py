@@ -1,6 +1,5 @@
 """The student of a run as a Hugging Face folder."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from jaxdistill.export.card import Card, Results, model_card, without_folders
 from jaxdistill.export.export import export
 from jaxdistill.run import folder as folders
 from jaxdistill.run.origin import read_origin
+from jaxdistill.run.records import read_records
 
 
 class Exported(NamedTuple):
@@ -42,7 +42,7 @@ def export_run(
         origin=read_origin(workdir, student.config),
         license=student.config["export"]["license"],
         recipe=student.config,
-        results=Results(student.figures, _step_of_figures(workdir, student), _held_out(student.config)),
+        results=Results(student.figures, _step_of_figures(workdir, student), held_out_text(student.config)),
         step=student.step,
         causal=student.model.family.causal,
     )
@@ -60,26 +60,14 @@ def export_run(
 
 def _step_of_figures(workdir: Path, student: folders.Student) -> int | None:
     """The step of the evaluation whose figures a checkpoint has, which may lie before it; None where no record is."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     wanted = {"kind": "eval", **student.figures}
-    for record in map(_record_of, reversed(lines)):
-        step = record.get("step")
-        if isinstance(step, int) and step <= student.step and wanted.items() <= record.items():
-            return step
+    for record in reversed(read_records(workdir)):
+        if record["step"] <= student.step and wanted.items() <= record.items():
+            return record["step"]
     return None
 
 
-def _record_of(line: str) -> dict[str, Any]:
-    """The record in a line; {} where it is torn, as the last line of a killed run may be."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _held_out(config: Mapping[str, Any]) -> str:
+def held_out_text(config: Mapping[str, Any]) -> str:
     """The held-out text of a run, for people."""
     data, evaluate = config["data"], config["evaluate"]
     path = without_folders(data["path"] or data["prepared"])
