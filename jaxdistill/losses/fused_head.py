@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdistill.losses.divergences import LogitLoss, Scalar, masked_sum
 from jaxdistill.models.axes import ROWS, row_devices
 from jaxdistill.models.head import Head, before_bound, logits
-
 from jaxdistill.models.partition import words_stay
+
 # Tokens a chunk, at most, by platform. Whatever the vocabulary, a chunk reads and writes the kernel's gradient once
 # ([width, vocab] float32), which must be little beside the work on its logits. On a CPU, 128 to 1,024 tokens take the
 # same time. On a v5e at width 768 in bfloat16 a chunk moves 22 bytes a logit and 12 kB a word: at 1,024 tokens that is
@@ -154,10 +154,10 @@ def _on_mesh(
             mesh=settings.mesh,
             in_specs=(split(student), whole, _Constants(*of_constants)),
             out_specs=(whole, split(student) if gradients else None),
+            axis_names=set(ROWS),
             check_vma=False,
         )(student, weights, constants)
     total = jnp.stack([weights[name] * sums[name] for name, _ in settings.losses]).sum()
-            axis_names=set(ROWS),
     return (total, sums), gradient
 
 
@@ -166,11 +166,11 @@ def _in_chunks(
 ) -> tuple[Scalars, Head | None]:
     """(sum of each loss, gradient of their weighted total in the student's head) of this device's tokens."""
     teacher, labels, masks, temperature = constants
+    student = words_stay(student, settings.mesh)
+    teacher = words_stay(teacher, settings.mesh) if isinstance(teacher, Head) else teacher
     assert student.features is not None
     tokens, chunk = labels.size, settings.chunk
     chunks = -(-tokens // chunk)
-    student = words_stay(student, settings.mesh)
-    teacher = words_stay(teacher, settings.mesh) if isinstance(teacher, Head) else teacher
 
     def cut(x: Array) -> Array:
         """[*tokens ...] -> [chunks, chunk ...]; the last chunk is filled up with 0, which the masks leave out."""

@@ -135,6 +135,7 @@ def check_model(config: Config, model: Model, role: str) -> None:
     Raises:
       UserError: the first setting that does not fit.
     """
+    check_heads(model, config.mesh.tensor, role)
     c, kind = config, "causal" if model.family.causal else "masked"
     who = f"the {role} is a {model.config.model_type}, a {kind} language model"
     if c.data.max_length > model.max_length:
@@ -142,7 +143,6 @@ def check_model(config: Config, model: Model, role: str) -> None:
             f"config.data.max_length={c.data.max_length} is longer than the {role}'s {model.max_length} positions; "
             "lower it"
         )
-    check_heads(model, config.mesh.tensor, role)
     if not model.family.causal and c.samples:
         raise UserError(f"{who}, which writes no text; set config.sample and config.loss.alpha_policy to 0")
     if model.family.causal and c.loss.tokens == "masked":

@@ -114,12 +114,12 @@ def check_devices(config: Config, meshes: Meshes) -> None:
     check_evaluation(config, meshes.student)
 
 
-# Kernel of attention -> the platform that has it, and the name of that.
-_KERNELS_OF = {"cudnn": ("gpu", "NVIDIA's GPUs"), "splash": ("tpu", "TPUs")}
 def _that_split_rows(mesh: jax.sharding.Mesh) -> str:
     return f" that split rows (config.mesh.tensor={mesh.size // row_devices(mesh)})" * (row_devices(mesh) < mesh.size)
 
 
+# Kernel of attention -> the platform that has it, and the name of that.
+_KERNELS_OF = {"cudnn": ("gpu", "NVIDIA's GPUs"), "splash": ("tpu", "TPUs")}
 
 
 def check_evaluation(config: Config, mesh: jax.sharding.Mesh) -> None:
