@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from jaxdistill import __version__, train
-from jaxdistill.commands import evaluate, export, generate, init_student, neighbours, plan, prepare, report
+from jaxdistill.commands import cache, evaluate, export, generate, init_student, neighbours, plan, prepare, report
 
 # A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
 # change where memory runs out), INTERRUPTED (what Ctrl-C leaves behind), add_flags and main.
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
+    "cache": cache,
     "init-student": init_student,
     "evaluate": evaluate,
     "export": export,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxdistill.data.settings import DataConfig, MaskConfig
+from jaxdistill.data.settings import CacheConfig, DataConfig, MaskConfig
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.settings import EvaluateConfig
@@ -68,6 +68,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     mask: MaskConfig = MaskConfig()
+    cache: CacheConfig = CacheConfig()
     loss: LossConfig = LossConfig()
     sample: SampleConfig = SampleConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -82,7 +83,7 @@ class Config(Section):
     @property
     def losses(self) -> dict[str, float]:
         """The weights of the losses that are on; without a teacher those that need none."""
-        return self.loss.enabled(teacher=bool(self.teacher.name))
+        return self.loss.enabled(teacher=bool(self.teacher.name or self.teacher.cache))
 
     @property
     def losses_on_samples(self) -> list[str]:
@@ -185,6 +186,8 @@ def check(config: Config, *, own_losses: bool = False) -> None:
       UserError: the first broken rule, with its key, its value and what to do.
     """
     config.data.check()
+    config.mask.check()
+    config.cache.check()
     config.train.check()
     if not config.losses and not own_losses:
         raise UserError(
@@ -199,6 +202,7 @@ def check(config: Config, *, own_losses: bool = False) -> None:
     for rule in (
         _attention_and_rows,
         _where_models_come_from,
+        _cached_teacher,
         _revisions,
         _rows_divide,
         _sampling,
@@ -224,8 +228,27 @@ def _where_models_come_from(c: Config) -> None:
             "config.teacher.name is empty, so there is nothing to cut a student from; name a teacher, or a "
             'config.student.name, or config.student.init=random with config.student.overrides={"model_type": ...}'
         )
-    if not (c.teacher.name or c.student.name or c.tokenizer.name):
+    if not (c.teacher.name or c.teacher.cache or c.student.name or c.tokenizer.name):
         raise UserError("config.tokenizer.name is empty; name one, as there is no teacher to take it from")
+
+
+def _cached_teacher(c: Config) -> None:
+    """The rules of a run that reads a teacher's answers; those of its losses and its text need the cache itself."""
+    if not c.teacher.cache:
+        return
+    key = f"config.teacher.cache={c.teacher.cache!r}"
+    if not c.student.name and c.student.init == "teacher":
+        raise UserError(
+            f"{key}: no teacher is read that a student could be cut from; cut it with `jaxdistill init-student` and "
+            "name its folder as config.student.name, or set config.student.init=random"
+        )
+    if c.samples:
+        raise UserError(
+            f"{key} has no answers on text that models write; set config.sample.student and teacher, and the losses on "
+            "samples, to 0"
+        )
+    if c.teacher.devices:
+        raise UserError(f"{key}: no teacher runs; set config.teacher.devices and config.student.devices to 0")
 
 
 def _revisions(c: Config) -> None:

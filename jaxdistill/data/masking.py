@@ -5,6 +5,7 @@ after the XLM code). Here a group of rows stands for that batch. Each group has 
 accumulation may split a batch between groups, and the number of masked positions in a group has a static bound.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -79,6 +80,30 @@ def group_masking(store: TokenStore, draw: MaskDraw, *, seed: int, first_group: 
         return mask_batch(batch, draw, seed=seed, step=step, first_group=first_group)
 
     return make
+
+
+def content_masking(store: TokenStore, draw: MaskDraw, *, epoch_steps: int) -> MakeBatch:
+    """Makes the batches of training with masks that are a function of a row's tokens, mask.seed and the epoch.
+
+    After mask.epochs epochs the same masks come again. Each row is masked by itself, so a *row* has at most
+    masked_capacity(fraction=…, group=1, width=…) masked positions.
+
+    Args:
+      epoch_steps: batches of an epoch.
+    """
+
+    def make(step: int, ids: Int64[np.ndarray, "batch"], width: int) -> HostBatch:
+        batch = read_rows(store, ids, width=width, pad=draw.vocabulary.pad)
+        epoch = step // epoch_steps % draw.mask.epochs
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        return mask_groups(batch, draw, keys=[(draw.mask.seed, epoch, _content(ids[real])) for ids, real in rows])
+
+    return make
+
+
+def _content(ids: Integer[np.ndarray, "length"]) -> int:
+    """A number that stands for these ids."""
+    return int.from_bytes(hashlib.sha256(ids.astype("<i4").tobytes()).digest()[:16], "little")
 
 
 def row_masking(store: TokenStore, draw: MaskDraw, *, seed: int) -> MakeBatch:

@@ -140,3 +140,51 @@ class MaskConfig(Section):
         0.7, "Prefers rare tokens: a token is drawn with weight count ** -smoothing; 0 draws all alike.", ge=0
     )
     group: int = knob(8, "Rows whose masked tokens are drawn together; recipes for causal models set 1.", ge=1)
+    epochs: int = knob(
+        0,
+        "Epochs with masks of their own, after which the same ones come again, so that a teacher cache can hold its "
+        "answers: a row's masks are then a function of its tokens, `seed` and the epoch. 0 = new masks in every epoch.",
+        ge=0,
+        le=2**20,
+    )
+    seed: int = knob(0, "Seed of the masks where `epochs` is set.", ge=0, le=2**31 - 1)
+
+    def check(self) -> None:
+        if self.epochs and self.group != 1:
+            raise UserError(
+                f"config.mask.epochs={self.epochs} masks every row by itself, and config.mask.group={self.group} masks "
+                "rows together; set mask.group to 1"
+            )
+
+
+class CacheConfig(Section):
+    """What `jaxdistill cache` keeps of a teacher's answers; see docs/cache.md."""
+
+    kind: Literal["sampled", "topk", "topk+sampled"] = knob(
+        "sampled",
+        "Of the teacher's distribution over each token: `sampled`, words drawn from it; `topk`, the most likely words "
+        "and the probability of all others together; `topk+sampled`, the most likely words, and draws from the others.",
+        resumable=True,
+    )
+    samples: int = knob(12, "Words drawn for each token; not used by `topk`.", ge=1, le=4096, resumable=True)
+    k: int = knob(
+        32,
+        "Most likely words of each token, or the whole vocabulary where that is smaller; not used by `sampled`.",
+        ge=1,
+        resumable=True,
+    )
+    dtype: Literal["float16", "float32"] = knob(
+        "float16", "Data type of the most likely words' log-probabilities.", resumable=True
+    )
+    temperatures: tuple[float, ...] = knob(
+        (), "Temperatures that a run with the cache may have; empty = loss.temperature.", resumable=True
+    )
+    layers: tuple[int, ...] = knob(
+        (),
+        "Teacher layers whose hidden states are kept as well, in bfloat16, counted from 0, -1 being the embeddings.",
+        resumable=True,
+    )
+
+    def check(self) -> None:
+        if not all(0 < t < math.inf for t in self.temperatures):
+            raise UserError(f"config.cache.temperatures={self.temperatures} must be numbers above 0")

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64, Integer, Shaped
 
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, named_path, read_json
@@ -29,7 +29,7 @@ _BLOCK = 1 << 24  # bytes of a file of tokens that are checked at a time
 
 
 class TokenFile:
-    """The ids in a file, of which slices are read as they are asked for.
+    """The ids in a file, or other numbers, of which slices are read as they are asked for.
 
     Read and not mapped into memory: a mapped page beyond the end of a file that was cut short kills the process
     (SIGBUS), and to read a row from the file takes a microsecond.
@@ -46,8 +46,8 @@ class TokenFile:
     def __len__(self) -> int:
         return self._bytes // self.dtype.itemsize
 
-    def __getitem__(self, part: slice) -> Integer[np.ndarray, "part"]:
-        """The ids of a slice without a step.
+    def __getitem__(self, part: slice) -> Shaped[np.ndarray, "part"]:
+        """The numbers of a slice without a step.
 
         Raises:
           UserError: the file was cut short after it was opened.
@@ -139,7 +139,7 @@ class _Identity(NamedTuple):
     inode: int
 
 
-def _identity(file: Path) -> _Identity:
+def identity_of(file: Path) -> _Identity:
     stat = os.stat(file)
     return _Identity(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
@@ -148,12 +148,12 @@ def records_of(folder: Path) -> dict[str, Any]:
     """The part of meta.json by which `open_store` notices that a file of the folder has changed since."""
     names = [name for name in (TOKENS, *ARRAYS) if (folder / name).exists()]
     return {
-        "fingerprints": {name: _digest(folder / name) for name in names},
-        "written": list(_identity(folder / TOKENS)),
+        "fingerprints": {name: digest_of(folder / name) for name in names},
+        "written": list(identity_of(folder / TOKENS)),
     }
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -161,8 +161,8 @@ def _digest(file: Path) -> str:
 def _check_content(path: Path, meta: dict[str, Any]) -> None:
     try:
         fingerprints = dict(meta.get("fingerprints", {}))
-        strange = [name for name in ARRAYS if name in fingerprints and _digest(path / name) != fingerprints[name]]
-        identity = _identity(path / TOKENS)
+        strange = [name for name in ARRAYS if name in fingerprints and digest_of(path / name) != fingerprints[name]]
+        identity = identity_of(path / TOKENS)
         is_as_written = fingerprints and list(identity) == meta.get("written")
         if not (is_as_written and identity.size > CHECKED_ALWAYS_BYTES):
             digest, largest = _scanned(path / TOKENS, meta["dtype"], TOKENS in fingerprints, identity)

@@ -9,8 +9,15 @@ from jaxtyping import Int64
 
 from jaxdistill.data.batching import HostBatch, MakeBatch
 from jaxdistill.data.causal import next_token_prediction
-from jaxdistill.data.masking import group_masking, make_mask_draw, row_masking
-from jaxdistill.data.pipeline import BatchIterator, Hosts, Schedule, batches_in_order, shuffled_batches
+from jaxdistill.data.masking import content_masking, group_masking, make_mask_draw, row_masking
+from jaxdistill.data.pipeline import (
+    BatchIterator,
+    Hosts,
+    Schedule,
+    batches_in_order,
+    shuffled_batches,
+    steps_per_epoch,
+)
 from jaxdistill.data.prepare import prepare
 from jaxdistill.data.readers import Limits
 from jaxdistill.data.settings import DataConfig, MaskConfig
@@ -120,8 +127,19 @@ def _check_store(store: TokenStore, data: DataConfig, vocabulary: Vocabulary, *,
         )
 
 
-def train_batches(text: Text, data: DataConfig, mask: MaskConfig, schedule: Schedule, *, hosts: Hosts) -> BatchIterator:
+def train_batches(
+    text: Text,
+    data: DataConfig,
+    mask: MaskConfig,
+    schedule: Schedule,
+    *,
+    hosts: Hosts,
+    answers: Callable[[HostBatch], HostBatch] | None = None,
+) -> BatchIterator:
     """This host's part of the training batches, as a grain iterator with checkpointable state.
+
+    Args:
+      answers: puts a teacher's answers from a cache beside a batch.
 
     Yields:
       input_ids, labels (int32), attention_mask, label_mask (bool), [batch_size / hosts, width]; for packed rows of
@@ -136,10 +154,39 @@ def train_batches(text: Text, data: DataConfig, mask: MaskConfig, schedule: Sche
     else:
         draw = make_mask_draw(mask, text.vocabulary, text.token_counts)
         own_rows = hosts.own_rows(schedule.batch_size, group=mask.group)
-        make = group_masking(text.train, draw, seed=schedule.seed, first_group=own_rows.start // mask.group)
+        if mask.epochs:
+            size, limit = schedule.batch_size, schedule.limit_batches
+            make = content_masking(
+                text.train, draw, epoch_steps=steps_per_epoch(text.train, batch_size=size, limit_batches=limit)
+            )
+        else:
+            make = group_masking(text.train, draw, seed=schedule.seed, first_group=own_rows.start // mask.group)
         rows = row_masking(text.train, draw, seed=HELD_OUT_SEED)
     _check_labels(rows, text.train, data, batch_size=schedule.batch_size, limit=0, name="training text")
+    if answers is not None:
+        make = _then(make, answers)
     return shuffled_batches(make, text.train, data, schedule, own_rows)
+
+
+def _then(make: MakeBatch, change: Callable[[HostBatch], HostBatch]) -> MakeBatch:
+    return lambda step, ids, width: change(make(step, ids, width))
+
+
+def masks_of_content(text: Text, data: DataConfig, mask: MaskConfig) -> list[MakeBatch]:
+    """Makes all batches in which a row of the training text can come: one function for each epoch with its own masks.
+
+    Raises:
+      UserError: masks are new in every epoch.
+    """
+    if text.causal:
+        return [next_token_prediction(text.train, pad=text.vocabulary.pad, prompt_loss=data.prompt_loss)]
+    if not mask.epochs:
+        raise UserError(
+            "config.mask.epochs=0 draws new masks in every epoch, whose answers no cache can hold; set mask.epochs=3, "
+            "or another number of epochs with masks of their own, and mask.group=1"
+        )
+    make = content_masking(text.train, make_mask_draw(mask, text.vocabulary, text.token_counts), epoch_steps=1)
+    return [lambda _, ids, width, epoch=epoch: make(epoch, ids, width) for epoch in range(mask.epochs)]
 
 
 def held_out_batches(

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.divergences import LogitLoss, Scalar, masked_sum
+from jaxdistill.losses.partial import Partial, resolved
 from jaxdistill.models.axes import ROWS, row_devices
 from jaxdistill.models.head import Head, before_bound, logits
 from jaxdistill.models.partition import words_stay
@@ -40,7 +41,7 @@ class HeadLoss(NamedTuple):
 
 def fused_head(
     student: Head,
-    teacher: Head | None,
+    teacher: Head | Partial | None,
     labels: Int[Array, "*tokens"],
     losses: Mapping[str, HeadLoss],
     *,
@@ -55,7 +56,8 @@ def fused_head(
     the S_i are for metrics and have none.
 
     Args:
-      teacher: None where no loss compares with it; its width may differ from the student's, its vocabulary may not.
+      teacher: None where no loss compares with it; its width may differ from the student's, its vocabulary may not. Or
+        what a cache holds of its distributions.
       labels: the targets of losses on labels; anything outside their masks.
       losses: by any names.
       temperature: T of the divergences; has no gradient.
@@ -97,7 +99,7 @@ class _Settings(NamedTuple):
 class _Constants(NamedTuple):
     """The arguments that the total has no gradient in."""
 
-    teacher: Head | None
+    teacher: Head | Partial | None
     labels: Int[Array, "*tokens"]
     masks: dict[str, Bool[Array, "*tokens"]]
     temperature: Float[Array, ""]
@@ -140,7 +142,8 @@ def _on_mesh(
             """A kernel that is split over the mesh is gathered here, once and not once a chunk."""
             return head and head._replace(features=rows, kernel=whole, bias=whole)
 
-        of_constants: Any = split(constants.teacher), rows, rows, whole
+        of_teacher = rows if isinstance(constants.teacher, Partial) else split(constants.teacher)
+        of_constants: Any = of_teacher, rows, rows, whole
 
         def summed(*args: Any) -> tuple[Scalars, Head | None]:
             sums, gradient = local(*args)
@@ -179,11 +182,12 @@ def _in_chunks(
         return flat.reshape(chunks, chunk, *flat.shape[1:])
 
     # Cast here, and so once and not once a chunk.
-    student_cast, teacher_cast = _in_dtype_of_features(student), teacher and _in_dtype_of_features(teacher)
+    student_cast = _in_dtype_of_features(student)
+    teacher_cast = _in_dtype_of_features(teacher) if isinstance(teacher, Head) else None
 
     def one(piece: Any) -> tuple[Any, Array | None]:
         (of_student, of_teacher), labels, masks = piece
-        other = teacher_cast and teacher_cast._replace(features=of_teacher)
+        other = teacher_cast._replace(features=of_teacher) if teacher_cast else of_teacher
         own = student_cast._replace(features=of_student)
         return _one_chunk(settings, own, weights, _Constants(other, labels, masks, temperature), gradients=gradients)
 
@@ -191,7 +195,8 @@ def _in_chunks(
         more, of_features = one(piece)
         return jax.tree.map(jnp.add, total, more), of_features
 
-    pieces = jax.tree.map(cut, ((student.features, teacher and teacher.features), labels, masks))
+    by_token = teacher.features if isinstance(teacher, Head) else teacher
+    pieces = jax.tree.map(cut, ((student.features, by_token), labels, masks))
     first = jax.tree.map(lambda x: x[0], pieces)
     if chunks == 1:
         result, of_features = one(first)
@@ -213,10 +218,11 @@ def _one_chunk(
     features = student.features
     assert features is not None
     s = logits(student)
-    t = constants.teacher and logits(constants.teacher)
+    t = logits(constants.teacher) if isinstance(constants.teacher, Head) else constants.teacher
     sums, slope = {}, jnp.zeros(s.shape, jnp.float32)
     for name, loss in settings.losses:
         target, mask = constants.labels if loss.target == "labels" else t, constants.masks[name]
+        loss, target = resolved(loss, target, words=s.shape[-1])
         sums[name] = masked_sum(loss.value(s, target, constants.temperature, settings.beta), mask)
         gradient = loss.slope(s, target, constants.temperature, settings.beta)
         slope += jnp.where(mask[:, None], weights[name] * gradient, 0.0)

@@ -49,14 +49,14 @@ def make_objective(
       UserError: no loss is left, or the layer map names a layer that is not there.
     """
     kind = "causal" if pair.student.family.causal else "masked"
-    weights = loss.enabled(teacher=pair.teacher is not None)
+    weights = loss.enabled(teacher=pair.imitated is not None)
     weights = {name: weight for name, weight in weights.items() if TERMS[name].kind in ("", kind)}
     weights |= {name: loss.weight for name, loss in own.items()}
     if not weights:
         first = next(name for name, term in TERMS.items() if term.kind == kind)
         raise UserError(f"no loss is enabled: set config.loss.alpha_{first}, or another")
     rows = [own[name].row if name in own else TERMS[name] for name in weights]
-    for role, model in (("student", pair.student), ("teacher", pair.teacher)):
+    for role, model in (("student", pair.student), ("teacher", pair.imitated)):
         narrow = model and getattr(model.config, "word_embed_proj_dim", model.width) != model.width
         if narrow and any(row.sees == "hidden_states" for row in rows):
             raise UserError(f"the {role}'s last hidden states are projected (OPT-350m): set the losses on them to 0")
@@ -147,8 +147,9 @@ def _width_of_queries(model: Model) -> int:
 
 def _layer_map(pairs: Sequence[Sequence[int]] | None, models: Pair) -> tuple[tuple[int, int], ...]:
     """((student, teacher), ...) counted from 0, -1 = embeddings, to indexes into hidden_states."""
-    assert models.teacher is not None
-    sizes = models.student.num_layers, models.teacher.num_layers
+    teacher = models.imitated
+    assert teacher is not None
+    sizes = models.student.num_layers, teacher.num_layers
     if pairs is None:
         # The layers that were cut out, or evenly spread ones that end with the last (TinyBERT's uniform map).
         copied = models.layers or [(i + 1) * sizes[1] // sizes[0] - 1 for i in range(sizes[0])]

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.divergences import LogitLoss, Scalar
+from jaxdistill.losses.partial import Partial
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.models.head import Head
 from jaxdistill.models.intercept import Outputs
@@ -48,7 +49,7 @@ class Signals(NamedTuple):
     labels: Int[Array, "*head"]
     masks: Mapping[str, Bool[Array, "..."]]  # of terms.masks_of; head and labels: as the logits
     projections: Mapping[str, Mapping[str, Array]]  # student width -> teacher width, by `student>teacher` layer
-    heads: tuple[Head, Head | None] | None = None  # student's and teacher's, for the fused head; None = dense logits
+    heads: tuple[Head, Head | Partial | None] | None = None  # student's and teacher's, for the fused head; None = dense logits
     sampled: Mapping[str, Array] | None = None  # the arrays that on_policy.make_scorer adds to a batch of samples
     embedding: Float[Array, "vocab width"] | None = None  # the student's input embedding, for `diversity`
     documents: Int[Array, "batch length"] | None = None  # number of each token's document; padding has 0

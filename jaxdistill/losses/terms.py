@@ -15,6 +15,7 @@ from jaxdistill.losses import layers, outputs, relations, samples
 from jaxdistill.losses import policy as policies
 from jaxdistill.losses.divergences import LogitLoss, masked_sum
 from jaxdistill.losses.fused_head import HeadLoss, fused_head
+from jaxdistill.losses.partial import resolved
 from jaxdistill.losses.term import Objective, Signals, Term
 
 TERMS: dict[str, Term] = {**outputs.TERMS, **layers.TERMS, **relations.TERMS, **samples.TERMS}
@@ -132,6 +133,7 @@ def _per_token(term: Term, objective: Objective, signals: Signals) -> Float[Arra
     if loss.target == "teacher":
         assert signals.teacher is not None
         target = signals.teacher.logits
+    loss, target = resolved(loss, target, words=signals.student.logits.shape[-1])
     return loss.value(signals.student.logits, target, objective.temperature, objective.beta)
 
 

@@ -34,6 +34,11 @@ class TeacherConfig(Section):
         resumable="content",
     )
     revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.", resumable="content")
+    cache: str = knob(
+        "",
+        "Folder of `jaxdistill cache`, whose answers stand for the teacher: its weights are not read.",
+        resumable="content",
+    )
     dtype: Dtype = knob("float32", "Data type of computation and of the stored parameters; losses stay float32.")
     attention: Attention = knob("xla", f"{_ATTENTION}.")
     classes: Classes = knob("auto", f"{_CLASSES}.", resumable=True)

@@ -1,6 +1,6 @@
 """The parts of a run, made from its config: every check that can fail early fails here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from jaxdistill.run import resume, writers
 from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.models import load_pair
 from jaxdistill.run.prompts import check_prompts
+from jaxdistill.run.teacher_cache import answers_of, open_for_run
 from jaxdistill.run.training import Training, check_devices, check_patterns, make_training
 from jaxdistill.sampling.on_policy import BatchLayout, Rollouts, make_rollouts
 from jaxdistill.step import sharding
@@ -88,7 +89,10 @@ def assemble(
     )
     _check_ends_of_epochs(config, per_epoch)
     steps = resume.steps_of(configs.values_of(config), per_epoch=per_epoch)
-    batches = train_batches_of(config, text, steps=steps)
+    answers = None
+    if pair.cached is not None:
+        answers = answers_of(config, pair, objective, open_for_run(config, pair, objective, text))
+    batches = train_batches_of(config, text, steps=steps, answers=answers)
     rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
     training = make_training(config, pair, objective, meshes, steps=steps)
     content = resume.content(config, pair, text) | ({resume.OWN_LOSSES: said} if (said := hooks.said_of_losses) else {})
@@ -109,10 +113,12 @@ def held_out_of(config: Config, text: Text) -> Sequence[HostBatch]:
     )
 
 
-def train_batches_of(config: Config, text: Text, *, steps: int) -> BatchIterator:
+def train_batches_of(
+    config: Config, text: Text, *, steps: int, answers: Callable[[HostBatch], HostBatch] | None = None
+) -> BatchIterator:
     """The training batches, as data.text.train_batches."""
     schedule = Schedule(config.train.batch_size, steps, config.train.limit_batches, config.seed)
-    return texts.train_batches(text, config.data, config.mask, schedule, hosts=_hosts())
+    return texts.train_batches(text, config.data, config.mask, schedule, hosts=_hosts(), answers=answers)
 
 
 def rollouts_of(config: Config, pair: Pair, objective: Objective, *, mesh: Mesh) -> Rollouts | None:

@@ -108,6 +108,8 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
     teacher = ""
     if pair.teacher is not None:
         teacher = f"teacher {pair.teacher.config.model_type} {in_millions(pair.teacher_params)} -> "
+    if pair.cached is not None:
+        teacher = f"teacher {pair.cached.model.config.model_type}, its answers from {config.teacher.cache} -> "
     student = f"student {pair.student.config.model_type} {in_millions(pair.student_params)}"
     layers = f" (layers {','.join(map(str, pair.layers))})" if pair.layers else ""
     shapes = {role: dict(mesh.shape) for role, mesh in meshes._asdict().items()}

@@ -28,6 +28,7 @@ from jaxdistill.models.tokenizer import (
     load_tokenizer,
 )
 from jaxdistill.run import folder as folders
+from jaxdistill.run import teacher_cache
 
 
 class StudentChoice(NamedTuple):
@@ -44,6 +45,12 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
     Raises:
       UserError: what does not fit; before any text is read and anything is compiled.
     """
+    if config.teacher.cache:
+        cached = teacher_cache.cached_teacher(config)
+        check_model(config, cached.model, "teacher")
+        pair = pair_with(config, cached.model, {}, allow_pickle=allow_pickle, report=report)
+        teacher_cache.check_words(config, cached, pair.student)
+        return pair._replace(teacher=None, cached=cached)
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
     return pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
 
@@ -177,6 +184,8 @@ def _check_same_words(teacher: Model, choice: StudentChoice, tokenizer: Any) -> 
 def _tokenizer(config: Config, choice: StudentChoice) -> Any:
     if config.tokenizer.name:
         folder = hub.resolve(config.tokenizer.name, revision=config.tokenizer.revision)
+    elif config.teacher.cache:
+        folder = teacher_cache.teacher_folder(config)
     elif config.teacher.name:
         folder = hub.resolve(config.teacher.name, revision=config.teacher.revision)
     else:

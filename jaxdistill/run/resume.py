@@ -29,13 +29,14 @@ from jaxdistill.files import write_text, writing
 from jaxdistill.models import hub
 from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
-from jaxdistill.run import checkpoint
+from jaxdistill.run import checkpoint, teacher_cache
 from jaxdistill.run import folder as folders
 
 # What a run depends on -> the settings that say where it lies.
 _NAMED_BY: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer.name", "tokenizer.revision"),
     "teacher": ("teacher.name", "teacher.revision"),
+    "teacher cache": ("teacher.cache",),
     "student": ("student.name", "student.revision"),
     "held-out text": ("data.eval_path", "data.eval_split"),
     "token counts": ("data.token_counts",),
@@ -120,6 +121,7 @@ def content(config: Config, pair: Pair, text: Text) -> dict[str, str]:
         "tokenizer": _hash([dataclasses.asdict(text.vocabulary), sorted(pair.tokenizer.get_vocab().items())]),
         "teacher": "" if pair.teacher is None else _hash([_fields(config, pair.teacher), _digest(pair.teacher_params)]),
         "student": _digest(pair.student_params) if config.student.name else "",
+        "teacher cache": _hash(teacher_cache.content_of(config)) if pair.cached else "",
     }
 
 

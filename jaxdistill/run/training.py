@@ -57,6 +57,7 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
         objective,
         group,
         capacity=lambda width: masked_capacity(fraction=config.mask.fraction, group=group, width=width),
+        cached=pair.cached,
     )
     settings = UpdateSettings(
         accumulation=config.train.accumulation,
@@ -75,13 +76,13 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
 
 def _projections(config: Config, pair: Pair, objective: Objective) -> PyTree:
     """The first values of the projections from the student's width to the teacher's, where a loss needs them."""
-    if pair.teacher is None:
+    if pair.imitated is None:
         return {}
     return init_projections(
         objective,
         student_width=pair.student.width,
-        teacher_width=pair.teacher.width,
-        num_layers=(pair.student.num_layers, pair.teacher.num_layers),
+        teacher_width=pair.imitated.width,
+        num_layers=(pair.student.num_layers, pair.imitated.num_layers),
         key=jax.random.fold_in(jax.random.key(config.seed), 1),
     )
 

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from jaxdistill.data.teacher_cache import OF_TEACHER
 from jaxdistill.losses import terms
+from jaxdistill.losses.partial import Partial
 from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.losses.terms import needs_teacher_head, teacher_layers, uses_fused_head
 from jaxdistill.models import intercept
 from jaxdistill.models.head import Head, first_words, over_words
 from jaxdistill.models.intercept import Interceptor, Outputs
 from jaxdistill.models.model import Model, common_words, embedding_of
+from jaxdistill.models.pair import CachedTeacher
 from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step.batch import Batch
 
@@ -29,11 +32,12 @@ class Distillation(NamedTuple):
     objective: Objective
     group: int  # rows whose masked positions were drawn together
     capacity: Callable[[int], int]  # row length -> largest number of masked positions in a group
+    cached: CachedTeacher | None = None  # in place of a teacher: its answers stand in the batch
 
     @property
     def words(self) -> int:
         """The words that the losses compare and predict, which are those that both models have."""
-        return common_words(self.student, self.teacher)
+        return common_words(self.student, self.teacher) if self.cached is None else self.cached.words
 
 
 class TeacherOutputs(NamedTuple):
@@ -71,6 +75,8 @@ def loss_fn(
     from_teacher = None
     if distillation.teacher is not None:
         from_teacher = teacher_outputs(distillation, teacher_params, batch, mesh=how.mesh)
+    elif distillation.cached is not None:
+        from_teacher = cached_outputs(distillation.cached.model, batch)
     return student_loss(params, from_teacher, batch, counts, distillation, how)
 
 
@@ -86,6 +92,18 @@ def teacher_outputs(
     outputs = intercept.apply(teacher, params, **inputs, projected=layer, interceptors=around, mesh=mesh)
     outputs = _over_words(outputs, distillation.words)
     return jax.lax.stop_gradient(TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params)))
+
+
+def cached_outputs(teacher: Model, batch: Batch) -> TeacherOutputs:
+    """The answers of a teacher that stand in a batch (data/teacher_cache.py), in the place of its outputs."""
+    whole_numbers = ("words", "samples")
+    answers = {name: batch.get(f"{OF_TEACHER}{name}") for name in Partial._fields}
+    answers = {
+        name: x if x is None or name not in whole_numbers else x.astype(jnp.int32) for name, x in answers.items()
+    }
+    logits: Any = Partial(**answers)
+    hidden: Any = tuple(batch.get(f"{OF_TEACHER}hidden_{i}") for i in range(teacher.num_layers + 1))
+    return TeacherOutputs(Outputs(logits, hidden, ()), None)
 
 
 def teacher_head(distillation: Distillation, params: PyTree) -> Head | None:
@@ -134,7 +152,7 @@ def student_loss(
     outputs = _over_words(outputs, distillation.words)
     heads = None
     if head := how.head or student_head(distillation, params["student"]):
-        heads = (head._replace(features=outputs.features), _with_features(from_teacher))
+        heads = (head._replace(features=outputs.features), _teacher_logits(from_teacher))
     signals = Signals(
         outputs, from_teacher and from_teacher.outputs, labels, masks, params["projections"], heads, sampled=batch
     )
@@ -199,7 +217,10 @@ def _used_outputs(objective: Objective, outputs: Outputs) -> Outputs:
     )
 
 
-def _with_features(from_teacher: TeacherOutputs | None) -> Head | None:
+def _teacher_logits(from_teacher: TeacherOutputs | None) -> Head | Partial | None:
+    """What the fused head compares with; None where no loss compares logits."""
+    if from_teacher is not None and isinstance(from_teacher.outputs.logits, Partial):
+        return from_teacher.outputs.logits
     if from_teacher is None or from_teacher.head is None:
         return None
     return from_teacher.head._replace(features=from_teacher.outputs.features)
