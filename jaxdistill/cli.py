@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from jaxdistill import __version__, train
+from jaxdistill import __version__, processes, train
 from jaxdistill.commands import cache, evaluate, export, generate, init_student, neighbours, plan, prepare, report
 
 # A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
@@ -21,6 +21,9 @@ COMMANDS: dict[str, ModuleType] = {
     "neighbours": neighbours,
     "report": report,
 }
+
+# Commands that several processes can run together; `train` is another one.
+TOGETHER = ("evaluate", "export", "generate", "init-student")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,13 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_abbrev=not command.TAKES_CONFIG,
         )
         command.add_flags(own)
+        if name in TOGETHER:
+            processes.add_flags(own)
     flags, overrides = parser.parse_known_args(argv)
     command = COMMANDS[flags.command]
     if overrides and not command.TAKES_CONFIG:
         parser.error(f"unknown argument {overrides[0]!r}")
-    return train.guarded(
-        lambda: command.main(flags, overrides), less_memory=command.LESS_MEMORY, interrupted=command.INTERRUPTED
-    )
+
+    def run() -> None:
+        if flags.command in TOGETHER:
+            processes.join(processes.cluster_of(flags))
+        command.main(flags, overrides)
+        processes.wait("end")
+
+    return train.guarded(run, less_memory=command.LESS_MEMORY, interrupted=command.INTERRUPTED)
 
 
 if __name__ == "__main__":

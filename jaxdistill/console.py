@@ -1,6 +1,7 @@
 """What a command says, on standard error, and what it results in, on standard output."""
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,39 @@ PATIENCE = 2.0  # seconds of silence
 LOADING = "loading the libraries"
 
 
+_is_quiet = False  # of several processes, all but the first: nobody reads the same line many times
+
+
+def quiet() -> None:
+    """From here on, this process says how it ends, and nothing else."""
+    global _is_quiet
+    _is_quiet = True
+
+
 def say(line: str) -> None:
     """Prints a line for the user, at once. It is no result, so it stays out of what a script reads."""
+    if not _is_quiet:
+        say_last(line)
+
+
+def say_last(line: str) -> None:
+    """As `say`, for the line that a process ends with."""
     print(line, file=sys.stderr, flush=True)
+
+
+def say_at_once(line: str) -> None:
+    """Past sys.stderr, whose lock the interrupted thread may hold; on a terminal over the progress bar."""
+    start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
+    os.write(2, f"{start}{line}\n".encode())
+
+
+def is_live() -> bool:
+    """Whether somebody watches standard error as it changes: a terminal, which is not dumb and not that of a CI job.
+
+    Only there a line may be drawn again and again. Colours are another question, which rich answers by NO_COLOR.
+    """
+    watched = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return watched and os.environ.get("CI", "").lower() in ("", "0", "false")
 
 
 @contextmanager

@@ -10,15 +10,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxdistill.console import LOADING, say, taking
+from jaxdistill import processes
+from jaxdistill.console import LOADING, say_last, taking
 from jaxdistill.errors import explained
 from jaxdistill.run.stop import EXIT_CODE, Interrupted, listening
 
 CONFIG_HELP = """\
 Every setting of the recipe can be changed: --config.KEY=VALUE, as in --config.train.steps=1000 or
---config.data.path=corpus.txt. KEY is a section and a name: docs/settings.md, which
-`python -m jaxdistill.reference` prints, lists all keys with their meaning. config.json in a run folder
-holds the values of the run. A value with spaces, quotes or brackets is quoted for the shell:
+--config.data.path=corpus.txt. KEY is a section and a name: `jaxdistill settings` prints all keys with their
+meaning, `jaxdistill settings WORD` those about a word; docs/settings.md has them as tables. config.json in a
+run folder holds the values of the run. A value with spaces, quotes or brackets is quoted for the shell:
 --config.student.layers="[0,2,4]".
 """
 INTERRUPTED = "the same command goes on from the last checkpoint"
@@ -28,29 +29,41 @@ LESS_MEMORY = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the flags and the recipe, then trains; returns the exit code as `guarded` does."""
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of training; `--config.KEY=VALUE` are not among them."""
     parser = argparse.ArgumentParser(
         prog="jaxdistill train",
-        usage="%(prog)s [-h] --config RECIPE --workdir RUN [--allow-pickle] [--config.KEY=VALUE ...]",
+        usage="%(prog)s [-h] --config RECIPE --workdir RUN [--allow-pickle] [--coordinator HOST:PORT --processes N "
+        "--process-id I] [--config.KEY=VALUE ...]",
         description="Distils a student, or resumes a run.",
         epilog=CONFIG_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", required=True, help="recipe, such as configs/bert_mlm.py or configs/bert_mlm.py:smoke"
+        "--config",
+        required=True,
+        help="recipe: a file, or a name that `jaxdistill recipes` lists, such as bert_mlm or, with a variant, "
+        "bert_mlm:smoke",
     )
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; a run that it holds is resumed")
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
-    flags, overrides = parser.parse_known_args(argv)
+    processes.add_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the flags and the recipe, then trains; returns the exit code as `guarded` does."""
+    flags, overrides = make_parser().parse_known_args(argv)
 
     def run() -> None:
         with taking(LOADING):
             from jaxdistill import recipe
             from jaxdistill.run import loop
 
-        loop.run(recipe.read(flags.config, overrides), flags.workdir, allow_pickle=flags.allow_pickle, stop=stop)
+        config = recipe.read(flags.config, overrides)
+        processes.join(processes.cluster_of(flags))
+        loop.run(config, flags.workdir, allow_pickle=flags.allow_pickle, stop=stop)
 
     with listening() as stop:
         return guarded(run)
@@ -80,11 +93,11 @@ def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY, interrup
     try:
         run()
     except Interrupted as e:
-        say(str(e))
+        say_last(str(e))
         return EXIT_CODE
     except KeyboardInterrupt:
-        say(f"interrupted; {interrupted}")
-        return 130
+        say_last(line := f"interrupted; {interrupted}")
+        return processes.leave(130, line)
     except BrokenPipeError:
         # The reader of our output has gone; the flush at Python's exit must not raise the same error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,11 +105,11 @@ def guarded(run: Callable[[], None], *, less_memory: str = LESS_MEMORY, interrup
     except SystemExit:
         raise
     except BaseException as e:  # also what the libraries in Rust raise, which is no Exception
-        code, line = explained(e, less_memory=less_memory)
+        code, line = processes.loss_in(e) or explained(e, less_memory=less_memory)
         if os.environ.get("JAXDISTILL_TRACEBACK"):
             traceback.print_exception(e)
-        say(f"error: {line}")
-        return code
+        say_last(f"error: {line}")
+        return processes.leave(code, line)
     return 0
 
 

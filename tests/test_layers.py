@@ -26,6 +26,7 @@ LAYERS = (
     ("losses",),
     ("models",),
     ("data",),
+    ("processes",),
     ("knobs", "files", "console", "network"),
     ("errors",),
 )

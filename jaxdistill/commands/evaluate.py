@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxdistill import files
+from jaxdistill import files, processes
 from jaxdistill.console import LOADING, say, show, taking
 from jaxdistill.errors import UserError
 
@@ -59,7 +59,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     else:
         step = step_named(flags.workdir, flags.step)
         figures = measure.evaluate(flags.workdir, step=step, overrides=overrides, **common)
-    if flags.json not in (None, "-"):
+    if flags.json not in (None, "-") and processes.is_first():
         path = Path(flags.json)
         with files.writing(path):
             files.write_text(path, json.dumps(figures, indent=2) + "\n")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from jaxdistill import processes
 from jaxdistill.console import LOADING, say, taking
 from jaxdistill.errors import UserError
 
@@ -71,5 +72,6 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         for continuation in continuations:
             print(continuation.prompt + continuation.completion, flush=True)
         return
-    write_records(continuations, flags.out)
+    if processes.is_first():
+        write_records(continuations, flags.out)
     print(f"{len(continuations)} completions, {sum(x.tokens for x in continuations):,} tokens, are in {flags.out}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill import processes
 from jaxdistill.errors import UserError
 from jaxdistill.export.folder import write_folder
 from jaxdistill.export.proof import TOLERANCE, reread_difference
@@ -26,7 +27,7 @@ def export(
     """Writes config.json, weights, tokenizer files and the model card to the folder `out`; torch is not needed.
 
     The folder is written beside `out` and renamed to `out` after the proof, so a failure leaves nothing. What a
-    killed process leaves is removed by the next export beside it.
+    killed process leaves is removed by the next export beside it. Of several processes, the first one writes.
 
     Args:
       to: format of the weights, one of export.folder.FORMATS.
@@ -36,6 +37,8 @@ def export(
     Raises:
       UserError: `out` is in use, cannot be written, or reads back with other logits.
     """
+    if not processes.is_first():
+        return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another --out, nothing is written over")
     try:

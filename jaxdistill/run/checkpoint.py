@@ -26,7 +26,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.options import MultiprocessingOptions
 
+from jaxdistill import processes
 from jaxdistill.errors import UserError
 from jaxdistill.files import os_error, refusal
 
@@ -53,8 +55,17 @@ def open_manager(
         cleanup_tmp_directories=not read_only,  # what a killed run left half-written
         create=not read_only,
         lightweight_initialize=True,  # reads no metadata, so that a damaged file raises in `restore` alone
+        multiprocessing_options=_of_this_process() if read_only else MultiprocessingOptions(),
     )
     return ocp.CheckpointManager(directory, options=options)
+
+
+def _of_this_process() -> MultiprocessingOptions:
+    """Options of a manager that waits for no other process: each reads whole arrays, and nobody writes."""
+    if jax.process_count() == 1:
+        return MultiprocessingOptions()
+    own = jax.process_index()
+    return MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}")
 
 
 @functools.cache
@@ -294,9 +305,10 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
     """Renames damaged checkpoints, so that their steps can be saved again and the files can still be inspected."""
-    for step in steps:
+    for step in steps if processes.is_first() else ():
         names = (f"damaged-{step}" + (f"-{n}" if n else "") for n in itertools.count())
         free = next(name for name in names if not (manager.directory / name).exists())
         (manager.directory / str(step)).rename(manager.directory / free)
     if steps:
+        processes.wait("set-aside")
         manager.reload()

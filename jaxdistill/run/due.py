@@ -3,12 +3,11 @@
 import time
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxdistill.config import Config
 from jaxdistill.run.stop import Stop
+from jaxdistill.step.across_processes import Agreement
 
 
 class Actions(NamedTuple):
@@ -31,11 +30,13 @@ class Due:
         self.seconds = 60 * config.checkpoint.minutes
         # A sample is not saved, so a checkpoint lies between two of them.
         self.whole = config.policy.reuse if config.losses_on_samples else 1
+        self.agreement = Agreement()
         self.restart()
 
     def restart(self) -> None:
         """Counts the time to the next checkpoint from now: one was saved."""
         self.since = time.monotonic()
+        self.agreement.forget()
 
     def after(self, at: int) -> Actions:
         """What follows step `at`."""
@@ -47,13 +48,7 @@ class Due:
 
     def _unplanned(self, at: int) -> tuple[bool, bool]:
         """(whether the run is to stop, whether the last checkpoint is too long ago)."""
-        if at % self.whole:
-            return False, False
         overdue = bool(self.seconds) and time.monotonic() - self.since > self.seconds
-        flags = np.array([bool(self.stop.asked), overdue])
-        if jax.process_count() > 1:
-            # All processes save at the same step. They agree where figures are read, as agreeing means waiting, too.
-            if at % self.log_every:
-                return False, False
-            flags = multihost_utils.process_allgather(flags).any(axis=0)
-        return bool(flags[0]), bool(flags[1])
+        # In every step, and so in every process, whatever this one wants.
+        stops, overdue = self.agreement.ask(np.array([bool(self.stop.asked), overdue]))
+        return (False, False) if at % self.whole else (bool(stops), bool(overdue))

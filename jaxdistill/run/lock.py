@@ -10,6 +10,7 @@ from pathlib import Path
 
 import filelock
 
+from jaxdistill import processes
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
 
@@ -53,6 +54,30 @@ class Held:
             return False
         except OSError:  # a read that failed says nothing about the folder
             return True
+
+
+def check_shared(held: Held) -> None:
+    """Checks that all processes of a run see the folder that the first one holds, before any of them computes.
+
+    Raises:
+      UserError: names the first process that does not, in all processes.
+    """
+    if processes.count() == 1:
+        return
+    seen = Held(held.workdir, processes.gathered("holder", held.own)[0])
+    deadline = time.monotonic() + _DELAY
+    while not (sees := seen.is_own()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blind = processes.gathered("blind", "" if sees else socket.gethostname())
+    for number, host in enumerate(blind):
+        if host:
+            raise UserError(
+                f"--workdir {held.workdir} is not one folder for all {len(blind)} processes: process {number} on "
+                f"{host} does not see what process 0 has written there; name a folder that all hosts share"
+            )
+
+
+_DELAY = 30.0  # seconds after which a network file system shows a new file to other hosts
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import CheckpointManager
 
 from jaxdistill import config as configs
+from jaxdistill import processes
 from jaxdistill.config import Config
 from jaxdistill.console import say, taking
 from jaxdistill.data.batching import HostBatch
@@ -33,6 +34,7 @@ from jaxdistill.run.prompts import show_prompts
 from jaxdistill.run.stop import Interrupted, Stop
 from jaxdistill.run.writers import Write
 from jaxdistill.step import sharding
+from jaxdistill.step.across_processes import on_host
 from jaxdistill.step.batch import Batch
 from jaxdistill.step.state import TrainState
 
@@ -69,11 +71,13 @@ def run(
             figures = _trained(config, held, hooks, allow_pickle=allow_pickle, stop=stop or Stop())
             if is_first and (line := best_line(workdir, config.checkpoint.best)):
                 say(line)
-        for to in config.export.to:
-            out = workdir / f"export-{to}"
-            if not out.exists():  # an existing folder is whole: an earlier start of this run verified it
-                say(str(export_run(workdir, out, to=to, report=say)))
+        # An existing folder is whole: an earlier start of this run verified it.
+        folders_to_make = {to: out for to in config.export.to if not (out := workdir / f"export-{to}").exists()}
+        processes.wait("exports")
+        for to, out in folders_to_make.items():
+            say(str(export_run(workdir, out, to=to, report=say)))
         held.check()
+        processes.wait("end")
     return figures
 
 
@@ -84,10 +88,11 @@ def _trained(config: Config, held: Held, hooks: Hooks, *, allow_pickle: bool, st
         with Closing() as closing:
             return _train(config, held, parts, hooks, closing, stop)
     except NotFiniteError as error:
-        resume.mark_not_finite(workdir, error)
+        if processes.is_first():
+            resume.mark_not_finite(workdir, error)
         raise
     except Exception:
-        if not (workdir / "config.json").exists():
+        if processes.is_first() and not (workdir / "config.json").exists():
             checkpoint.remove_torn(workdir)
         held.check()  # whatever failed, it failed because the folder is gone
         raise
@@ -111,7 +116,9 @@ def _open(
     workdir, training, steps, per_epoch = held.workdir, parts.training, parts.steps, parts.per_epoch
     state = training.init(parts.pair.student_params)
     teacher_params = jax.device_put(parts.pair.teacher_params, training.teacher_shardings)
-    if not checkpoint.steps_in(workdir):  # a run that was killed before its first checkpoint begins anew
+    is_new = not checkpoint.steps_in(workdir)  # a run that was killed before its first checkpoint begins anew
+    processes.wait("read")  # all have read the folder as it was
+    if is_new and processes.is_first():
         folders.create(
             workdir,
             config=configs.to_json(config),
@@ -121,6 +128,7 @@ def _open(
             probe=_probe(parts.held_out[0]),
         )
         resume.forget_not_finite(workdir)
+    processes.wait("created")
     manager = checkpoint.open_manager(
         workdir,
         keep=config.checkpoint.keep,
@@ -161,7 +169,7 @@ def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Clos
             session.write(0, "eval", session.evaluate(0, state.params["student"]))
     memory.give_back()
     due = Due(config, stop, steps=steps, per_epoch=parts.per_epoch)
-    at, began_at = start, time.perf_counter()
+    at, stops, began_at = start, False, time.perf_counter()
     for at in range(start + 1, steps + 1):
         batch = _put(log.next(parts.batches), at, parts, state, session.teacher_params)
         state, metrics = parts.training.step(state, session.teacher_params, batch, key)
@@ -189,19 +197,20 @@ def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Clos
             due.restart()
         if actions.evaluate or actions.save:
             log.restart()
-        if actions.stop:
+        if stops := actions.stop:
             break
     checkpoint.finish(session.manager)
     held.check()
     stop.defers = False
-    if stop.asked:
+    if stops or (stop.asked and processes.count() == 1):  # of several processes, those that did not agree go on
+        by = stop.asked or "a signal to another process"
         raise Interrupted(
-            f"stopped by {stop.asked} after step {at} of {steps}; its checkpoint is saved in {held.workdir}, "
-            "and the same command goes on from there"
+            f"stopped by {by} after step {at} of {steps}; its checkpoint is saved in {held.workdir}, and the same "
+            "command goes on from there"
         )
     if not figures:  # resumed after the last step
         figures = session.evaluate(steps, state.params["student"])
-    show_prompts(config.evaluate, parts.pair, jax.device_get(state.params["student"]), report=report)
+    show_prompts(config.evaluate, parts.pair, lambda: on_host(state.params["student"]), report=report)
     return figures
 
 
@@ -229,7 +238,7 @@ def _restored(
     assert recorded is not None, "read_config refuses a folder with checkpoints and without a config"
     old = resume.steps_of(configs.recorded_values(recorded), per_epoch=parts.per_epoch)
     resume.check_length(config, workdir, old=old, new=parts.steps, at=at)
-    if jax.process_index() == 0:
+    if processes.is_first():
         resume.go_on_with(config, workdir, recorded, old=old, new=parts.steps, report=say)
     parts.batches.set_state(notes["data"])
     say(f"resumed {workdir} at step {at} of {parts.steps}")

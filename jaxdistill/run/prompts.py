@@ -32,12 +32,16 @@ def check_prompts(settings: EvaluateConfig, pair: Pair) -> None:
 
 
 def show_prompts(
-    settings: EvaluateConfig, pair: Pair, student_params: PyTree, *, report: Callable[[str], None]
+    settings: EvaluateConfig, pair: Pair, student_params: Callable[[], PyTree], *, report: Callable[[str], None]
 ) -> None:
-    """Prints, for each prompt, how teacher and student fill its mask or continue it."""
+    """Prints, for each prompt, how teacher and student fill its mask or continue it.
+
+    Args:
+      student_params: gives the student's parameters, on the host; called where there are prompts alone.
+    """
     if not settings.prompts:
         return
-    sides = [("student", pair.student, student_params)]
+    sides = [("student", pair.student, student_params())]
     if pair.teacher is not None:
         sides.insert(0, ("teacher", pair.teacher, pair.teacher_params))
     answers = {role: _answers(settings, pair.tokenizer, model, params) for role, model, params in sides}

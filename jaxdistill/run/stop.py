@@ -6,8 +6,10 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-# EX_TEMPFAIL of sysexits.h, "try again later": a supervisor starts the same command again, which goes on.
-EXIT_CODE = 75
+from jaxdistill import processes
+from jaxdistill.console import say_at_once
+
+EXIT_CODE = processes.GOES_ON
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -28,7 +30,9 @@ class Stop:
             _end(f"{name}: stopped at once; the same command goes on from the last checkpoint", 128 + number)
         elif self.defers:
             self.asked = name
-            _say(f"{name}: the run saves a checkpoint after this step and stops; a second signal stops it at once")
+            say_at_once(
+                f"{name}: the run saves a checkpoint after this step and stops; a second signal stops it at once"
+            )
         else:
             _end(f"{name}: stopped with nothing to save; the same command goes on from here", EXIT_CODE)
 
@@ -69,12 +73,7 @@ def _read(pipe: int, stop: Stop, numbers: Collection[int]) -> None:
                 stop.arrived(byte[0])
 
 
-def _say(line: str) -> None:
-    """Past sys.stderr, whose lock the interrupted thread may hold; on a terminal over the progress bar."""
-    start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
-    os.write(2, f"{start}{line}\n".encode())
-
-
 def _end(line: str, code: int) -> None:
-    _say(line)
+    say_at_once(line)
+    processes.announce(EXIT_CODE, line)
     os._exit(code)  # at once, without the clean-up of Python and its libraries, which may wait for the main thread

@@ -1,0 +1,368 @@
+"""Several processes that compute together, on one host or many: they find each other, take turns, and end together.
+
+jax.distributed connects them. One process, the coordinator, keeps a table of texts by key, through which the others
+learn what it did and why one of them failed. A process that ends is noticed by the sockets that it leaves, and one that
+is silent by its missing heartbeats.
+"""
+
+import argparse
+import atexit
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from jaxdistill import console
+from jaxdistill.errors import UserError
+
+PATIENCE = 120  # seconds; the default of --process-timeout
+# EX_TEMPFAIL of sysexits.h, "try again later": a supervisor starts the same command again, on all hosts, which goes on.
+GOES_ON = 75
+_FAILED = "jaxdistill/failed"
+_GRACE = 3.0  # seconds for which a process that failed stays, so that the others can read why
+_LOOK = 1.0  # seconds between looks whether another process failed
+_OWN_END = 1.0  # seconds that a process has to end by itself, as where all have found the same error
+
+
+class Cluster(NamedTuple):
+    """Which processes belong together, as flags or the environment say; None and "" where neither does."""
+
+    coordinator: str = ""  # host:port of process 0
+    processes: int | None = None
+    process_id: int | None = None
+    timeout: int = PATIENCE  # seconds
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes",
+        "On TPU pods, Slurm, Open MPI and Kubernetes the processes find each other by themselves. Elsewhere, start the "
+        "same command on every host with these flags, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID in the environment.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", default="", help="address of process 0; any free port")
+    group.add_argument("--processes", metavar="N", type=int, help="number of processes")
+    group.add_argument("--process-id", metavar="I", type=int, help="number of this process, from 0")
+    group.add_argument(
+        "--process-timeout",
+        metavar="SECONDS",
+        type=int,
+        default=PATIENCE,
+        help="how long to wait for the others at the start, and after how long a silent one is lost; default: "
+        "%(default)s",
+    )
+
+
+def cluster_of(flags: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Cluster:
+    """The processes that the flags of `add_flags`, or else variables of the environment, name.
+
+    Raises:
+      UserError: a value that cannot be meant.
+    """
+
+    def number(flag: int | None, name: str) -> int | None:
+        text = environment.get(name, "")
+        if flag is not None or not text:
+            return flag
+        if not (text.isascii() and text.isdigit()):
+            raise UserError(f"{name}={text!r} must be a number; correct or unset it")
+        return int(text)
+
+    cluster = Cluster(
+        flags.coordinator or environment.get("JAX_COORDINATOR_ADDRESS", ""),
+        number(flags.processes, "JAX_NUM_PROCESSES"),
+        number(flags.process_id, "JAX_PROCESS_ID"),
+        flags.process_timeout,
+    )
+    if cluster.timeout < 1:
+        raise UserError(f"--process-timeout {cluster.timeout} must be 1 second or more")
+    if cluster.processes is not None and cluster.processes < 1:
+        raise UserError(f"--processes {cluster.processes} must be 1 or more")
+    return cluster
+
+
+def join(cluster: Cluster) -> None:
+    """Connects this process with the others, where there are others; before anything asks JAX for its devices.
+
+    Raises:
+      UserError: values that do not go together; the others cannot be reached in cluster.timeout seconds.
+    """
+    if _client() is not None:
+        return
+    cluster = _completed(cluster)
+    if cluster.processes == 1 or cluster[:3] == Cluster()[:3]:
+        return
+    _check(cluster)
+    _wait_for_coordinator(cluster)
+    _connect(cluster)
+    if not is_first():
+        console.quiet()
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
+def is_first() -> bool:
+    """Whether this process is the one that makes folders, writes files and speaks."""
+    return _client() is None or _state().process_id == 0
+
+
+def count() -> int:
+    """The number of processes."""
+    return 1 if _client() is None else _state().num_processes
+
+
+def wait(name: str) -> None:
+    """Returns once all processes have come to the place in the program that `name` is of.
+
+    Where one of them is lost, this process ends.
+    """
+    if (client := _client()) is not None:
+        client.wait_at_barrier(f"jaxdistill/{name}/{_visits(name)}", _LONG)
+
+
+def gathered(name: str, text: str) -> list[str]:
+    """The texts that the processes have at this place of the program, in their order."""
+    if (client := _client()) is None:
+        return [text]
+    key = f"jaxdistill/{name}/{_visits(name)}"
+    client.key_value_set(f"{key}/{_state().process_id}", text)
+    return [client.blocking_key_value_get(f"{key}/{number}", _LONG) for number in range(count())]
+
+
+def announce(code: int, line: str) -> None:
+    """Tells the other processes that this one is about to end, so that they end as well, with the same code."""
+    if (client := _client()) is None:
+        return
+    who = {"process": _state().process_id, "host": socket.gethostname(), "code": code, "line": line}
+    _leaving.set()
+    with suppress(Exception):  # another was first, or the coordinator is gone
+        client.key_value_set(_FAILED, json.dumps(who))
+        time.sleep(_GRACE)
+
+
+def leave(code: int, line: str) -> int:
+    """The exit code of a command that failed. One of several processes ends here: to shut down would be to wait."""
+    if _client() is not None:
+        announce(code, line)
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def loss_in(error: BaseException) -> tuple[int, str] | None:
+    """(exit code, line) where an error in a computation says that another process is gone; else None.
+
+    Where that process has said why it ended, this process ends here, with the same line.
+    """
+    if _client() is None or not any(sign in str(error) for sign in _SIGNS):
+        return None
+    time.sleep(_GRACE + _OWN_END)
+    return GOES_ON, LOSS
+
+
+LOSS = (
+    "another process, or its host, is gone; what was saved stays, and the same command on all hosts goes on from the "
+    "last checkpoint"
+)
+# Of the libraries that carry arrays between processes, and of JAX's coordination service.
+_SIGNS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "oordination", "heartbeat")
+
+_LONG = 7 * 24 * 3_600_000  # milliseconds; a process that is lost ends the wait, and one that works may take its time
+_leaving = threading.Event()  # set when this process has said its own last line
+_visited: dict[str, int] = {}
+
+
+def _visits(name: str) -> int:
+    """How often this process was at a place: keys and barriers are used once, and all processes come in one order."""
+    _visited[name] = _visited.get(name, 0) + 1
+    return _visited[name]
+
+
+def _state() -> Any:
+    # JAX has no public way to exchange a text between processes; orbax reads the same object.
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+def _client() -> Any:
+    """The connection to the coordinator; None where this process is alone. Does not import JAX."""
+    return _state().client if "jax" in sys.modules else None
+
+
+def _completed(cluster: Cluster) -> Cluster:
+    """What the cluster's scheduler says, where flags and environment do not. A single task has nobody to look for."""
+    if cluster.processes == 1 or (None not in cluster[1:3] and cluster.coordinator):
+        return cluster
+    from jax._src import clusters, xla_bridge
+
+    if xla_bridge.backends_are_initialized() and not cluster.coordinator:
+        return cluster  # a Python program that has begun to compute alone
+    with warnings.catch_warnings(action="ignore"):  # in a pod without the package that a job of several would need
+        found = next((kind for kind in clusters.ClusterEnv._cluster_types if _is_here(kind)), None)
+    if found is None:
+        return cluster
+    processes = found.get_process_count() if cluster.processes is None else cluster.processes
+    if processes == 1:
+        return cluster._replace(processes=1)
+    port = os.environ.get("JAX_COORDINATOR_PORT")
+    address = cluster.coordinator or found.get_coordinator_address(
+        timeout_secs=cluster.timeout, override_coordinator_port=port
+    )
+    number = found.get_process_id() if cluster.process_id is None else cluster.process_id
+    return cluster._replace(coordinator=address, processes=processes, process_id=number)
+
+
+def _is_here(kind: Any) -> bool:
+    if kind.opt_in_only_method:
+        return False
+    # Any pod has Kubernetes' variables; only those of an indexed job belong together.
+    if kind.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in os.environ:
+        return False
+    return kind.is_env_present()
+
+
+def _check(cluster: Cluster) -> None:
+    given = {
+        "--coordinator": cluster.coordinator or None,
+        "--processes": cluster.processes,
+        "--process-id": cluster.process_id,
+    }
+    if missing := [flag for flag, value in given.items() if value is None]:
+        raise UserError(
+            f"{' and '.join(flag for flag in given if flag not in missing)} without {' and '.join(missing)}: no "
+            "cluster was detected here that says the rest; give all three"
+        )
+    assert cluster.processes is not None and cluster.process_id is not None
+    if not 0 <= cluster.process_id < cluster.processes:
+        raise UserError(
+            f"--process-id {cluster.process_id} of --processes {cluster.processes}: it must be 0 to "
+            f"{cluster.processes - 1}"
+        )
+    host, _, port = cluster.coordinator.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"--coordinator {cluster.coordinator!r} must be HOST:PORT, such as 10.0.0.1:8476")
+
+
+def _wait_for_coordinator(cluster: Cluster) -> None:
+    """Raises UserError where the address cannot be used. JAX itself would end the process with pages of C++."""
+    host, _, port = cluster.coordinator.rpartition(":")
+    if cluster.process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise UserError(
+                f"--coordinator {cluster.coordinator}: process 0 cannot listen there ({error.strerror}); name a port "
+                "that is free on its host"
+            ) from None
+        return
+    deadline, reason = time.monotonic() + cluster.timeout, "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, 5)).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error) or reason
+            time.sleep(min(left, 0.2))
+    raise UserError(
+        f"--coordinator {cluster.coordinator} cannot be reached from process {cluster.process_id} on "
+        f"{socket.gethostname()} in {cluster.timeout} s ({reason}); start process 0 there, or name its address"
+    )
+
+
+def _connect(cluster: Cluster) -> None:
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # counts on CPUs alone
+    # JAX would take SIGTERM away from run/stop.py, which has the processes agree on a step as well.
+    jax.config.update("jax_enable_preemption_service", False)
+    ids = f"0 to {(cluster.processes or 1) - 1}"
+    with _libraries_silenced() as terminal:
+        _at_abort(
+            terminal,
+            f"error: the {cluster.processes} processes did not come together at {cluster.coordinator} in "
+            f"{cluster.timeout} s: start each of the process ids {ids} once, with this address",
+            2,
+        )
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process_id,
+            initialization_timeout=cluster.timeout,
+            heartbeat_timeout_seconds=cluster.timeout,
+            shutdown_timeout_seconds=cluster.timeout,
+        )
+        jax.devices()
+    _print_past_libraries()
+    _at_abort(2, f"error: {LOSS}", GOES_ON)
+    watcher = threading.Thread(target=_watch, args=(_client(),), daemon=True)
+    watcher.start()
+
+    def part() -> None:
+        _leaving.set()
+        watcher.join()
+
+    atexit.register(part)  # runs before JAX's own function, which closes the connection under the watcher
+
+
+def _watch(client: Any) -> None:
+    """Ends this process when another one fails, with what that one says."""
+    while not _leaving.wait(_LOOK):
+        try:
+            who = json.loads(client.key_value_try_get(_FAILED))
+        except Exception as error:  # JAX's runtime has an error type of its own, with codes in its text
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # the coordinator is lost, so the runtime ends this process
+        if not _leaving.wait(_OWN_END):
+            console.say_at_once(f"error: process {who['process']} on {who['host']}: {who['line']}")
+            os._exit(who["code"])
+
+
+@contextmanager
+def _libraries_silenced() -> Iterator[int]:
+    """Sends what C++ writes nowhere; yields a descriptor of the real standard error."""
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield kept[1]
+    finally:
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(nowhere)
+
+
+def _print_past_libraries() -> None:
+    """Leaves standard output to results: Gloo writes a line there for every group of devices that it connects."""
+    results = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(results, "w", buffering=1)
+
+
+_handler: Callable[..., Any] | None = None  # C has its address
+
+
+def _at_abort(terminal: int, line: str, code: int) -> None:
+    """What this process says last, and its exit code, where JAX's runtime aborts it because others are gone.
+
+    The runtime calls abort() in a thread of its own, after pages of C++; Python's handlers would not run any more.
+    """
+    global _handler
+
+    def end(number: int) -> None:
+        if not _leaving.is_set():
+            os.write(terminal, f"{line}\n".encode())
+        os._exit(code)
+
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _handler)
