@@ -41,6 +41,12 @@ def _as_tuple(value: Any) -> Any:
     return value
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that is none of JAX's, where it does not stand in a section."""
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed is {seed}; it must be a number of at most 64 bits")
+
+
 # Whether a value may change when a run is resumed: True, as parameters do not depend on it; "content", as it says where
 # something lies, and what lies there is compared; "length", where the steps that are trained do not depend on it.
 Resumable = bool | Literal["content", "length"]

@@ -1,9 +1,10 @@
 """Values on the command line, and recipes, that can mean nothing: refused while the recipe is read, in one line."""
 
 import pytest
+import tiny_run
 from refusal import refused
 
-from jaxdistill import recipe
+from jaxdistill import cli, recipe
 
 RECIPE = """
 from jaxdistill.config import base
@@ -56,6 +57,19 @@ def read(tmp_path):
 )
 def test_values_that_mean_nothing(read, override, said):
     refused(lambda: read(override), said)
+
+
+@pytest.mark.parametrize("command", ["generate", "init-student"])
+def test_a_seed_of_more_than_64_bits(tmp_path, command):
+    folder = tiny_run.write_model(tmp_path / "model", tiny_run.make_tokenizer(["the session"]), kind="gpt2")
+    (tmp_path / "prompts").write_text("the\n")
+    flags = {
+        "generate": [f"--model={folder}", f"--input={tmp_path / 'prompts'}"],
+        "init-student": [f"--teacher={folder}", "--layers=1", f"--out={tmp_path / 'out'}"],
+    }
+    for seed in (2**64, -(10**20)):
+        code, _, err = tiny_run.call(cli.main, [command, *flags[command], f"--seed={seed}"])
+        assert (code, err) == (2, f"error: seed is {seed}; it must be a number of at most 64 bits\n")
 
 
 @pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 300, "a\0b"])

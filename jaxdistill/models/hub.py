@@ -30,7 +30,7 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
 
     Args:
       name: a folder, or a hub name, which is downloaded unless the hub's cache has it.
-      revision: branch, tag or commit of a hub name.
+      revision: branch, tag or commit of a hub name; "" of a folder.
       allow_pickle: whether a download includes *.bin files.
 
     Raises:
@@ -45,6 +45,8 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
             "student as a model"
         )
     if path.is_dir():
+        if revision:
+            raise UserError(f"revision {revision!r} is of a hub name, and {name} is a folder; leave it out")
         return path
     if path.exists():
         raise UserError(f"{name} is a file; name the folder it stands in")

@@ -5,7 +5,6 @@ That is a Flax class of transformers, or the core (models/core), whose parameter
 
 import copy
 import functools
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from jaxdistill.models.core import network
 from jaxdistill.models.core.rows import ROWS, read_settings
 from jaxdistill.models.core.settings import Settings
 from jaxdistill.models.families import FAMILIES, Family
+from jaxdistill.models.host_memory import memory_allowed
 from jaxdistill.models.layer_choice import period_of
 from jaxdistill.models.library_messages import quiet
 from jaxdistill.models.settings import Classes, StudentConfig, TeacherConfig
@@ -241,13 +241,13 @@ def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
     """Random float32 parameters, by the family's own initialisers.
 
     Raises:
-      UserError: they do not fit into the memory of this machine.
+      UserError: they do not fit into the memory that this process may have.
     """
-    needed, there = 4 * count_params(param_shapes(model)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, there = 4 * count_params(param_shapes(model)), memory_allowed()
     if needed > there:
         raise UserError(
-            f"the parameters of this {model.config.model_type} take {needed:,} bytes in float32, and this machine has "
-            f"{there:,} bytes of memory: choose smaller sizes, or a larger machine"
+            f"the parameters of this {model.config.model_type} take {needed:,} bytes in float32, and this process may "
+            f"have {there:,} bytes of memory: choose smaller sizes, or a larger machine"
         )
     if (core := model.core) is not None:
         return jax.jit(lambda key: network.init_params(core, key))(key)

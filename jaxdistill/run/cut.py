@@ -18,6 +18,7 @@ from jaxdistill.evaluate.search import Score
 from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin
+from jaxdistill.knobs import check_seed
 from jaxdistill.models import hub, weights
 from jaxdistill.models.layer_choice import period_choices, resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
@@ -102,6 +103,7 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
     Raises:
       UserError: what does not fit.
     """
+    check_seed(cut.seed)
     folder = hub.resolve(cut.teacher, revision=cut.revision, allow_pickle=allow_pickle)
     teacher = build_model(hub.load_config(folder))
     searched = cut.layers.partition(":")[0] == "search"

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from jaxdistill.data.prompts import prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
+from jaxdistill.knobs import check_seed
 from jaxdistill.models import hub, weights
 from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.tokenizer import check_tokenizer, end_ids, load_tokenizer
@@ -60,9 +61,11 @@ def continue_prompts(
       decoding: its end_ids are replaced by the end tokens of the model.
 
     Raises:
-      UserError: the model cannot be read or generates no text; a value of `decoding`, or a prompt, does not fit.
+      UserError: the model cannot be read or generates no text; a value of `decoding`, the seed, or a
+        prompt does not fit.
     """
     check_decoding(decoding)
+    check_seed(seed)
     model, tokenizer, load = writer
     decoding = dataclasses.replace(decoding, end_ids=end_ids(model.config, tokenizer))
     generate = make_generator(model, decoding=decoding, batch_size=batch_size)

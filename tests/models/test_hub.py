@@ -34,6 +34,7 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     refused(lambda: hub.resolve("./none"), "./none: there is no such folder")
     refused(lambda: hub.resolve(""), "is empty")
     refused(lambda: hub.resolve("nobody/nothing", revision="v1"), "nobody/nothing at revision v1", "network")
+    refused(lambda: hub.resolve(str(tmp_path), revision="v1"), "revision 'v1' is of a hub name", "is a folder")
     refused(lambda: hub.resolve("not a name!"), "not a name!", "check the name")
     refused(lambda: hub.load_config(tmp_path), "has no config.json")
 
