@@ -83,7 +83,7 @@ def assemble(
     context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
     evaluate = make_evaluator(config.evaluate, context)
     if meshes.separate:
-        evaluate = _with_teacher_copied(evaluate, config, sharding.of_teacher(pair, meshes.student, config.mesh))
+        evaluate = _with_teacher_copied(evaluate, config, sharding.of_teacher(pair, meshes.student))
     per_epoch = steps_per_epoch(
         text.train, batch_size=config.train.batch_size, limit_batches=config.train.limit_batches
     )

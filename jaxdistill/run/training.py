@@ -49,7 +49,7 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
     state_shardings = sharding.by_rule(
         jax.eval_shape(init, pair.student_params), meshes.student, family=pair.student.family
     )
-    teacher_shardings = sharding.of_teacher(pair, meshes.teacher, config.mesh)
+    teacher_shardings = sharding.of_teacher(pair, meshes.teacher)
     group = config.mask.group
     distillation = Distillation(
         pair.student,

@@ -54,6 +54,7 @@ class StudentPass(NamedTuple):
     head: Head | None = None  # the student's head weights, for a gradient of their own; None = those in its parameters
     interceptors: Sequence[Interceptor] = ()  # LayerDrop and rematerialisation, the outermost first
     mesh: Mesh | None = None  # splits the rows, for the fused head and for attention; None = one device
+    teacher_mesh: Mesh | None = None  # the same devices and rows, as they split the teacher's parameters
 
 
 def loss_fn(
@@ -74,7 +75,7 @@ def loss_fn(
     """
     from_teacher = None
     if distillation.teacher is not None:
-        from_teacher = teacher_outputs(distillation, teacher_params, batch, mesh=how.mesh)
+        from_teacher = teacher_outputs(distillation, teacher_params, batch, mesh=how.teacher_mesh)
     elif distillation.cached is not None:
         from_teacher = cached_outputs(distillation.cached.model, batch)
     return student_loss(params, from_teacher, batch, counts, distillation, how)

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from jaxdistill.errors import UserError
-from jaxdistill.knobs import OneOf, Rule, Section, knob
+from jaxdistill.knobs import Rule, Section, knob
 from jaxdistill.step.optimizer import Patterns
 
 
@@ -28,10 +28,6 @@ class TrainConfig(Section):
             raise UserError("config.train.steps and config.train.epochs are both 0; set one of them")
 
 
-# Where the teacher's parameters lie -> the axes of the mesh that split them.
-OVER: dict[str, tuple[str, ...]] = {"fsdp": ("fsdp",), "whole": (), "all": ("data", "fsdp")}
-
-
 class MeshConfig(Section):
     """How devices share the work."""
 
@@ -44,8 +40,9 @@ class MeshConfig(Section):
         "Number of devices that share the work on each row: heads, inner units and vocabulary of both models.",
         ge=1,
     )
-    teacher: Annotated[str, OneOf(OVER)] = knob(
-        "fsdp",
-        "Where the teacher's parameters lie: `fsdp` splits them as the student's, `all` over the devices of `data` "
-        "too; `whole` keeps all of them on every device, which saves gathering them.",
+    teacher_fsdp: int = knob(
+        0,
+        "Number of devices that split the teacher's parameters, in the place of `fsdp`; 0 = as `fsdp` says, 1 = every "
+        "device has them all and gathers none.",
+        ge=0,
     )

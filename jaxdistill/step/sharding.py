@@ -17,7 +17,7 @@ from jaxdistill.models.head import Head
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.partition import Cut, cut_of
 from jaxdistill.step.optimizer import path_name
-from jaxdistill.step.settings import OVER, MeshConfig
+from jaxdistill.step.settings import MeshConfig
 
 
 def make_mesh(*, data: int, fsdp: int, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -46,7 +46,7 @@ class Meshes(NamedTuple):
     @property
     def separate(self) -> bool:
         """Whether teacher and student run on different devices, and so as two programs."""
-        return self.teacher != self.student
+        return set(self.teacher.devices.flat) != set(self.student.devices.flat)
 
 
 def make_meshes(settings: MeshConfig, *, student: int, teacher: int) -> Meshes:
@@ -58,14 +58,25 @@ def make_meshes(settings: MeshConfig, *, student: int, teacher: int) -> Meshes:
     make = partial(make_mesh, data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
     if not student and not teacher:
         mesh = make()
-        return Meshes(mesh, mesh)
+        return Meshes(mesh, _of_teacher(mesh, settings.teacher_fsdp))
     asked = f"config.student.devices={student} and config.teacher.devices={teacher}"
     if jax.process_count() > 1:
         raise UserError(f"{asked} are for one process, and here are {jax.process_count()}; set both to 0")
     devices = jax.devices()
     if student + teacher > len(devices):
         raise UserError(f"{asked} are more than the {len(devices)} devices here; lower one of them")
-    return Meshes(make(devices=devices[:student]), make(devices=devices[student : student + teacher]))
+    of_teacher = make(devices=devices[student : student + teacher])
+    return Meshes(make(devices=devices[:student]), _of_teacher(of_teacher, settings.teacher_fsdp))
+
+
+def _of_teacher(mesh: Mesh, fsdp: int) -> Mesh:
+    """The same devices, and the same rows on each, with another number of them that splits parameters; 0 = the same."""
+    if not fsdp or fsdp == mesh.shape["fsdp"]:
+        return mesh
+    rows = row_devices(mesh)
+    if rows % fsdp:
+        raise UserError(f"config.mesh.teacher_fsdp={fsdp} must divide the {rows} devices that rows are split over")
+    return Mesh(mesh.devices.reshape(rows // fsdp, fsdp, -1), AXES)
 
 
 def by_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
@@ -97,31 +108,26 @@ def by_rule(
     mesh: Mesh,
     *,
     family: Family | None = None,
-    over: Sequence[str] = ("fsdp",),
     smallest: int = 2**14,
 ) -> PyTree:
-    """A sharding for every leaf: `tensor` splits what models/partition.py says, `over` the longest axis of the rest.
+    """A sharding for every leaf: `tensor` splits what models/partition.py says, and fsdp the longest axis of the rest.
 
     Args:
       tree: arrays or their shapes (parameters, or optimizer state over them).
       family: whose parameters these are; None = `tensor` splits nothing.
-      over: the axes of the mesh that split a leaf as fsdp does, where together they divide one of its axes.
-      smallest: elements below which that costs more than it saves; such leaves are replicated.
+      smallest: elements below which fsdp costs more than it saves; such leaves it leaves whole.
     """
 
     def rule(path: tuple, leaf: Any) -> NamedSharding:
         cut = Cut() if family is None else cut_of(path_name(path), len(leaf.shape), family)
-        if cut.over == ("fsdp",):
-            cut = cut._replace(over=tuple(over))
         return _split(leaf, mesh, cut, smallest=smallest)
 
     return jax.tree_util.tree_map_with_path(rule, tree)
 
 
-def of_teacher(pair: Pair, mesh: Mesh, settings: MeshConfig) -> PyTree:
-    """Shardings of the teacher's parameters, which are read and never changed."""
-    family = None if pair.teacher is None else pair.teacher.family
-    return by_rule(pair.teacher_params, mesh, family=family, over=OVER[settings.teacher])
+def of_teacher(pair: Pair, mesh: Mesh) -> PyTree:
+    """Shardings of the teacher's parameters."""
+    return by_rule(pair.teacher_params, mesh, family=None if pair.teacher is None else pair.teacher.family)
 
 
 def of_head(head: Head | None, mesh: Mesh) -> Head | None:

@@ -107,6 +107,7 @@ def _make_update(
                 jax.random.fold_in(key, index) if settings.dropout else None,
                 interceptors=layer_interceptors(now.student, kept=kept, remat=settings.remat),
                 mesh=mesh,
+                teacher_mesh=placement.meshes.teacher,
             )
 
             def loss_of(params: PyTree, head: Head | None) -> tuple[Array, Metrics]:
