@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from jaxdistill import __version__, processes, train
-from jaxdistill.commands import cache, evaluate, export, generate, init_student, neighbours, plan, prepare, report
+from jaxdistill.commands import (
+    cache,
+    completion,
+    evaluate,
+    export,
+    generate,
+    init_student,
+    neighbours,
+    plan,
+    prepare,
+    recipes,
+    report,
+    settings,
+)
 
 # A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
 # change where memory runs out), INTERRUPTED (what Ctrl-C leaves behind), add_flags and main.
@@ -19,6 +32,9 @@ COMMANDS: dict[str, ModuleType] = {
     "plan": plan,
     "generate": generate,
     "neighbours": neighbours,
+    "recipes": recipes,
+    "settings": settings,
+    "completion": completion,
     "report": report,
 }
 
@@ -49,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_flags(own)
         if name in TOGETHER:
             processes.add_flags(own)
+    parser.set_defaults(parsers={**parsers.choices, "train": train.make_parser()})  # for `completion`
     flags, overrides = parser.parse_known_args(argv)
     command = COMMANDS[flags.command]
     if overrides and not command.TAKES_CONFIG:

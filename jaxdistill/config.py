@@ -121,14 +121,22 @@ def base() -> Recipe:
     return config.lock()
 
 
+class NoVariantError(UserError):
+    """A recipe has no variant of this name; `names` are those that there are."""
+
+    def __init__(self, variant: str, names: tuple[str, ...]):
+        super().__init__(f"the recipe has no variant {variant!r}; there are {', '.join(names)}")
+        self.names = names
+
+
 def check_variant(variant: str, *names: str) -> None:
     """For recipes, whose variants have these names: a mistyped variant must not train the recipe without one.
 
     Raises:
-      UserError: names the variants that there are; "" stands for the recipe itself.
+      NoVariantError: names the variants that there are; "" stands for the recipe itself.
     """
     if variant and variant not in names:
-        raise UserError(f"the recipe has no variant {variant!r}; there are {', '.join(names)}")
+        raise NoVariantError(variant, names)
 
 
 def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

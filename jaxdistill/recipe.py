@@ -1,27 +1,32 @@
-"""How a recipe becomes a Config: `configs/x.py:variant` is run, and `--config.KEY=VALUE` flags are applied."""
+"""How a recipe becomes a Config: `configs/x.py:variant` is run, and `--config.KEY=VALUE` flags are applied.
+
+The recipes of the package are also found by name, as `bert_mlm` or `bert_mlm:smoke`, wherever the package is installed.
+"""
 
 import difflib
+import inspect
 import os
 import re
 import runpy
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxdistill.config import Config, base, check, flat
+from jaxdistill.config import Config, NoVariantError, base, check, flat
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
 from jaxdistill.knobs import checked
 
 
 def read(path: str, overrides: Sequence[str]) -> Config:
-    """Reads `configs/x.py` or `configs/x.py:variant` and applies `--config.key=value` overrides.
+    """Reads `configs/x.py` or `configs/x.py:variant`, or a recipe by its name, and applies `--config.key=value` flags.
 
     Raises:
-      UserError: no such file, an unknown key (with the nearest one), a value of the wrong type, or a broken rule.
+      UserError: no such recipe, an unknown key (with the nearest one), a value of the wrong type, or a broken rule.
     """
     return validated(_values_of(path, overrides))
 
@@ -52,10 +57,9 @@ def with_settings(config: Any, settings: Mapping[str, Any], *, own_losses: bool 
 
 def _values_of(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The values of a recipe with `--config.KEY=VALUE` overrides, as yet unchecked."""
-    file = path.split(":")[0]
-    if not named_path(file).is_file():
-        raise UserError(f"--config: there is no file {file!r}")
-    recipe = _run(path)
+    file, colon, variant = path.partition(":")
+    file = str(_found(file))
+    recipe = _run(f"{file}{colon}{variant}")
     if not isinstance(recipe, ConfigDict):
         raise UserError(f"{file}: get_config returned {type(recipe).__name__}; it must return a config")
     return _complete(file, _override(recipe, overrides))
@@ -64,7 +68,9 @@ def _values_of(path: str, overrides: Sequence[str]) -> dict[str, Any]:
 def _complete(name: str, recipe: Any) -> dict[str, Any]:
     """The values of a ConfigDict that must have all keys of a Config, and no others."""
     if not isinstance(recipe, ConfigDict):
-        raise UserError(f"{name} is of type {type(recipe).__name__}; it must be a recipe's path, or what get_config returns")
+        raise UserError(
+            f"{name} is of type {type(recipe).__name__}; it must be a recipe's path, or what get_config returns"
+        )
     values = recipe.to_dict()
     known, given = _keys(), dict(flat(values)).keys()
     if missing := known - given:
@@ -103,6 +109,60 @@ def validated(values: dict[str, Any], *, own_losses: bool = False) -> Config:
     config = checked(Config, values)
     check(config, own_losses=own_losses)
     return config
+
+
+class Recipe(NamedTuple):
+    """A recipe of the package, for a list of them."""
+
+    name: str
+    variants: tuple[str, ...]
+    path: Path
+    explanation: str  # the whole docstring
+
+
+def recipes() -> list[Recipe]:
+    """The recipes of the package, by name."""
+    return [_described(path) for path in sorted(_folder().glob("*.py"))]
+
+
+def recipe_named(name: str) -> Recipe:
+    """A recipe of the package.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    return _described(_found(name))
+
+
+def _described(path: Path) -> Recipe:
+    names = runpy.run_path(str(path))
+    try:
+        names["get_config"]("?")
+        variants = ()
+    except NoVariantError as error:
+        variants = error.names
+    return Recipe(path.stem, variants, path, inspect.cleandoc(names["__doc__"] or ""))
+
+
+def _found(name: str) -> Path:
+    """The file of a recipe that a user names: a path, or the name of a recipe of the package."""
+    if (path := named_path(name)).is_file():
+        return path
+    of_package = {path.stem: path for path in _folder().glob("*.py")}
+    if name in of_package:
+        return of_package[name]
+    near = difflib.get_close_matches(Path(name).stem, of_package, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(
+        f"--config: there is no file {name!r}, and no recipe of this name; {hint}`jaxdistill recipes` lists those of "
+        "the package"
+    )
+
+
+def _folder() -> Path:
+    """The folder of recipes: in the package where that is installed, and beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def _run(path: str) -> Any:

@@ -3,12 +3,15 @@
 python -m jaxdistill.reference > docs/settings.md
 """
 
+import difflib
 from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
 from jaxdistill.config import Config
-from jaxdistill.knobs import Resumable, Section, resumable_of, rule_of, section_of
+from jaxdistill.errors import UserError
+from jaxdistill.knobs import Resumable, Section, choices_of, resumable_of, rule_of, section_of
 
 BAR = r"\|"  # a bar inside a cell of a table
 
@@ -28,6 +31,43 @@ all steps: with `optim.schedule=constant` after the warm-up, without `loss.end` 
 """
 
 _MARKS: dict[Resumable, str] = {False: "", True: " *", "content": " †", "length": " ‡"}
+
+
+class Setting(NamedTuple):
+    """One setting, as its section declares it."""
+
+    key: str
+    default: Any
+    rule: str  # what a value must keep to beside its type; "" = nothing
+    explanation: str
+    resumable: Resumable
+    choices: tuple[str, ...]  # the texts that it, or each item of it, must be one of; () = any value of the type
+
+
+def settings(word: str = "") -> list[Setting]:
+    """The settings whose key or explanation holds a word, in any case; all of them for "".
+
+    Raises:
+      UserError: there is none; names the nearest keys.
+    """
+    found = [setting for setting in _all() if word.lower() in f"{setting.key} {setting.explanation}".lower()]
+    if not found:
+        keys = [setting.key for setting in _all()]
+        tails = {key.rpartition(".")[-1]: key for key in keys}
+        near = difflib.get_close_matches(word, keys, n=3) + difflib.get_close_matches(word, tails, n=3)
+        hint = f"; the nearest are {', '.join(dict.fromkeys(tails.get(key, key) for key in near))}" if near else ""
+        raise UserError(f"no setting has {word!r} in its name or explanation{hint}")
+    return found
+
+
+def _all() -> Iterator[Setting]:
+    for name, field in Config.model_fields.items():
+        section = section_of(field)
+        for key, knob in section.model_fields.items() if section else [(name, field)]:
+            dotted = f"{name}.{key}" if section else name
+            yield Setting(
+                dotted, knob.default, rule_of(knob), knob.description or "", resumable_of(knob), choices_of(knob)
+            )
 
 
 def settings_reference() -> str:

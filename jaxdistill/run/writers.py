@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.config import LogConfig
+from jaxdistill.console import is_live
 from jaxdistill.errors import UserError
 from jaxdistill.files import appending, write_text, writing
 
@@ -119,7 +120,8 @@ def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Call
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    console = Console(stderr=True, highlight=False)
+    live = is_live()
+    console = Console(stderr=True, highlight=False, force_terminal=live)
     bar = Progress(
         TextColumn("step"),
         MofNCompleteColumn(),
@@ -130,7 +132,7 @@ def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Call
         TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         expand=True,
         console=console,
-        disable=not console.is_terminal,
+        disable=not live,
     )
     task = bar.add_task("train", total=total, completed=start, figures="compiling")
     bar.start()
@@ -139,7 +141,7 @@ def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Call
         line = " ".join(f"{name} {_short(name, value)}" for name, value in figures.items())
         if kind == "train":
             bar.update(task, completed=step, figures=_of_bar(figures))
-        if kind != "train" or not console.is_terminal:
+        if kind != "train" or not live:
             console.print(f"{kind} {step}/{total}: {line}", soft_wrap=True)
 
     return write, bar.stop, lambda line: console.print(line, soft_wrap=True)

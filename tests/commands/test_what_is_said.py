@@ -50,8 +50,11 @@ def test_ctrl_c_says_what_it_leaves_behind(name, monkeypatch, tmp_path):
         "export": ["--workdir=x", "--to-flax", "--out=x"],
         "plan": ["--config=x"],
         "generate": ["--model=x"],
+        "cache": ["--config=x", "--out=x"],
+        "report": ["x"],
+        "neighbours": ["--words=x"],
     }
-    code, out, err = tiny_run.call(cli.main, [name, *required[name]])
+    code, out, err = tiny_run.call(cli.main, [name, *required.get(name, [])])
     assert code == 130 and out == "" and err == f"interrupted; {cli.COMMANDS[name].INTERRUPTED}\n"
     assert "checkpoint" not in err
 
@@ -84,6 +87,10 @@ def test_the_libraries_are_not_loaded_in_silence(tiny, tmp_path, monkeypatch):
         ["export", run, "--to-flax", "--out=x"],
         ["plan", f"--config={tiny.recipe}"],
         ["generate", f"--model={tiny.teacher}"],
+        ["neighbours", f"--model={tiny.teacher}", "--words=x"],
+        ["recipes"],
+        ["settings"],
+        ["completion"],
     ):
         tiny_run.call(cli.main, argv)
         assert began.pop() == console.LOADING, argv
