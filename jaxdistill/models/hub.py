@@ -25,13 +25,14 @@ _OTHER_FOLDERS = [
 ]
 
 
-def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Path:
+def resolve(name: str, *, revision: str = "", allow_pickle: bool = False, weights: bool = True) -> Path:
     """The folder of a model or tokenizer.
 
     Args:
       name: a folder, or a hub name, which is downloaded unless the hub's cache has it.
       revision: branch, tag or commit of a hub name; "" of a folder.
       allow_pickle: whether a download includes *.bin files.
+      weights: whether a download includes weights at all; configuration and tokenizer are small.
 
     Raises:
       UserError: there is no such folder, and the hub has no such name or cannot be reached.
@@ -52,7 +53,7 @@ def resolve(name: str, *, revision: str = "", allow_pickle: bool = False) -> Pat
         raise UserError(f"{name} is a file; name the folder it stands in")
     if name[0] in "./~" or name.count("/") > 1:
         raise UserError(f"{name}: there is no such folder, and a hub name reads user/model")
-    return _download(name, revision=revision, allow_pickle=allow_pickle)
+    return _download(name, revision=revision, allow_pickle=allow_pickle, weights=weights)
 
 
 def is_run(name: str) -> bool:
@@ -61,7 +62,7 @@ def is_run(name: str) -> bool:
     return (path / "config.json").is_file() and (path / "student").is_dir()
 
 
-def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
+def _download(name: str, *, revision: str, allow_pickle: bool, weights: bool) -> Path:
     import huggingface_hub
 
     # Where the hub does not answer, its cache alone.
@@ -74,10 +75,10 @@ def _download(name: str, *, revision: str, allow_pickle: bool) -> Path:
             )
         )
 
-    patterns = [*SMALL_FILES, "*.safetensors"]
+    patterns = [*SMALL_FILES, *(["*.safetensors"] if weights else [])]
     try:
         folder = fetch(patterns)
-        if not has_safetensors(folder):  # the same weights in a second format are not fetched
+        if weights and not has_safetensors(folder):  # the same weights in a second format are not fetched
             folder = fetch([*patterns, FLAX, *(["*.bin"] if allow_pickle else [])])
     except Exception as error:  # besides the hub's own errors, those of requests or httpx, by the version of its client
         at = f" at revision {revision}" if revision else ""

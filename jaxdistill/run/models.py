@@ -108,8 +108,8 @@ def pair_of_shapes(config: Config) -> Pair:
     Raises:
       UserError: as `load_pair`.
     """
-    teacher = _teacher_model(config.teacher, allow_pickle=False)[0]
-    choice = _student_model(config.student, teacher, allow_pickle=False)
+    teacher = _teacher_model(config.teacher, allow_pickle=False, weights=False)[0]
+    choice = _student_model(config.student, teacher, allow_pickle=False, weights=False)
     check_model(config, choice.model, "student")
     if teacher is not None:
         check_model(config, teacher, "teacher")
@@ -183,30 +183,35 @@ def _check_same_words(teacher: Model, choice: StudentChoice, tokenizer: Any) -> 
 
 def _tokenizer(config: Config, choice: StudentChoice) -> Any:
     if config.tokenizer.name:
-        folder = hub.resolve(config.tokenizer.name, revision=config.tokenizer.revision)
+        folder = hub.resolve(config.tokenizer.name, revision=config.tokenizer.revision, weights=False)
     elif config.teacher.cache:
         folder = teacher_cache.teacher_folder(config)
     elif config.teacher.name:
-        folder = hub.resolve(config.teacher.name, revision=config.teacher.revision)
+        folder = hub.resolve(config.teacher.name, revision=config.teacher.revision, weights=False)
     else:
         assert choice.folder is not None, "config.check lets no run without a name for a tokenizer pass"
         folder = choice.folder
     return load_tokenizer(folder)
 
 
-def _teacher_model(settings: TeacherConfig, *, allow_pickle: bool) -> tuple[Model | None, Path | None]:
+def _teacher_model(
+    settings: TeacherConfig, *, allow_pickle: bool, weights: bool = True
+) -> tuple[Model | None, Path | None]:
     if not settings.name:
         return None, None
-    folder = hub.resolve(settings.name, revision=settings.revision, allow_pickle=allow_pickle)
+    folder = hub.resolve(settings.name, revision=settings.revision, allow_pickle=allow_pickle, weights=weights)
     return build_model_for(hub.load_config(folder), settings), folder
 
 
-def _student_model(settings: StudentConfig, teacher: Model | None, *, allow_pickle: bool) -> StudentChoice:
+def _student_model(
+    settings: StudentConfig, teacher: Model | None, *, allow_pickle: bool, weights: bool = True
+) -> StudentChoice:
     """The student's start, in this order: another run, a Hugging Face folder, random numbers, the teacher."""
     s = settings
     if s.name:
-        own = Path(s.name) / "student"
-        folder = own if hub.is_run(s.name) else hub.resolve(s.name, revision=s.revision, allow_pickle=allow_pickle)
+        folder = Path(s.name) / "student"
+        if not hub.is_run(s.name):
+            folder = hub.resolve(s.name, revision=s.revision, allow_pickle=allow_pickle, weights=weights)
         return StudentChoice(build_model_for(hub.load_config(folder), s), None, folder)
     overrides = dict(s.overrides or {})
     if s.init == "random":

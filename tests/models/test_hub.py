@@ -167,6 +167,14 @@ def repository(tmp_path, monkeypatch):
     return here, fetched
 
 
+def test_a_plan_fetches_no_weights(repository):
+    here, fetched = repository
+    for name in ("config.json", "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"):
+        (here / name).write_text("{}")
+    assert hub.resolve("user/model", weights=False) == fetched
+    assert [file.name for file in fetched.iterdir()] == ["config.json"]
+
+
 def test_a_connection_that_is_lost(monkeypatch):
     import huggingface_hub
 
