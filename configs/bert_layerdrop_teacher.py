@@ -11,7 +11,7 @@ The teacher is trained from scratch by masked language modelling alone, without 
 a trained model, add --config.student.name=FOLDER. Each layer is skipped in a step with probability 0.2, which saves its
 work. The paper uses 0.1 to 0.2 for quality, and 0.5 where more than half of the layers will be pruned. Evaluation runs
 all layers, and measures the sub-networks that pruning would leave as well. docs/results.md reports whether LayerDrop
-helps a distilled student.
+helps a distilled student. Nobody has run this recipe at full size yet.
 
 `:smoke` runs the same path in seconds, on the text and tokenizer of the quickstart.
 """

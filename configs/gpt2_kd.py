@@ -8,6 +8,8 @@ A variant follows the file, as in `--config configs/gpt2_kd.py:jsd`: the name of
 default), reverse_kl, symmetric_kl, jsd, skewed_kl and skewed_reverse_kl (DistiLLM's, with a skew of 0.1) or
 total_variation; on_policy (GKD: half of the updates learn from text that the student writes, by the JSD); sequence (the
 student learns from text that the teacher writes).
+
+Nobody has run this recipe at full size yet.
 `:smoke` runs the same path in seconds, on the causal model and the pairs of the quickstart. ROUGE needs
 pip install 'jaxdistill[rouge]'.
 """

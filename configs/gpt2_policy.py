@@ -10,6 +10,8 @@ language-modelling term. `:penalties` adds the three penalties of the PyTorch sc
 differentiable form; `:lmops` computes what the code of MiniLLM's authors does where it differs from the paper; `:smoke`
 runs the same path in seconds, on the causal model and the pairs of the quickstart. ROUGE needs
 pip install 'jaxdistill[rouge]'.
+
+Nobody has run this recipe at full size yet.
 """
 
 import runpy

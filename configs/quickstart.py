@@ -4,7 +4,8 @@
 
 The teacher (1.3 M parameters) and the text (State of the Union addresses since about 1900, public domain) are in
 configs/quickstart/; scripts/make_quickstart.py made both. The run distils, evaluates on held-out lines, exports to
-runs/quickstart/export-pytorch, and prints the words that teacher and student predict for a [MASK], side by side.
+runs/quickstart/export-pytorch, and prints the words that teacher and student predict for a [MASK], side by side. The
+student reaches a perplexity of 302 where the teacher has 244, and 317 without the teacher's help.
 """
 
 from pathlib import Path

@@ -5,7 +5,7 @@
 
 The weights are those of configs/bert_mlm.py: 5 x KL at temperature 2, 2 x masked language modelling, 1 x cosine. Only
 the masked positions go through the head, as XLM-R's vocabulary has 250,002 words. DistilRoBERTa's authors report a GLUE
-average of 79.0, against 83.2 for RoBERTa-base.
+average of 79.0, against 83.2 for RoBERTa-base. Nobody has run this recipe at full size yet.
 
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
 """

@@ -1,6 +1,7 @@
 """The documents: tables that a Markdown renderer shows as tables, links to files that exist, and a notebook whose cells
 find what they name; what commands need is said before them."""
 
+import ast
 import itertools
 import json
 import re
@@ -89,6 +90,13 @@ def test_what_commands_need_is_said_before_them(section: str, command: str, need
     text = (ROOT / "README.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     prose_before, commands = text.split("```bash", 1)
     assert need in prose_before and command in commands.split("```")[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_recipe_says_how_it_is_run_and_what_came_of_it(path: Path) -> None:
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+    assert f"configs/{path.name} " in text or f"python scripts/make_{path.stem.removesuffix('_teacher')}.py" in text
+    assert re.search(r"Nobody has run this recipe at|reaches a perplexity of \d", text)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)

@@ -41,9 +41,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     if flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a folder; name a file")
     if flags.curves_only and overrides:
-        raise UserError(
-            f"{overrides[0]} changes what models are measured on, and --curves-only measures none"
-        )
+        raise UserError(f"{overrides[0]} changes what models are measured on, and --curves-only measures none")
     with taking(LOADING):
         from jaxdistill.report.markdown import markdown
         from jaxdistill.report.page import page
