@@ -73,7 +73,8 @@ def write_text(patterns: str, option: str, path: Path) -> Path:
             text += file.read().decode("utf-8")
     for old, new in ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), ("<unk>", "[UNK]")):
         text = text.replace(old, new)
-    files.write_text(path, text)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # processes side by side share the text
+        files.write_text(path, text)
     return path
 
 

@@ -142,6 +142,7 @@ def size_and_time(flags: argparse.Namespace, workdir: Path) -> list[str]:
     import jax.numpy as jnp
 
     from jaxdistill.models.intercept import apply
+    from jaxdistill.models.model import in_millions
     from jaxdistill.run import folder as folders
     from jaxdistill.run.measure import config_of_run
     from jaxdistill.run.models import load_teacher

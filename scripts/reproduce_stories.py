@@ -1,0 +1,224 @@
+"""Which divergence makes the best small story-teller, when every objective has the same time?
+
+    python scripts/reproduce_stories.py --teacher stories260k-llama --stories tinystories_1000.json \
+        --workdir runs/stories --seconds 60 --out docs/results.md
+
+A Llama with real weights is cut to some of its layers, and the student learns by each objective from the same stories.
+An update by samples costs several times one by cross entropy, so a comparison by updates favours the dear objectives:
+here each has as many updates as fit into --seconds, by the time of its own updates in a short run of the same shape.
+
+Besides perplexity and the agreement with the teacher, students are measured by a figure that none of them was trained
+for: they continue the beginnings of held-out stories, greedily and by sampling, and the teacher says how probable the
+continuations are. A text that repeats itself is probable too, so the share of repeated 4-grams stands beside it.
+
+The stories are a JSON list of texts; the last fifth is held out. Resumable: the same command goes on. Seeds may run
+side by side in several processes.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiment import Figures, complete_seeds, measured, paired_table, records, run, table, versions, write_between
+
+# objective -> (recipe, what differs from it)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cross entropy alone": ("gpt2_kd.py", {"loss.alpha_ce": 0.0, "loss.alpha_clm": 1.0}),
+    "forward KL": ("gpt2_kd.py:forward_kl", {}),
+    "reverse KL": ("gpt2_kd.py:reverse_kl", {}),
+    "Jensen-Shannon": ("gpt2_kd.py:jsd", {}),
+    "skewed KL": ("gpt2_kd.py:skewed_kl", {}),
+    "on policy (GKD)": ("gpt2_kd.py:on_policy", {}),
+    "policy gradient (MiniLLM)": ("gpt2_policy.py", {}),
+}
+FIRST = "forward KL"
+COLUMNS = {
+    "updates": "updates",
+    "perplexity": "perplexity",
+    "KL to the teacher": "kl",
+    "same best word": "top1",
+    "greedy: teacher's perplexity": "greedy_perplexity",
+    "repeated": "greedy_repeated",
+    "sampled: teacher's perplexity": "sampled_perplexity",
+    "repeated ": "sampled_repeated",
+}
+DIGITS = {"updates": 0, "perplexity": 2, "greedy_perplexity": 2, "sampled_perplexity": 2}
+COMPARED = {name: COLUMNS[name] for name in ("perplexity", "KL to the teacher", "sampled: teacher's perplexity")}
+PROBED = 24  # updates of the short run that times an objective
+
+
+def write_stories(flags: argparse.Namespace) -> dict[str, Path]:
+    """{train, test: a file with a story in every JSON line}; the last fifth is for testing."""
+    from jaxdistill import files
+
+    stories = json.loads(flags.stories.read_text(encoding="utf-8"))
+    held_out = len(stories) // 5
+    written = {}
+    for name, part in {"train": stories[:-held_out], "test": stories[-held_out:]}.items():
+        written[name] = flags.workdir / f"text/{name}.jsonl"
+        lines = "".join(json.dumps({"text": story}) + "\n" for story in part)
+        if not written[name].exists() or written[name].read_text() != lines:
+            files.write_text(written[name], lines)
+    return written
+
+
+def settings_of(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, steps: int) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "teacher.name": flags.teacher,
+        "student.name": "",
+        "student.layers": f"spread:{flags.student_layers}",
+        "data.source": "jsonl",
+        "data.path": text["train"],
+        "data.eval_path": text["test"],
+        "data.prompt_column": "",
+        "data.column": "text",
+        "data.max_length": flags.length,
+        "data.buckets": f"({flags.length},)",
+        "train.steps": steps,
+        "train.batch_size": flags.rows,
+        "train.accumulation": 1,
+        "optim.learning_rate": flags.learning_rate,
+        "sample.prompt_tokens": flags.prompt_tokens,
+        "sample.max_new_tokens": flags.new_tokens,
+        "evaluate.metrics": "('perplexity', 'agreement')",
+        "evaluate.batches": 4,
+        "evaluate.every": steps,
+        "evaluate.prompts": "()",
+        "checkpoint.every": steps,
+        "checkpoint.best": "",
+        "log.every": max(steps // 50, 1),
+        "export.to": "()",
+    }
+
+
+def updates_in(flags: argparse.Namespace, text: dict[str, Path], name: str) -> int:
+    """How many updates of an objective fit into --seconds, by the second half of a short run, after compilation."""
+    if not flags.seconds:
+        return flags.steps
+    recipe, changes = METHODS[name]
+    workdir = folder_of(flags.workdir / "probe", 0, name)
+    run(recipe, workdir, settings_of(flags, text, seed=0, steps=PROBED) | changes)
+    times = [record["time"] for record in records(workdir, "train")]
+    taken = [later - earlier for earlier, later in itertools.pairwise(times)][len(times) // 2 :]
+    return max(int(flags.seconds / statistics.median(taken)), 1)
+
+
+def continued(flags: argparse.Namespace, text: dict[str, Path], student: Any, *, temperature: float) -> Figures:
+    """The teacher's perplexity of the student's continuations of held-out beginnings, and how much they repeat."""
+    import jaxdistill
+
+    stories = [json.loads(line)["text"] for line in text["test"].read_text().splitlines()[: flags.continued]]
+    beginnings = [" ".join(story.split(" ")[: flags.prompt_words]) for story in stories]
+    found = jaxdistill.generate(
+        student, beginnings, max_new_tokens=flags.new_tokens, temperature=temperature, batch_size=16
+    )
+    pairs = [(one.prompt, one.completion) for one in found if one.completion.strip()]
+    figures = jaxdistill.evaluate(
+        flags.teacher,
+        pairs,
+        metrics=["perplexity"],
+        settings={"data.template": "{prompt}{completion}", "evaluate.batches": 0, "data.max_length": flags.length},
+    )
+    return {"perplexity": figures["perplexity"], "repeated": statistics.mean(repeated(rest) for _, rest in pairs)}
+
+
+def repeated(text: str) -> float:
+    """The share of 4-grams of words that stood in the text before."""
+    words = text.split()
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path, updates: int) -> Figures:
+    def figures() -> Figures:
+        import jaxdistill
+
+        student = jaxdistill.load(str(workdir))
+        found = dict(jaxdistill.evaluate(student, settings={"evaluate.batches": 0}), updates=updates)
+        for name, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
+            of_text = continued(flags, text, student, temperature=temperature)
+            found |= {f"{name}_{key}": value for key, value in of_text.items()}
+        return found
+
+    return measured(workdir, figures)
+
+
+def folder_of(workdir: Path, seed: int, name: str) -> Path:
+    return workdir / f"seed{seed}" / name.translate(str.maketrans(" ", "-", "()"))
+
+
+def run_seed(flags: argparse.Namespace, text: dict[str, Path], updates: dict[str, int], *, seed: int) -> None:
+    for name, (recipe, changes) in METHODS.items():
+        settings = settings_of(flags, text, seed=seed, steps=updates[name]) | changes
+        workdir = run(recipe, folder_of(flags.workdir, seed, name), settings)
+        measure(flags, text, workdir, updates[name])
+    (flags.workdir / f"seed{seed}" / "complete").touch()
+
+
+def report(flags: argparse.Namespace, text: dict[str, Path]) -> None:
+    """The tables of all complete seeds."""
+    seeds = complete_seeds(flags.workdir)
+    if not seeds:
+        return
+    read = lambda name, seed: json.loads((folder_of(flags.workdir, seed, name) / "result.json").read_text())  # noqa: E731
+    results = {name: [read(name, seed) for seed in seeds] for name in METHODS}
+    rows = {"teacher": [of_teacher(flags, text, results[FIRST][0])], **results}
+    others = {name: runs for name, runs in results.items() if name != FIRST}
+    budget = f"{flags.seconds:g} seconds each" if flags.seconds else f"{flags.steps} updates each"
+    said = [
+        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation; {budget}; {versions()}.",
+        "\n".join(table("objective", rows, COLUMNS, DIGITS)),
+        "\n".join(paired_table(f"difference to {FIRST}", others, results[FIRST], COMPARED)),
+    ]
+    out = flags.out or flags.workdir / "results.md"
+    write_between(out, "stories", "\n\n".join(said))
+    print("\n\n".join(said), f"\n\n{out} has these tables of {len(seeds)} seeds")
+
+
+def of_teacher(flags: argparse.Namespace, text: dict[str, Path], of_student: Figures) -> Figures:
+    """The teacher's own figures, among them the perplexity of what it writes itself."""
+
+    def figures() -> Figures:
+        found = {"perplexity": of_student["teacher_perplexity"]}
+        for name, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
+            of_text = continued(flags, text, flags.teacher, temperature=temperature)
+            found |= {f"{name}_{key}": value for key, value in of_text.items()}
+        return found
+
+    return measured(flags.workdir / "teacher", figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A story-teller distilled by each objective, over several seeds.")
+    parser.add_argument("--teacher", required=True, help="folder or hub name of a causal model")
+    parser.add_argument("--student-layers", type=int, default=3)
+    parser.add_argument("--stories", required=True, type=Path, help="a JSON list of texts")
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seconds", type=float, default=60, help="of training for each objective; 0 = --steps each")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each objective, with --seconds 0")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--prompt-words", type=int, default=12, help="words of a story that are its beginning")
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="of a row, that students continue in training")
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--continued", type=int, default=64, help="held-out beginnings that students continue")
+    parser.add_argument("--out", type=Path, help="file for the tables; default in --workdir")
+    flags = parser.parse_args()
+    text = write_stories(flags)
+    updates = {name: updates_in(flags, text, name) for name in METHODS}
+    for seed in map(int, flags.seeds.split(",")):
+        run_seed(flags, text, updates, seed=seed)
+    report(flags, text)
+
+
+if __name__ == "__main__":
+    from jaxdistill.train import guarded
+
+    sys.exit(guarded(main))
