@@ -16,7 +16,7 @@ from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.export.settings import ExportConfig
 from jaxdistill.files import named_path
-from jaxdistill.knobs import OneOf, Resumable, Section, knob, resumable_of
+from jaxdistill.knobs import OneOf, Resumable, Rule, Section, knob, resumable_of
 from jaxdistill.losses.divergences import DIVERGENCES
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
@@ -51,12 +51,30 @@ class CheckpointConfig(Section):
     )
 
 
+def steps_to_profile(text: str) -> range:
+    """The steps of FIRST:END, without END; an empty range where the text is something else."""
+    first, _, end = text.partition(":")
+    numbers = all(part.isascii() and part.isdigit() and len(part) < 10 for part in (first, end))
+    return range(int(first), int(end)) if numbers and int(first) else range(0)
+
+
 class LogConfig(Section):
     """Where figures are written, besides <workdir>/metrics.jsonl."""
 
     every: int = knob(10, "Steps between records of training.", ge=1, resumable=True)
     tensorboard: bool = knob(False, "Also write TensorBoard files (extra `tensorboard`).", resumable=True)
     wandb: str = knob("", "Also log to this project of Weights & Biases (extra `wandb`).", resumable=True)
+    profile: Annotated[
+        str,
+        Rule(
+            "must be FIRST:END with 1 <= FIRST < END, such as 10:13, or empty",
+            lambda text: not text or len(steps_to_profile(text)) > 0,
+        ),
+    ] = knob(
+        "",
+        "Steps that are traced for xprof into <workdir>/profile, as FIRST:END without END: 10:13 traces 10, 11 and 12.",
+        resumable=True,
+    )
 
 
 class Config(Section):

@@ -17,6 +17,7 @@ from jaxdistill.models.model import in_millions
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import writers
 from jaxdistill.run.closing import Closing
+from jaxdistill.run.utilisation import Rates
 from jaxdistill.step.sharding import Meshes
 from jaxdistill.step.state import Metrics
 
@@ -26,29 +27,41 @@ Report = Callable[[str], None]
 class Log:
     """Figures of a step and of the window before it: put when the step is dispatched, read one step later."""
 
-    def __init__(self, write: writers.Write, schedule: optax.Schedule, *, last_good: Callable[[], str]):
-        """last_good: names the last good checkpoint, for the error message of a loss that is not finite."""
-        self.write, self.schedule, self.last_good = write, schedule, last_good
-        self.pending: tuple[int, Metrics, int, float] | None = None
-        self.tokens, self.waited = 0, 0.0  # since the last put
+    def __init__(
+        self,
+        write: writers.Write,
+        schedule: optax.Schedule,
+        *,
+        last_good: Callable[[], str],
+        rates: Rates | None = None,
+    ):
+        """last_good: names the last good checkpoint, for the error message of a loss that is not finite.
+
+        rates: gives figures of speed beside tokens/s.
+        """
+        self.write, self.schedule, self.last_good, self.rates = write, schedule, last_good, rates
+        self.pending: tuple[int, Metrics, int, int, float] | None = None
+        self.tokens, self.rows, self.waited = 0, 0, 0.0  # since the last put
         self.since = time.perf_counter()  # the last read
 
     def restart(self) -> None:
         """Leaves all time until now out of tokens/s: compilation, evaluations, checkpoints."""
-        self.tokens, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.tokens, self.rows, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The next batch; the time that it takes is logged as input_wait."""
         began = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - began
-        self.tokens += int(batch["attention_mask"].sum()) * jax.process_count()
+        lengths = batch["attention_mask"].sum(axis=1)
+        self.tokens += int(lengths.sum()) * jax.process_count()
+        self.rows += int(np.count_nonzero(lengths)) * jax.process_count()
         return batch
 
     def put(self, at: int, metrics: Metrics) -> None:
         """Keeps the metrics of step `at`, which may still be running."""
-        self.pending = (at, metrics, self.tokens, self.waited)
-        self.tokens, self.waited = 0, 0.0
+        self.pending = (at, metrics, self.tokens, self.rows, self.waited)
+        self.tokens, self.rows, self.waited = 0, 0, 0.0
 
     def read(self) -> None:
         """Waits for the pending metrics and writes them.
@@ -58,7 +71,7 @@ class Log:
         """
         if self.pending is None:
             return
-        (at, metrics, tokens, waited), self.pending = self.pending, None
+        (at, metrics, tokens, rows, waited), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
         norm = values.pop("grad_norm")
@@ -76,6 +89,7 @@ class Log:
         }
         if tokens:  # not where the clock began after the step itself, as for the first
             figures |= {"tokens_per_s": tokens / seconds, "input_wait": waited / seconds}
+            figures |= self.rates(tokens / seconds, tokens / rows) if self.rates else {}
         self.write(at, "train", figures)
 
 

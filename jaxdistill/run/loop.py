@@ -30,8 +30,10 @@ from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.lock import Held, locked
 from jaxdistill.run.log import Log, Report, describe, open_writers
 from jaxdistill.run.origin import origin_of
+from jaxdistill.run.profile import Profiler
 from jaxdistill.run.prompts import show_prompts
 from jaxdistill.run.stop import Interrupted, Stop
+from jaxdistill.run.utilisation import rates_of
 from jaxdistill.run.writers import Write
 from jaxdistill.step import sharding
 from jaxdistill.step.across_processes import on_host
@@ -105,6 +107,7 @@ class _Session(NamedTuple):
     write: Write
     report: Report
     log: Log
+    profiler: Profiler
     teacher_params: PyTree  # on the devices
     evaluate: Callable[[int, PyTree], dict[str, float]]  # (step, student_params) -> figures
 
@@ -146,14 +149,17 @@ def _open(
         hooks.on_record(step, kind, figures)
 
     report(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
-    log = Log(write, training.schedule, last_good=lambda: _last_good(manager))
+    rates = rates_of(config, parts.pair)
+    log = Log(write, training.schedule, last_good=lambda: _last_good(manager), rates=rates)
+    profiler = Profiler(config.log.profile, workdir, report)
+    closing.callback(profiler.close)
 
     def evaluate(at: int, student_params: PyTree) -> dict[str, float]:
         measured = dict(parts.evaluate(student_params, teacher_params))
         check_finite(measured, of=lambda: f"step {at}; {_last_good(manager)}")
         return measured
 
-    return _Session(manager, write, report, log, teacher_params, evaluate), state, figures
+    return _Session(manager, write, report, log, profiler, teacher_params, evaluate), state, figures
 
 
 def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Closing, stop: Stop) -> dict[str, float]:
@@ -172,7 +178,9 @@ def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Clos
     at, stops, began_at = start, False, time.perf_counter()
     for at in range(start + 1, steps + 1):
         batch = _put(log.next(parts.batches), at, parts, state, session.teacher_params)
-        state, metrics = parts.training.step(state, session.teacher_params, batch, key)
+        with session.profiler.step(at):
+            state, metrics = parts.training.step(state, session.teacher_params, batch, key)
+        session.profiler.after(at, metrics)
         if at == start + 1:
             jax.block_until_ready(metrics)
             report(f"first step after {time.perf_counter() - began_at:.1f} s, most of it compilation")
