@@ -17,7 +17,7 @@ from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.export.settings import ExportConfig
 from jaxdistill.files import named_path
 from jaxdistill.knobs import OneOf, Resumable, Rule, Section, knob, resumable_of
-from jaxdistill.losses.divergences import DIVERGENCES
+from jaxdistill.losses.divergences import BY_WRITER, DIVERGENCES
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
 from jaxdistill.losses.terms import TERMS
@@ -234,6 +234,7 @@ def check(config: Config, *, own_losses: bool = False) -> None:
         _sampling,
         _policy_gradient,
         _relations,
+        _sides,
         _devices,
     ):
         rule(config)
@@ -328,9 +329,10 @@ def _sampling(c: Config) -> None:
             "config.sample.student is set: on what the student wrote only config.loss."
             f"{' and '.join(f'alpha_{name}' for name in of_logits)} teach it; set one of them"
         )
-    if c.loss.tokens != "labels":
+    if c.loss.tokens not in ("labels", "uncertain"):
         raise UserError(
-            f"config.loss.tokens={c.loss.tokens!r}: it must be labels where models write what is learnt from"
+            f"config.loss.tokens={c.loss.tokens!r}: it must be labels, or uncertain, where models write what is learnt "
+            "from"
         )
     if c.data.batching == "packed":
         raise UserError("config.data.batching=packed has no prompts to write on from; set it to length")
@@ -348,6 +350,14 @@ def _relations(c: Config) -> None:
         raise UserError(
             f"config.student.layer_drop={c.student.layer_drop:g} may skip the student's last layer, whose relations "
             "config.loss.alpha_relation compares; set one of them to 0"
+        )
+
+
+def _sides(c: Config) -> None:
+    if c.loss.divergence in BY_WRITER and "ce" in c.losses and not c.sample.student:
+        raise UserError(
+            f"config.loss.divergence={c.loss.divergence} has a side for what the student writes, and "
+            "config.sample.student is 0; set it to a share of the updates, or the divergence to skewed_kl"
         )
 
 

@@ -194,6 +194,10 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "mask.group": ([0], 1),
     "loss.temperature": ([0.0, -1.0, math.nan, math.inf], 1.0),
     "loss.tokens": (["some"], "masked"),
+    "loss.share": ([0.0, 1.1], 0.2),
+    "loss.student_side": ([-0.1, 2.5], 0.5),
+    "loss.relation_heads": ([0], 12),
+    "loss.relation_layer": ([-1], 0),
     "loss.divergence": (["kl"], "jsd"),
     "loss.beta": ([-0.1, 1.5], 0.1),
     "loss.head": (["auto"], "dense"),
@@ -342,6 +346,10 @@ def test_rules_on_several_values(values, said):
         ({"loss.alpha_policy": 1.0, "sample.student": 0.5}, "config.loss.alpha_policy samples rows of its own"),
         ({"loss.alpha_policy": 1.0, "sample.temperature": 0.9}, "leave config.sample.temperature, top_k and top_p"),
         ({"loss.alpha_policy": 1.0, "student.layer_drop": 0.1}, "and a part of it would learn from that"),
+        ({"loss.alpha_relation": 1.0, "student.layer_drop": 0.1}, "may skip the student's last layer"),
+        ({"loss.relation_weights": (0.0, 0.0, 0.0)}, "config.loss.relation_weights=(0.0, 0.0, 0.0) must be"),
+        ({"loss.divergence": "distillm2"}, "config.loss.divergence=distillm2 has a side for what the student writes"),
+        ({"loss.divergence": "distillm2", "loss.beta": 1.0, "sample.student": 0.5}, "makes distillm2 0 everywhere"),
         (
             {"loss.alpha_entropy": 1.0, "teacher.name": "", "student.name": "s"},
             "config.policy.mixture is set, and there is no teacher",
@@ -415,6 +423,8 @@ OTHER = {
     "student.layers": (0, 1),
     "student.overrides": {"hidden_size": 8},
     "loss.layer_map": ((0, 1),),
+    "loss.relation_layer": 0,
+    "loss.relation_weights": (1.0, 0.0, 0.0),
     "loss.end": {"temperature": 1.0},
     "data.buckets": (64, 128),
 }
@@ -438,7 +448,7 @@ def test_differences_list_what_would_change_the_parameters(key):
     recorded = json.loads(configs.to_json(config))
     old = flat(config)[key]
     new = {bool: lambda: not old, int: lambda: old + 1, float: lambda: old + 0.25, str: lambda: f"{old}x",
-           tuple: lambda: old[::-1] or OTHER.get(key, ("x",)), type(None): lambda: OTHER[key]}[type(old)]()  # fmt: skip
+           tuple: lambda: OTHER.get(key) or old[::-1] or ("x",), type(None): lambda: OTHER[key]}[type(old)]()  # fmt: skip
     section, _, name = key.rpartition(".")
     other = config.changed(**{section: {name: new}}) if section else config.model_copy(update={name: new})
     kind = "content" if key in CONTENT else "length" if key in LENGTH else key.startswith(RESUMABLE)

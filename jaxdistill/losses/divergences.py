@@ -180,6 +180,32 @@ def _skewed_reverse_kl_slope(student: Logits, teacher: Logits, temperature: Scal
     return temperature * _through_softmax(jnp.exp(log_q), -of_q - alpha * jnp.exp(-of_q))
 
 
+def skewed_reverse_kl_to_constant(
+    student: Float[Array, "*tokens vocab"],
+    teacher: Float[Array, "*tokens vocab"],
+    *,
+    temperature: Scalar,
+    alpha: float,
+) -> Float[Array, "*tokens"]:
+    """T^2 KL(q || (1 - alpha) p + alpha q') where q' is q without a gradient (DistiLLM-2, Ko et al. 2025).
+
+    The value of `skewed_reverse_kl`, and the part of its gradient that moves q and not the mixture.
+    """
+    log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
+    mixture = jax.lax.stop_gradient(log_q if alpha == 0 else log_q + log_mixture(log_p, log_q, beta=1 - alpha)[1])
+    if alpha == 0:
+        mixture = log_p
+    return temperature**2 * jnp.sum(jnp.exp(log_q) * (log_q - mixture), axis=-1)
+
+
+def _skewed_reverse_kl_to_constant_slope(student: Logits, teacher: Logits, temperature: Scalar, alpha: float) -> Logits:
+    if alpha == 0:
+        return _reverse_kl_slope(student, teacher, temperature, alpha)
+    log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
+    _, of_q = log_mixture(log_p, log_q, beta=1 - alpha)
+    return temperature * _through_softmax(jnp.exp(log_q), -of_q)
+
+
 def total_variation(
     student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, temperature: Scalar
 ) -> Float[Array, "*tokens"]:
@@ -241,6 +267,22 @@ DIVERGENCES: dict[str, LogitLoss] = {
         _divergence(skewed_reverse_kl, _skewed_reverse_kl_slope, parameter="alpha"),
         _divergence(total_variation, _total_variation_slope),
     )
+}
+
+
+class ByWriter(NamedTuple):
+    """A divergence that depends on who wrote the text of a token."""
+
+    of_others: LogitLoss  # what the teacher wrote, or a person
+    of_student: LogitLoss
+
+
+# By name, for alpha_ce as well.
+BY_WRITER: dict[str, ByWriter] = {
+    "distillm2": ByWriter(
+        DIVERGENCES["skewed_kl"],
+        _divergence(skewed_reverse_kl_to_constant, _skewed_reverse_kl_to_constant_slope, parameter="alpha"),
+    ),
 }
 CROSS_ENTROPY = LogitLoss(
     "cross_entropy",

@@ -75,6 +75,8 @@ def make_objective(
         head=loss.head,
         policy=policy if any(row.sees == "samples" for row in rows) else None,
         relation=_relation(loss, pair) if any(row.sees == "relations" for row in rows) else None,
+        share=loss.share,
+        student_side=loss.student_side,
         own={name: loss.row for name, loss in own.items()},
     )
 

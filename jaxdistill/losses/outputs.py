@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Float
 
-from jaxdistill.losses.divergences import CROSS_ENTROPY, DIVERGENCES, LOGIT_MSE
+from jaxdistill.losses.divergences import BY_WRITER, CROSS_ENTROPY, DIVERGENCES, LOGIT_MSE
 from jaxdistill.losses.layers import cosine_distance, mean_over_layers
 from jaxdistill.losses.term import Objective, Signals, Term
 
@@ -18,7 +18,7 @@ TERMS = {
         "Weight of the divergence between teacher and student at the temperature, times temperature squared.",
         tokens="head",
         sees="logits",
-        on_logits=lambda o: DIVERGENCES[o.divergence],
+        on_logits=lambda o: BY_WRITER[o.divergence] if o.divergence in BY_WRITER else DIVERGENCES[o.divergence],
         weight=5.0,
     ),
     "mlm": Term(

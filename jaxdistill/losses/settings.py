@@ -7,7 +7,7 @@ import pydantic
 
 from jaxdistill.errors import UserError
 from jaxdistill.knobs import OneOf, Section, knob
-from jaxdistill.losses.divergences import DIVERGENCES
+from jaxdistill.losses.divergences import BY_WRITER, DIVERGENCES
 from jaxdistill.losses.terms import TERMS
 
 
@@ -34,19 +34,27 @@ class _LossConfig(Section):
     """The objective: a weighted sum of losses, each a mean over tokens."""
 
     temperature: float = knob(2.0, "Softmax temperature of the divergence that is weighted by alpha_ce.", gt=0)
-    tokens: Literal["all", "labels", "masked"] = knob(
+    tokens: Literal["all", "labels", "masked", "uncertain"] = knob(
         "all",
         "Tokens that alpha_ce and alpha_mse compare: `all`; `labels`, those that are predicted; `masked`, the same for "
-        "masked models, gathered before the head, which saves the head's work on all other tokens.",
+        "masked models, gathered before the head, which saves the head's work on all other tokens; `uncertain`, the "
+        "`share` of those that are predicted whose distribution by the student has the highest entropy.",
     )
-    divergence: Annotated[str, OneOf(DIVERGENCES)] = knob(
+    share: float = knob(
+        0.2, "Share of the predicted tokens of mask.group rows that are compared with tokens=uncertain.", gt=0, le=1
+    )
+    divergence: Annotated[str, OneOf((*DIVERGENCES, *BY_WRITER))] = knob(
         "forward_kl",
-        "Divergence between teacher and student that is weighted by alpha_ce.",
+        "Divergence between teacher and student that is weighted by alpha_ce. `distillm2` is skewed_kl on text of the "
+        "teacher or of people, and on text of the student skewed_reverse_kl to a mixture without a gradient.",
+    )
+    student_side: float = knob(
+        1.0, "Weight b of what the student wrote with distillm2; all other text has 2 - b.", ge=0, le=2
     )
     beta: float = knob(
         0.5,
         "Parameter of the divergence: for jsd from 0 (forward_kl) to 1 (reverse_kl); for the skewed ones their skew "
-        "(DistiLLM: 0.1).",
+        "and of distillm2 (DistiLLM: 0.1).",
         ge=0,
         le=1,
     )
@@ -98,7 +106,7 @@ class _LossConfig(Section):
             raise UserError(
                 f"config.loss.relation_weights={self.relation_weights} must be three numbers of 0 or more, not all 0"
             )
-        if self.divergence.startswith("skewed") and self.beta == 1:
+        if self.divergence.startswith(("skewed", "distillm2")) and self.beta == 1:
             raise UserError(f"config.loss.beta=1.0 makes {self.divergence} 0 everywhere; it must lie below 1")
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdistill.losses.divergences import LogitLoss, Scalar
+from jaxdistill.losses.divergences import ByWriter, LogitLoss, Scalar
 from jaxdistill.losses.partial import Partial
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.models.head import Head
@@ -30,13 +30,15 @@ class Objective(NamedTuple):
 
     weights: Mapping[str, Scalar]  # by name of an enabled loss
     temperature: Scalar
-    tokens: str  # tokens of the losses on logits: all | masked (gathered before the head) | labels
+    tokens: str  # tokens of the losses on logits: all | labels | masked or uncertain (gathered before the head)
     layer_map: tuple[tuple[int, int], ...]  # (student, teacher) indexes into hidden_states
-    divergence: str = "forward_kl"  # of `ce`, one of divergences.DIVERGENCES
+    divergence: str = "forward_kl"  # of `ce`, one of divergences.DIVERGENCES or BY_WRITER
     beta: float = 0.0  # of the divergences that have this parameter
     head: str = "fused"  # fused: losses on logits from features and kernels, in chunks | dense: from logits
     policy: PolicyConfig | None = None  # of the losses on samples
     relation: Relation | None = None  # of the loss of relations
+    share: float = 1.0  # of the predicted tokens, where `tokens` is uncertain
+    student_side: float = 1.0  # weight of what the student wrote, of 2 for both sides, where the divergence has sides
     # The rows of losses that a Python program adds, which are in no table; their weights are in `weights`.
     own: "Mapping[str, Term]" = MappingProxyType({})
 
@@ -64,9 +66,10 @@ class Term:
 
     explanation: str  # of its weight, for users
     tokens: Tokens
-    sees: Literal["logits", "hidden_states", "attentions", "relations", "samples"]  # arrays of the models that it is computed from
+    # The arrays of the models that it is computed from.
+    sees: Literal["logits", "hidden_states", "attentions", "relations", "samples"]
     per_token: PerToken | None = None
-    on_logits: Callable[[Objective], LogitLoss] | None = None
+    on_logits: Callable[[Objective], LogitLoss | ByWriter] | None = None
     weight: float = 0.0  # by default
     by_layer: bool = False  # computed for the pairs of the layer map
     every_layer: bool = False  # reads the arrays of all layers of the teacher, and brings no projection

@@ -5,6 +5,7 @@ micro-batches divide by the count of the *whole* batch, and their gradients simp
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdistill.losses import layers, outputs, relations, samples
 from jaxdistill.losses import policy as policies
-from jaxdistill.losses.divergences import LogitLoss, masked_sum
+from jaxdistill.losses.divergences import ByWriter, LogitLoss, masked_sum
 from jaxdistill.losses.fused_head import HeadLoss, fused_head
 from jaxdistill.losses.partial import resolved
+from jaxdistill.losses.selection import chosen
 from jaxdistill.losses.term import Objective, Signals, Term
 
 TERMS: dict[str, Term] = {**outputs.TERMS, **layers.TERMS, **relations.TERMS, **samples.TERMS}
@@ -79,7 +81,8 @@ def masks_of(objective: Objective, batch: Mapping[str, Array]) -> dict[str, Bool
     """The tokens that losses are means over, by the names in term.Tokens.
 
     Rows that a model wrote (sampling/on_policy.py) bring masks of their own: `head_mask` for the divergence,
-    `sampled_mask` for the policy gradient, and `text_mask` for the tokens of all rows that no model wrote.
+    `sampled_mask` for the policy gradient, and `text_mask` for the tokens of all rows that no model wrote. `own` are
+    the tokens that the student wrote. With objective.tokens uncertain, `head` are those that may be chosen.
     """
     head = batch["attention_mask"] if objective.tokens == "all" else batch["label_mask"]
     masks = {
@@ -87,12 +90,35 @@ def masks_of(objective: Objective, batch: Mapping[str, Array]) -> dict[str, Bool
         "labels": batch["label_mask"],
         "head": batch.get("head_mask", head),
     }
-    return {**masks, "sampled": batch["sampled_mask"]} if "sampled_mask" in batch else masks
+    also = {"sampled": "sampled_mask", "own": "own_mask"}
+    return masks | {name: batch[array] for name, array in also.items() if array in batch}
 
 
 def token_counts(masks: Mapping[str, Bool[Array, "batch length"]]) -> dict[str, Float[Array, ""]]:
     """Tokens behind each mask, at least 1, so that an empty mask gives a loss of 0 and not NaN."""
     return {name: jnp.maximum(mask.sum(dtype=jnp.float32), 1.0) for name, mask in masks.items()}
+
+
+def split_by_tokens(objective: Objective, tokens: str) -> tuple[Objective, Objective]:
+    """The objective with the losses that are means over `tokens` alone, and with the others alone."""
+    on = {name for name in objective.weights if row_of(objective, name).tokens == tokens}
+    sides = ({name: w for name, w in objective.weights.items() if (name in on) == side} for side in (True, False))
+    first, others = (objective._replace(weights=weights) for weights in sides)
+    return first, others
+
+
+def counts_of(objective: Objective, batch: Mapping[str, Array], *, group: int) -> dict[str, Float[Array, ""]]:
+    """The tokens that each loss is a mean over, of a whole batch, as `token_counts`.
+
+    Args:
+      group: rows whose tokens are chosen together.
+    """
+    masks = masks_of(objective, batch)
+    counts = token_counts(masks)
+    if objective.tokens == "uncertain":
+        of_groups = chosen(masks["head"], share=objective.share, group=group)
+        counts["head"] = jnp.maximum(of_groups.sum(dtype=jnp.float32), 1.0)
+    return counts
 
 
 def weighted_sum(
@@ -108,9 +134,10 @@ def weighted_sum(
     `signals` has heads, the losses on logits come from them, and `mesh` splits their tokens.
     """
     parts, means = [], {}
-    fused: dict[str, LogitLoss] = {}
+    fused: dict[str, list[_Part]] = {}
     if signals.heads is not None:
-        fused = {name: on(objective) for name in objective.weights if (on := row_of(objective, name).on_logits)}
+        on_logits = [name for name in objective.weights if row_of(objective, name).on_logits]
+        fused = {name: _parts(row_of(objective, name), objective, signals) for name in on_logits}
     if fused:
         total, sums = _sums_by_fused_head(objective, signals, counts, fused, mesh=mesh)
         parts.append(total)
@@ -118,17 +145,45 @@ def weighted_sum(
     for name in objective.weights:
         if name not in fused:
             row = row_of(objective, name)
-            values = _per_token(row, objective, signals)
-            means[name] = masked_sum(values, signals.masks[row.tokens]) / counts[row.tokens]
+            means[name] = _sum_of(row, objective, signals) / counts[row.tokens]
             parts.append(objective.weights[name] * means[name])
     return jnp.stack(parts).sum(), {name: means[name] for name in objective.weights}
 
 
-def _per_token(term: Term, objective: Objective, signals: Signals) -> Float[Array, "..."]:
+class _Part(NamedTuple):
+    """A loss on logits, its tokens, and its weight in the loss that it is a part of."""
+
+    loss: LogitLoss
+    mask: Bool[Array, "..."]
+    weight: float = 1.0
+
+
+def _parts(term: Term, objective: Objective, signals: Signals) -> list[_Part]:
+    """A loss on logits by who wrote the tokens, where that makes a difference; else one part."""
+    assert term.on_logits is not None
+    loss, mask = term.on_logits(objective), signals.masks[term.tokens]
+    if not isinstance(loss, ByWriter):
+        return [_Part(loss, mask)]
+    own = signals.masks.get("own", jnp.zeros_like(mask))
+    return [
+        _Part(loss.of_others, mask & ~own, 2 - objective.student_side),
+        _Part(loss.of_student, mask & own, objective.student_side),
+    ]
+
+
+def _sum_of(term: Term, objective: Objective, signals: Signals) -> Float[Array, ""]:
+    """The sum of a loss over its tokens, from whole logits where it is a loss on them."""
     if term.on_logits is None:
         assert term.per_token is not None
-        return term.per_token(objective, signals)
-    loss = term.on_logits(objective)
+        return masked_sum(term.per_token(objective, signals), signals.masks[term.tokens])
+    first, *others = [
+        part.weight * masked_sum(_values(part.loss, objective, signals), part.mask)
+        for part in _parts(term, objective, signals)
+    ]
+    return sum(others, first)
+
+
+def _values(loss: LogitLoss, objective: Objective, signals: Signals) -> Float[Array, "..."]:
     target = signals.labels
     if loss.target == "teacher":
         assert signals.teacher is not None
@@ -141,17 +196,17 @@ def _sums_by_fused_head(
     objective: Objective,
     signals: Signals,
     counts: Mapping[str, Float[Array, ""]],
-    enabled: Mapping[str, LogitLoss],
+    enabled: Mapping[str, list[_Part]],
     *,
     mesh: Mesh | None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """(sum_i w_i mean_i, {i: sum_i}) of losses on logits, from features and kernels."""
     assert signals.heads is not None
     losses = {}
-    for name, loss in enabled.items():
-        tokens = row_of(objective, name).tokens
-        losses[name] = HeadLoss(loss, signals.masks[tokens], objective.weights[name] / counts[tokens])
-    return fused_head(
+    for name, parts in enabled.items():
+        weight = objective.weights[name] / counts[row_of(objective, name).tokens]
+        losses |= {f"{name}/{i}": HeadLoss(part.loss, part.mask, part.weight * weight) for i, part in enumerate(parts)}
+    total, sums = fused_head(
         *signals.heads,
         signals.labels,
         losses,
@@ -159,6 +214,8 @@ def _sums_by_fused_head(
         beta=objective.beta,
         mesh=mesh,
     )
+    of_parts = {name: [part.weight * sums[f"{name}/{i}"] for i, part in enumerate(parts)] for name, parts in enabled.items()}
+    return total, {name: sum(rest, first) for name, (first, *rest) in of_parts.items()}
 
 
 def sample_statistics(objective: Objective, signals: Signals) -> dict[str, Float[Array, ""]]:

@@ -143,11 +143,14 @@ def as_training_batch(sampled: Batch, *, by: str) -> dict[str, Array]:
     """Sampled rows as a batch to learn from; `by` is student or teacher.
 
     The divergence is taken on every new token. The tokens of the teacher are labels too, as the student imitates them.
-    The student's own tokens are not: as labels, they would only make the student surer of itself.
+    The student's own tokens are not: as labels, they would only make the student surer of itself. They are in
+    `own_mask`, for divergences that depend on who wrote a token.
     """
     new = sampled["sampled_mask"]
     batch = {name: sampled[name] for name in ("input_ids", "attention_mask", "labels")}
-    return {**batch, "label_mask": new if by == "teacher" else jnp.zeros_like(new), "head_mask": new}
+    nothing = jnp.zeros_like(new)
+    of_teacher, own = (new, nothing) if by == "teacher" else (nothing, new)
+    return {**batch, "label_mask": of_teacher, "head_mask": new, "own_mask": own}
 
 
 def make_scorer(

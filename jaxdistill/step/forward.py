@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdistill.data.teacher_cache import OF_TEACHER
-from jaxdistill.losses import terms
+from jaxdistill.losses import selection, terms
 from jaxdistill.losses.partial import Partial
 from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.losses.terms import needs_teacher_head, teacher_layers, uses_fused_head
@@ -161,10 +161,56 @@ def student_loss(
         signals = signals._replace(documents=_documents(batch, causal=student.family.causal))
     if terms.needs_samples(objective):
         signals = signals._replace(embedding=embedding_of(student, params["student"])[: distillation.words])
-    loss, means = terms.weighted_sum(objective, signals, counts, mesh=how.mesh)
+    if objective.tokens == "uncertain":
+        loss, means = _with_uncertain(signals, counts, distillation, how.mesh)
+    else:
+        loss, means = terms.weighted_sum(objective, signals, counts, mesh=how.mesh)
     if terms.needs_samples(objective):
         means |= {f"sample/{name}": x for name, x in terms.sample_statistics(objective, signals).items()}
     return loss, means
+
+
+def _with_uncertain(
+    signals: Signals, counts: Mapping[str, Float[Array, ""]], distillation: Distillation, mesh: Mesh | None
+) -> Loss:
+    """As terms.weighted_sum, where the losses that compare logits see only the tokens of the highest entropy."""
+    objective = distillation.objective
+    on_chosen, on_all = terms.split_by_tokens(objective, "head")
+    chosen = _at_uncertain(jax.lax.stop_gradient(_uncertain(signals, distillation, mesh)), signals)
+    parts = [(on_chosen, chosen), (on_all, signals)]
+    losses = [terms.weighted_sum(part, given, counts, mesh=mesh) for part, given in parts if part.weights]
+    means = {name: mean for _, of_part in losses for name, mean in of_part.items()}
+    return jnp.stack([loss for loss, _ in losses]).sum(), {name: means[name] for name in objective.weights}
+
+
+def _uncertain(
+    signals: Signals, distillation: Distillation, mesh: Mesh | None
+) -> tuple[Int[Array, "groups k"], Bool[Array, "groups k"]]:
+    """The positions that are chosen, and which of them are valid."""
+    if signals.heads is None:
+        entropies = selection.entropy(signals.student.logits)
+    else:
+        entropies = selection.entropies_of(jax.lax.stop_gradient(signals.heads[0]), mesh=mesh)
+    share, group = distillation.objective.share, distillation.group
+    return selection.most_uncertain(entropies, signals.masks["head"], share=share, group=group)
+
+
+def _at_uncertain(chosen: tuple[Int[Array, "groups k"], Bool[Array, "groups k"]], signals: Signals) -> Signals:
+    """The signals of the losses that compare logits, at the chosen positions alone."""
+    positions, valid = chosen
+    masks = {"head": valid}
+    if "own" in signals.masks:
+        masks["own"] = selection.at(signals.masks["own"], positions)
+    signals = signals._replace(labels=selection.at(signals.labels, positions), masks=masks)
+    if signals.heads is not None:
+        student, teacher = signals.heads
+        return signals._replace(heads=(selection.at(student, positions), selection.at(teacher, positions)))
+    student, teacher = (
+        outputs and outputs._replace(logits=selection.at(outputs.logits, positions))
+        for outputs in (signals.student, signals.teacher)
+    )
+    assert student is not None
+    return signals._replace(student=student, teacher=teacher)
 
 
 def _model_inputs(distillation: Distillation, batch: Batch) -> tuple[dict[str, Any], Bool[Array, "groups k"] | None]:

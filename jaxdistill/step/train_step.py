@@ -96,7 +96,7 @@ def _make_update(
         if settings.ramp is not None:
             objective = at_step(objective, settings.ramp, state.step)
         now = distillation._replace(objective=objective)
-        counts = terms.token_counts(terms.masks_of(objective, batch))
+        counts = terms.counts_of(objective, batch, group=now.group)
         key = jax.random.fold_in(key, state.step)
         kept = None
         if settings.drop_rates is not None:

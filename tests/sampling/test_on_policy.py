@@ -113,11 +113,12 @@ def test_what_is_learnt_from_written_rows(by):
     """The divergence on every new token; the teacher's are labels too; nothing else is looked at."""
     written = make_written(0)
     got = host(as_training_batch(on_device(written), by=by))
-    assert got.keys() == {"input_ids", "attention_mask", "labels", "label_mask", "head_mask"}
+    assert got.keys() == {"input_ids", "attention_mask", "labels", "label_mask", "head_mask", "own_mask"}
     for name in ("input_ids", "attention_mask", "labels"):
         np.testing.assert_array_equal(got[name], written[name])
     np.testing.assert_array_equal(got["head_mask"], written["sampled_mask"])
     np.testing.assert_array_equal(got["label_mask"], written["sampled_mask"] & (by == "teacher"))
+    np.testing.assert_array_equal(got["own_mask"], written["sampled_mask"] & (by == "student"))
     assert written["sampled_mask"].any() and got["label_mask"].dtype == bool
 
 
