@@ -198,7 +198,7 @@ def report(table: Table, what: str, figures: dict[str, np.ndarray], digits: int)
 
 def clip(config: Config, size: float, out: Path) -> None:
     """The first `size` bytes of the text: whole documents, one a line."""
-    source = texts.open_text(config.data)
+    source = texts.open_text(config.data).train
     assert source is not None
     with open(out, "wb") as file:
         for text in source.documents():

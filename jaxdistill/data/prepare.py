@@ -34,7 +34,7 @@ from jaxdistill.data.vocabulary import Vocabulary, vocabulary_of
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
 
-REPORT_SECONDS = 10.0  # between reports of progress
+REPORT_SECONDS = 10.0  # before a report of progress; later ones come ever more slowly
 
 Report = Callable[[str], None]
 
@@ -67,11 +67,9 @@ def prepare(data: DataConfig, source: Source, tokenizer: Any, *, causal: bool, r
     layout = _layout(data, tokenizer, causal=causal)
     settings = _settings(source, layout)
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-    final = named_path(data.cache_dir, key="config.data.cache_dir") / name
+    final = cache_folder(data) / name
     if final.exists():
         return _reuse(final, report)
-    with writing(final.parent):
-        final.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(final.parent)
     with lock(final, report):
         if final.exists():
@@ -79,6 +77,18 @@ def prepare(data: DataConfig, source: Source, tokenizer: Any, *, causal: bool, r
         with whole_or_not(final) as folder:
             _write(folder, source, layout, settings, report)
     return final
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """The folder for all prepared text, which is made where it is missing.
+
+    Raises:
+      UserError: there is no such home folder, or the folder cannot be made.
+    """
+    folder = named_path(data.cache_dir, key="config.data.cache_dir")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 class _Layout(NamedTuple):
@@ -156,7 +166,7 @@ def _write(folder: Path, source: Source, layout: _Layout, settings: dict[str, An
             tokens = _add(tally, encoded, layout)
             with writing(folder.parent):  # not around the loop: errors of the source are no errors of writing
                 file.write(tokens.astype(layout.dtype).data)
-            if time.monotonic() - reported > REPORT_SECONDS:
+            if time.monotonic() - reported > max(REPORT_SECONDS, (reported - began) / 2):
                 reported = time.monotonic()
                 speed = tally.tokens / (reported - began)
                 report(f"{tally.documents:,} documents, {tally.tokens:,} tokens, {speed:,.0f} tokens/s")

@@ -39,6 +39,7 @@ from jaxdistill.data.readers import (
     read_tsv,
     rows_of_table,
 )
+from jaxdistill.console import taking
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, named_path
 from jaxdistill.network import is_hub_silent
@@ -67,6 +68,7 @@ class Location(NamedTuple):
     revision: str = ""  # hf: branch, tag or commit; tfds: version; "" = the newest
     split: str = "train"  # hf, tfds: a split in their slicing notation, such as "train[:10%]"
     streaming: bool = False  # hf: read over the network without a copy on disk
+    key: str = "data.path"  # the setting or flag that names the path, for messages
 
 
 def first_documents(source: Source, limit: int) -> Source:
@@ -93,7 +95,7 @@ def _file_digest(path: Path) -> str:
 def _open_files(location: Location, *, read: Reader) -> Source:
     """File after file in sorted order. The fingerprint is of their contents, not of their names and times."""
     source, path, columns, limits, *_ = location
-    paths = _expand(path)
+    paths = _expand(path, location.key)
     # The suffix decides on decompression, so it is content too.
     digests = [(file.suffix if file.suffix in COMPRESSION else "", _file_digest(file)) for file in paths]
     anew = [index for index, file in enumerate(paths) if _is_read_anew(file, source, limits)]
@@ -128,34 +130,34 @@ def _open_text_files(location: Location) -> Source:
     return _open_files(location._replace(columns=("",)), read=read_text)
 
 
-def _expand(path: str) -> list[Path]:
+def _expand(path: str, key: str) -> list[Path]:
     # The name of an existing file is meant literally, even with a comma or a bracket in it.
     entries = [path] if os.path.exists(path) else [entry.strip() for entry in path.split(",") if entry.strip()]
     if not entries:
-        raise UserError(f"data.path={path!r} names no file; give a file, a glob, or several separated by commas")
-    found = {file for entry in entries for file in _matches(entry)}
+        raise UserError(f"{key}={path!r} names no file; give a file, a glob, or several separated by commas")
+    found = {file for entry in entries for file in _matches(entry, key)}
     for file in found:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UserError(f"data.path: {str(file)!r} is a device or a pipe, whose size is not known; give a file")
+            raise UserError(f"{key}: {str(file)!r} is a device or a pipe, whose size is not known; give a file")
         if file.stat().st_size == 0:
-            raise UserError(f"data.path: {str(file)!r} is empty (0 bytes); leave it out or write it again")
+            raise UserError(f"{key}: {str(file)!r} is empty (0 bytes); leave it out or write it again")
         with reading(file):
             check_fetched(file)
     # Of two names of one file the first counts. The target of a link is not used: its name may lack the suffix.
     return sorted({file.resolve(): file for file in sorted(found, reverse=True)}.values())
 
 
-def _matches(entry: str) -> set[Path]:
+def _matches(entry: str, key: str) -> set[Path]:
     """The files that a name or a glob means."""
-    literal = named_path(entry)
+    literal = named_path(entry, key=key)
     if literal.is_dir():
-        raise UserError(f"data.path: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt")
+        raise UserError(f"{key}: {entry!r} is a folder; give its files, such as {entry.rstrip('/')}/*.txt")
     if literal.exists():
         return {literal}
     files = {Path(match) for match in glob.glob(str(literal), recursive=True) if Path(match).is_file()}
     if not files:
         wrong = "no file matches" if glob.has_magic(entry) else "no such file:"
-        raise UserError(f"data.path: {wrong} {entry!r} (looked from {Path.cwd()})")
+        raise UserError(f"{key}: {wrong} {entry!r} (looked from {Path.cwd()})")
     return files
 
 
@@ -183,7 +185,7 @@ def _open_hf(location: Location) -> Source:
     """
     import datasets
 
-    _, path, columns, limits, subset, revision, split, _ = location
+    _, path, columns, limits, subset, revision, split, *_ = location
     where = f"dataset {path!r}"
     _check_folder(location)
     is_saved = _is_saved(named_path(path))
@@ -216,7 +218,7 @@ def _open_hf(location: Location) -> Source:
 
 def _check_folder(location: Location) -> None:
     """Refuses what would be ignored, or read as text, where the name of a data set is a local folder."""
-    folder = named_path(location.path)
+    folder = named_path(location.path, key=location.key)
     if not folder.is_dir():
         return
     if location.revision:
@@ -253,9 +255,10 @@ def _load_saved(location: Location, where: str) -> Any:
 def _load_hf(location: Location, where: str) -> Any:
     import datasets
 
-    _, path, _, _, subset, revision, split, streaming = location
+    _, path, _, _, subset, revision, split, streaming, _ = location
     try:
-        with _quiet("huggingface_hub"), _cache_alone(datasets, wanted=not Path(path).exists() and is_hub_silent()):
+        alone = not Path(path).exists() and is_hub_silent()
+        with taking(f"loading {where}"), _quiet("huggingface_hub"), _cache_alone(datasets, wanted=alone):
             return datasets.load_dataset(
                 path,
                 name=subset or None,
@@ -287,7 +290,7 @@ def _open_tfds(location: Location) -> Source:
 
     The data set must be prepared as array_record (the default without TensorFlow): TFRecord has no random access.
     """
-    _, path, columns, limits, subset, revision, split, _ = location
+    _, path, columns, limits, subset, revision, split, *_ = location
     name = path + (f"/{subset}" if subset else "") + (f":{revision}" if revision else "")
     where = f"TFDS dataset {name!r}"
     _check_folder(location)

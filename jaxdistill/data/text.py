@@ -18,7 +18,7 @@ from jaxdistill.data.pipeline import (
     shuffled_batches,
     steps_per_epoch,
 )
-from jaxdistill.data.prepare import prepare
+from jaxdistill.data.prepare import cache_folder, prepare
 from jaxdistill.data.readers import Limits
 from jaxdistill.data.settings import DataConfig, MaskConfig
 from jaxdistill.data.sources import SOURCES, Location, Source, first_documents
@@ -42,23 +42,40 @@ class Text(NamedTuple):
     causal: bool
 
 
-def open_text(data: DataConfig) -> Source | None:
-    """The training text, checked to exist; None where a prepared folder replaces it.
+class Sources(NamedTuple):
+    """The texts of a run, checked to exist; their documents are not read yet."""
+
+    train: Source | None  # None where a prepared folder replaces it
+    held_out: Source | None  # None where a part of the training text is held out
+
+
+def open_text(data: DataConfig) -> Sources:
+    """The texts that the settings name, and the folder for what is prepared of them, before a model is read.
 
     Raises:
-      UserError: as `open_source`.
+      UserError: as `open_source`; the folder for prepared text cannot be made.
     """
-    return None if data.prepared else open_source(data, path=data.path, split=data.split)
+    train = None if data.prepared else open_source(data, path=data.path, split=data.split)
+    held_out = None
+    if data.eval_path or data.eval_split:
+        key = "data.eval_path" if data.eval_path else "data.path"
+        held_out = open_source(data, path=data.eval_path or data.path, split=data.eval_split or data.split, key=key)
+    if train is not None or held_out is not None:
+        cache_folder(data)
+    return Sources(train, held_out)
 
 
-def open_source(data: DataConfig, *, path: str, split: str) -> Source:
+def open_source(data: DataConfig, *, path: str, split: str, key: str = "data.path") -> Source:
     """The source of these settings at another path and split; nothing is read yet but what the fingerprint needs.
+
+    Args:
+      key: the setting or flag that names the path, for messages.
 
     Raises:
       UserError: a missing, empty, truncated or binary file, a missing column, no network.
     """
     if not path:
-        raise UserError(f"data.path is empty; data.source={data.source!r} needs a file, glob, folder or name")
+        raise UserError(f"{key} is empty; data.source={data.source!r} needs a file, glob, folder or name")
     source = SOURCES[data.source](
         Location(
             source=data.source,
@@ -69,18 +86,19 @@ def open_source(data: DataConfig, *, path: str, split: str) -> Source:
             revision=data.revision,
             split=split or "train",
             streaming=data.streaming,
+            key=key,
         )
     )
     return first_documents(source, data.limit) if data.limit else source
 
 
 def prepare_text(
-    data: DataConfig, source: Source | None, tokenizer: Any, *, causal: bool, report: Callable[[str], None]
+    data: DataConfig, sources: Sources, tokenizer: Any, *, causal: bool, report: Callable[[str], None]
 ) -> Text:
     """Tokenises what is not yet cached, and opens the result.
 
     Args:
-      source: of `open_text`.
+      sources: of `open_text`.
       tokenizer: a fast tokenizer of transformers.
       report: called with lines for the log.
 
@@ -91,11 +109,9 @@ def prepare_text(
     def prepared(source: Source) -> Path:
         return prepare(data, source, tokenizer, causal=causal, report=report)
 
-    held_out = None
-    if data.eval_path or data.eval_split:  # before the training text: it is small, and may be missing or empty
-        held_out_source = open_source(data, path=data.eval_path or data.path, split=data.eval_split or data.split)
-        held_out = open_store(prepared(held_out_source))
-    path = named_path(data.prepared) if source is None else prepared(source)
+    # The held-out text comes before the training text: it is small, and may hold nothing of use.
+    held_out = None if sources.held_out is None else open_store(prepared(sources.held_out))
+    path = named_path(data.prepared) if sources.train is None else prepared(sources.train)
     train = store = open_store(path)
     vocabulary = vocabulary_of(tokenizer, causal=causal)
     _check_store(store, data, vocabulary, causal=causal)

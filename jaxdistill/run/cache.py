@@ -82,7 +82,7 @@ def make_cache(config: Config, out: Path, *, allow_pickle: bool, report: Report)
         raise UserError(f"a cache is for the tokens that config.loss.tokens={config.loss.tokens} does not choose")
     meshes = sharding.make_meshes(config.mesh, student=0, teacher=0)
     check_devices(config, meshes)
-    source = texts.open_text(config.data)
+    sources = texts.open_text(config.data)
     pair = pair_of_shapes(config)  # the student decides on the words that are compared
     assert pair.teacher is not None
     folder = hub.resolve(config.teacher.name, revision=config.teacher.revision, allow_pickle=allow_pickle)
@@ -92,7 +92,7 @@ def make_cache(config: Config, out: Path, *, allow_pickle: bool, report: Report)
         _check_same(out, meta, tokenizer)
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"--out {out} holds something else than a cache; name an empty or a new folder")
-    text = texts.prepare_text(config.data, source, tokenizer, causal=pair.teacher.family.causal, report=report)
+    text = texts.prepare_text(config.data, sources, tokenizer, causal=pair.teacher.family.causal, report=report)
     masks_of_content(text, config.data, config.mask)  # raises for masks that are new in every epoch
     with _held(out):
         if jax.process_index() == 0 and not (out / caches.META).exists():

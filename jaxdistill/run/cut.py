@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -19,7 +20,7 @@ from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin
 from jaxdistill.knobs import check_seed
-from jaxdistill.models import hub, weights
+from jaxdistill.models import hub, stored, weights
 from jaxdistill.models.layer_choice import period_choices, resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
 from jaxdistill.models.pair import Pair
@@ -111,13 +112,15 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
         raise UserError(
             "--layers search and --text FILE, to score the candidates on, go together; give both or neither"
         )
+    if searched:
+        texts.open_source(Config().data, path=cut.text, split="", key="--text")  # before the teacher is read
     # "search" and "search:N" count as a plain count does.
     spec = f"spread{cut.layers.removeprefix('search')}" if searched else cut.layers
     layers = resolve_layers(spec, of=teacher.num_layers, period=teacher.period)
     choices = _choices(teacher, cut, count=len(layers)) if searched else None
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, teacher.config)
-    teacher_params = weights.load_params(folder, teacher, allow_pickle=allow_pickle)
+    teacher_params = weights.open_params(folder, teacher, allow_pickle=allow_pickle)
     found = None
     if searched:
         found = _search(
@@ -214,11 +217,11 @@ def _search(
         mask={"smoothing": 0.0},
         evaluate={"batches": SEARCH_BATCHES},
     )
-    source = texts.open_text(config.data)
-    prepared = texts.prepare_text(config.data, source, tokenizer, causal=model.family.causal, report=report)
+    sources = texts.open_text(config.data)
+    prepared = texts.prepare_text(config.data, sources, tokenizer, causal=model.family.causal, report=report)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
     pair = Pair(model, params, None, {}, tokenizer, None)
     context = make_context(config.evaluate, config.mask, pair, prepared, held_out_of(config, prepared), mesh=mesh)
-    on_devices = jax.device_put(params, sharding.replicated(mesh))
+    on_devices = stored.placed(params, sharding.by_rule(params, mesh, family=model.family), jnp.float32)
     return Search(text, *search.search_layers(context, on_devices, count=count, choices=choices))

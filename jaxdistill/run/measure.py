@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdistill import recipe
@@ -20,9 +20,10 @@ from jaxdistill.models.pair import Pair
 from jaxdistill.models.settings import StudentConfig
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import held_out_of
-from jaxdistill.run.models import check_model, in_dtype, load_teacher, pair_with
+from jaxdistill.run.models import check_model, in_memory, load_teacher, pair_with
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
+from jaxdistill.step.sharding import Meshes
 
 Report = Callable[[str], None]
 
@@ -86,14 +87,16 @@ def evaluate_run(
 ) -> dict[str, float]:
     """As `evaluate`, with the config of the run, of which values may have been changed."""
     config = _with_metrics(config, metrics, predictions)
-    student = folders.load_student(workdir, step=step, report=report)
+    mesh = sharding.mesh_here(config.mesh)
+    student = folders.load_student(workdir, step=step, report=report, mesh=mesh)
     check_model(config, student.model, "student")
     config, teacher, teacher_params = _teacher(config, metrics, allow_pickle=allow_pickle, report=report)
-    # In the data types of the run, so that its own figures come out again.
-    teacher_params = in_dtype(teacher_params, config.teacher.dtype)
     model = build_model_for(student.model.config, config.student)
     pair = Pair(model, student.params, teacher, teacher_params, student.tokenizer, None)
-    return _measure(config, pair, name=f"{workdir}, step {student.step}", predictions=predictions, report=report)
+    # In the data types of the run, so that its own figures come out again.
+    pair = in_memory(pair, config.teacher.dtype, Meshes(mesh, mesh))
+    name = f"{workdir}, step {student.step}"
+    return _measure(config, pair, mesh, name=name, predictions=predictions, report=report)
 
 
 def evaluate_model(
@@ -148,8 +151,17 @@ def evaluate_config(
     """
     config = _with_metrics(config, metrics, predictions)
     config, teacher, teacher_params = _teacher(config, metrics, allow_pickle=allow_pickle, report=report)
-    pair = pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report, missing="error")
-    return _measure(config, pair, name=name, predictions=predictions, report=report)
+    mesh = sharding.mesh_here(config.mesh)
+    pair = pair_with(
+        config,
+        teacher,
+        teacher_params,
+        allow_pickle=allow_pickle,
+        report=report,
+        missing="error",
+        meshes=Meshes(mesh, mesh),
+    )
+    return _measure(config, pair, mesh, name=name, predictions=predictions, report=report)
 
 
 def _with_metrics(config: Config, metrics: Sequence[str] | None, predictions: Path | None) -> Config:
@@ -179,10 +191,11 @@ def _teacher(
         return config.changed(teacher={"name": "", "revision": ""}), None, {}
 
 
-def _measure(config: Config, pair: Pair, *, name: str, predictions: Path | None, report: Report) -> dict[str, float]:
-    source = texts.open_text(config.data)
-    text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, report=report)
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
+def _measure(
+    config: Config, pair: Pair, mesh: Mesh, *, name: str, predictions: Path | None, report: Report
+) -> dict[str, float]:
+    sources = texts.open_text(config.data)
+    text = texts.prepare_text(config.data, sources, pair.tokenizer, causal=pair.student.family.causal, report=report)
     check_evaluation(config, mesh)
 
     def keep_completions(records: list[ScoredCompletion]) -> None:
@@ -195,7 +208,6 @@ def _measure(config: Config, pair: Pair, *, name: str, predictions: Path | None,
         config.evaluate, config.mask, pair, text, held_out, mesh=mesh, keep_completions=keep_completions
     )
     measure = make_evaluator(config.evaluate, context)
-    params = jax.device_put((pair.student_params, pair.teacher_params), sharding.replicated(mesh))
-    figures = dict(measure(*params))
+    figures = dict(measure(pair.student_params, pair.teacher_params))
     check_finite(figures, of=lambda: name)
     return figures

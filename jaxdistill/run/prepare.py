@@ -16,11 +16,11 @@ def prepare(config: Config, *, report: Callable[[str], None]) -> Path:
     Raises:
       UserError: what does not fit.
     """
-    source = texts.open_text(config.data)
+    sources = texts.open_text(config.data)
     named = next(side for side in (config.tokenizer, config.teacher, config.student) if side.name)
     tokenizer = load_tokenizer(hub.resolve(named.name, revision=named.revision))
     pair = pair_of_shapes(config)
     causal = pair.student.family.causal
     if causal:
         end_texts_alike(tokenizer, (pair.teacher or pair.student).config)
-    return texts.prepare_text(config.data, source, tokenizer, causal=causal, report=report).path
+    return texts.prepare_text(config.data, sources, tokenizer, causal=causal, report=report).path

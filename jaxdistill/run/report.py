@@ -167,9 +167,9 @@ def _measured(
         if side.model.family.causal != sides[0].model.family.causal:
             raise UserError(f"{side.name} and {sides[0].name}: both must be masked, or both causal")
         check_same_vocabulary(sides[0].model.config, side.model.config, [tokenizer, student.tokenizer])
-    source = texts.open_text(config.data)
+    sources = texts.open_text(config.data)
     causal = sides[0].model.family.causal
-    text = texts.prepare_text(config.data, source, tokenizer, causal=causal, report=say)
+    text = texts.prepare_text(config.data, sources, tokenizer, causal=causal, report=say)
     length = min(_SPEED_LENGTH, *(side.model.max_length for side in sides))
     measure = partial(_portrait, config, teacher, tokenizer, text, length=length, say=say)
     portraits = [measure(side) for side in sides]

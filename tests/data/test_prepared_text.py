@@ -312,3 +312,21 @@ def test_held_out_text_is_read_before_the_training_text(tmp_path, tokenizer, hel
     with pytest.raises(UserError, match=rf"no such file: '.*{held_out}'|no usable text in text: {held_out}"):
         prepare_text(data, open_text(data), tokenizer, causal=False, report=lambda line: None)
     assert not [path for path in tmp_path.glob("cache/*") if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"path": "none.txt"}, r"^data\.path: no such file: '.*none\.txt'"),
+        ({"eval_path": "none.txt"}, r"^data\.eval_path: no such file: '.*none\.txt'"),
+        ({"prepared": "x", "eval_path": "none.txt"}, r"^data\.eval_path: no such file: '.*none\.txt'"),
+        ({"eval_path": ",,"}, r"^data\.eval_path=',,' names no file"),
+        ({"cache_dir": "~nosuchuser/x"}, r"^config\.data\.cache_dir='~nosuchuser/x' is not a path of this machine"),
+        ({"cache_dir": "a.txt/x"}, r"^cannot write prepared data in '.*a\.txt/x': Not a directory; make room"),
+    ],
+)
+def test_what_texts_need_is_checked_before_any_model_is_read(tmp_path, monkeypatch, settings, said):
+    monkeypatch.chdir(tmp_path)
+    text_source(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=said):
+        open_text(DataConfig(**{"path": "a.txt", "cache_dir": "cache", **settings}))
