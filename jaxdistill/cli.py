@@ -9,6 +9,7 @@ from jaxdistill import __version__, processes, train
 from jaxdistill.commands import (
     cache,
     completion,
+    doctor,
     evaluate,
     export,
     generate,
@@ -34,6 +35,7 @@ COMMANDS: dict[str, ModuleType] = {
     "neighbours": neighbours,
     "recipes": recipes,
     "settings": settings,
+    "doctor": doctor,
     "completion": completion,
     "report": report,
 }

@@ -50,15 +50,7 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
         jax.eval_shape(init, pair.student_params), meshes.student, family=pair.student.family
     )
     teacher_shardings = sharding.of_teacher(pair, meshes.teacher)
-    group = config.mask.group
-    distillation = Distillation(
-        pair.student,
-        pair.teacher,
-        objective,
-        group,
-        capacity=lambda width: masked_capacity(fraction=config.mask.fraction, group=group, width=width),
-        cached=pair.cached,
-    )
+    distillation = distillation_of(config, pair, objective)
     settings = UpdateSettings(
         accumulation=config.train.accumulation,
         freeze=config.train.freeze,
@@ -72,6 +64,19 @@ def make_training(config: Config, pair: Pair, objective: Objective, meshes: Mesh
     step = make_train_step(distillation, optimizer, placement, settings)
     schedule = optim.make_schedule(config.optim, steps=steps)
     return Training(jax.jit(init, out_shardings=state_shardings), step, teacher_shardings, schedule)
+
+
+def distillation_of(config: Config, pair: Pair, objective: Objective) -> Distillation:
+    """The models and losses of a step."""
+    group = config.mask.group
+    return Distillation(
+        pair.student,
+        pair.teacher,
+        objective,
+        group,
+        capacity=lambda width: masked_capacity(fraction=config.mask.fraction, group=group, width=width),
+        cached=pair.cached,
+    )
 
 
 def _projections(config: Config, pair: Pair, objective: Objective) -> PyTree:

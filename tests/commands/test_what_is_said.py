@@ -88,6 +88,7 @@ def test_the_libraries_are_not_loaded_in_silence(tiny, tmp_path, monkeypatch):
         ["plan", f"--config={tiny.recipe}"],
         ["generate", f"--model={tiny.teacher}"],
         ["neighbours", f"--model={tiny.teacher}", "--words=x"],
+        ["doctor"],
         ["recipes"],
         ["settings"],
         ["completion"],
