@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached."""
+"""Whether the Hugging Face hub, or another place of the network, can be reached."""
 
 import functools
 import threading
@@ -16,10 +16,15 @@ def is_hub_silent() -> bool:
     """
     from huggingface_hub import constants
 
-    return not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT, int(time.monotonic() // _KEPT))
+    return not constants.HF_HUB_OFFLINE and is_silent(constants.ENDPOINT)
 
 
-@functools.lru_cache(maxsize=1)
+def is_silent(address: str) -> bool:
+    """Whether a server gives no answer within PATIENCE seconds."""
+    return not _answers(address, int(time.monotonic() // _KEPT))
+
+
+@functools.lru_cache(maxsize=4)
 def _answers(address: str, now: int) -> bool:
     """Whether a server answers; in a thread, as no timeout bounds the look-up of its address.
 

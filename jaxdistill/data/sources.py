@@ -42,7 +42,7 @@ from jaxdistill.data.readers import (
 from jaxdistill.console import taking
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, named_path
-from jaxdistill.network import is_hub_silent
+from jaxdistill.network import is_hub_silent, is_silent
 
 
 @dataclass(frozen=True)
@@ -317,6 +317,9 @@ def _open_tfds(location: Location) -> Source:
     )
 
 
+_TFDS_SERVER = "https://storage.googleapis.com"  # where TFDS looks first
+
+
 def _load_tfds(path: str, name: str, split: str, where: str) -> Any:
     try:
         import tensorflow_datasets as tfds
@@ -327,7 +330,15 @@ def _load_tfds(path: str, name: str, split: str, where: str) -> Any:
         if Path(path).is_dir():
             builder: Any = tfds.builder_from_directory(path)
             return builder.as_data_source(split=split)
+        # Without a network, its downloads are tried again for minutes each.
+        if not tfds.builder(name).is_prepared() and is_silent(_TFDS_SERVER):
+            raise UserError(
+                f"{where} is not prepared on this machine, and no network answers; prepare it where there is one, and "
+                "give its folder"
+            )
         return tfds.data_source(name, split=split)
+    except UserError:
+        raise
     except Exception as error:  # whatever a builder raises is about the name that the user gave
         raise UserError(f"cannot load {where}, split {split!r}: {first_line(error)}") from error
 

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from jaxdistill import network
+from jaxdistill.data import sources
 from jaxdistill.data.settings import DataConfig
 from jaxdistill.data.sources import SOURCES
 from jaxdistill.data.text import open_source
@@ -326,6 +328,7 @@ BOMBS = {
 
 BOUNDED = """
 import resource, sys
+from jaxdistill.data import sources
 from jaxdistill.data.settings import DataConfig
 from jaxdistill.data.text import open_source
 from jaxdistill.errors import UserError
@@ -598,6 +601,22 @@ def tfds_folder(tmp_path):
     info = {"name": "tiny", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
+
+
+@pytest.mark.parametrize(("prepared", "silent"), [(True, True), (False, False), (False, True)])
+def test_a_tfds_name_without_a_network_is_refused_at_once(monkeypatch, prepared, silent):
+    """What is prepared is read without a network; a download is not begun that would be tried again for minutes."""
+    tfds = SimpleNamespace(
+        builder=lambda name: SimpleNamespace(is_prepared=lambda: prepared),
+        data_source=lambda name, split: (name, split),
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", tfds)
+    monkeypatch.setattr(sources, "is_silent", lambda address: silent)
+    if prepared or not silent:
+        assert sources._load_tfds("a", "a/b", "train", "TFDS dataset 'a/b'") == ("a/b", "train")
+    else:
+        with pytest.raises(UserError, match=r"^TFDS dataset 'a/b' is not prepared .*, and no network answers"):
+            sources._load_tfds("a", "a/b", "train", "TFDS dataset 'a/b'")
 
 
 def test_tfds_folder(tfds_folder):
