@@ -68,7 +68,7 @@ def main() -> None:
     flags, overrides = parser.parse_known_args()
     config = recipe.read(flags.config, overrides)
     teacher = transformers.AutoConfig.from_pretrained(config.teacher.name)
-    causal = not any(name.endswith("ForMaskedLM") for name in teacher.architectures)
+    causal = not any(name.endswith("ForMaskedLM") for name in teacher.architectures or ())
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     model = auto.from_pretrained(config.teacher.name).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(config.teacher.name)
