@@ -85,7 +85,9 @@ _EXTRAS = {
     "tfds": "tensorflow_datasets",
     "tensorboard": "tensorboardX",
     "wandb": "wandb",
+    "trackio": "trackio",
     "rouge": "rouge_score",
+    "sentencepiece": "sentencepiece",
     "report": "matplotlib",
 }
 
