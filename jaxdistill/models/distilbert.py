@@ -58,7 +58,7 @@ def distilbert_config(bert: Any, *, cut: bool) -> Any:
     )
 
 
-def distilbert_params(bert: dict[str, np.ndarray], *, drop_token_types: bool) -> dict[str, np.ndarray]:
+def distilbert_params(bert: dict[str, Any], *, drop_token_types: bool) -> dict[str, Any]:
     """BERT's parameters, by path, under DistilBERT's paths.
 
     DistilBERT has no token types. BERT adds those of type 0 at every position of a single text, so that row is added
@@ -66,7 +66,7 @@ def distilbert_params(bert: dict[str, np.ndarray], *, drop_token_types: bool) ->
     """
     params = {path: array for path, array in bert.items() if path != _TOKEN_TYPES}
     if not drop_token_types:
-        params[_POSITIONS] = params[_POSITIONS] + bert[_TOKEN_TYPES][:1]
+        params[_POSITIONS] = np.asarray(params[_POSITIONS]) + np.asarray(bert[_TOKEN_TYPES])[:1]
     return {_distilbert_path(path): array for path, array in params.items()}
 
 

@@ -172,7 +172,9 @@ def cut_student(
     reference_init: bool = False,
     key: Key[Array, ""] | None = None,
 ) -> dict[str, Any]:
-    """The student's parameters, in NumPy: layer i is teacher layer layers[i], and the rest is copied too, bit for bit.
+    """The student's parameters: layer i is teacher layer layers[i], and the rest is copied too, bit for bit.
+
+    Leaves are those of `teacher_params`; tensors that lie in files still lie there (models/stored.py).
 
     Args:
       reference_init: DistilBERT as the extraction scripts of the reference make it: token types are dropped, where
@@ -186,7 +188,7 @@ def cut_student(
     kinds = (teacher.config.model_type, student.config.model_type)
     if kinds[0] != kinds[1] and kinds != ("bert", "distilbert"):
         raise UserError(f"a {kinds[1]} student cannot be cut from a {kinds[0]} teacher: give it a folder or random")
-    source = {path: np.asarray(array) for path, array in flatten_dict(teacher_params, sep="/").items()}
+    source: dict[str, Any] = dict(flatten_dict(teacher_params, sep="/"))
     source = _pick_layers(source, teacher=teacher, layers=layers)
     if kinds[0] != kinds[1]:
         source = distilbert_params(source, drop_token_types=reference_init)
@@ -200,7 +202,7 @@ def cut_student(
     return unflatten_dict({path: source[path] for path in shapes}, sep="/")
 
 
-def _pick_layers(source: Mapping[str, np.ndarray], *, teacher: Model, layers: Sequence[int]) -> dict[str, np.ndarray]:
+def _pick_layers(source: Mapping[str, Any], *, teacher: Model, layers: Sequence[int]) -> dict[str, Any]:
     """The parameters, by path, with only the chosen layers, which are numbered anew."""
     prefix = teacher.family.layers.removesuffix("{}")
     chosen = _albert_groups(teacher.config, layers) if teacher.family.shared_layers else tuple(layers)
@@ -256,7 +258,7 @@ def _in_head_transform(path: str, model: Model) -> bool:
     return not path.startswith((f"{family.base}/", f"{family.projection}/")) and path != family.projection_bias
 
 
-def _check_fits(path: str, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
+def _check_fits(path: str, array: Any, shape: tuple[int, ...]) -> None:
     if array is None or array.shape != shape:
         has = "nothing" if array is None else str(array.shape)
         raise UserError(

@@ -20,7 +20,7 @@ def torch_name(path: str) -> str:
     return ".".join([*modules, _LEAVES.get(leaf, leaf)])
 
 
-def transposed(path: str, array: np.ndarray) -> np.ndarray:
+def transposed(path: str, array: Any) -> Any:
     """The array of a Flax path in torch's layout, and the reverse: Linear keeps [out, in], Dense [in, out]."""
     return array.T if path.endswith("/kernel") else array
 

@@ -9,8 +9,10 @@ from jaxdistill.errors import UserError
 from jaxdistill.models import torch_names
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.model import Model
+from jaxdistill.models.stored import Stored
 
-Tensors = dict[str, np.ndarray]  # by torch name; floats are float32
+Tensor = np.ndarray | Stored  # floats are float32
+Tensors = dict[str, Tensor]  # by torch name
 
 # What torch.compile, DataParallel, FSDP and activation checkpointing put into names, before any module and not only at
 # the beginning.
@@ -19,7 +21,7 @@ _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}  # of layer norms
 _SHOWN = 3  # names in an error
 
 
-def with_wanted_names(source: Path, tensors: Mapping[str, np.ndarray], *, model: Model, wanted: set[str]) -> Tensors:
+def with_wanted_names(source: Path, tensors: Mapping[str, Tensor], *, model: Model, wanted: set[str]) -> Tensors:
     """The tensors under the names that the model wants; those that it has no place for keep theirs.
 
     Raises:
@@ -28,7 +30,7 @@ def with_wanted_names(source: Path, tensors: Mapping[str, np.ndarray], *, model:
     names = _without_prefixes([_unwrapped(old) for old in tensors], model=model, wanted=wanted)
     result: Tensors = {}
     for name, array in zip(names, tensors.values(), strict=True):
-        if name in result and not np.array_equal(result[name], array, equal_nan=True):
+        if name in result and not np.array_equal(np.asarray(result[name]), np.asarray(array), equal_nan=True):
             raise UserError(f"{source} holds {name} twice, and not with the same values: remove one from the file")
         result[name] = array
     for name, other in _tied_names(model, wanted).items():

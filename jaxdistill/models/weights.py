@@ -6,6 +6,7 @@ that is missing, has another shape or is not finite is named in the error.
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, read_json
 from jaxdistill.models import torch_names
 from jaxdistill.models.model import Model, init_params, param_shapes
-from jaxdistill.models.weight_names import Tensors, check_absent, check_unexpected, with_wanted_names
+from jaxdistill.models.stored import Index, Stored, on_host
+from jaxdistill.models.weight_names import Tensor, Tensors, check_absent, check_unexpected, with_wanted_names
 
 _SAFETENSORS = "model.safetensors"
 FLAX = "flax_model.msgpack"
@@ -51,6 +53,25 @@ def load_params(
 ) -> dict[str, Any]:
     """The folder's weights as the model's parameter tree, NumPy float32 whatever the data type of the file.
 
+    Args:
+      as in `open_params`.
+
+    Raises:
+      UserError: as `open_params`; a tensor is not finite.
+    """
+    return on_host(open_params(folder, model, allow_pickle=allow_pickle, missing=missing, key=key))
+
+
+def open_params(
+    folder: Path,
+    model: Model,
+    *,
+    allow_pickle: bool = False,
+    missing: Literal["error", "init"] = "error",
+    key: Key[Array, ""] | None = None,
+) -> dict[str, Any]:
+    """The model's parameter tree, whose leaves are tensors that are read later (models/stored.py).
+
     Read from model.safetensors (or its shards), from flax_model.msgpack, or, only with `allow_pickle`, from
     pytorch_model.bin.
 
@@ -73,7 +94,9 @@ def load_params(
     loaded = {path: shape for path, shape in shapes.items() if names[path] not in absent}
     for path, shape in loaded.items():
         _check_tensor(source, names[path], tensors[names[path]], shape.shape, transposed=path.endswith("/kernel"))
-    params = flatten_dict(torch_names.from_torch(tensors, unflatten_dict(loaded, sep="/")), sep="/")
+    params: dict[str, Any] = {
+        path: _finite(source, names[path], torch_names.transposed(path, tensors[names[path]])) for path in loaded
+    }
     if absent:
         assert key is not None, "missing='init' needs a key"
         logging.warning("%s has no such tensors, so these are drawn at random: %s", source, ", ".join(absent))
@@ -155,20 +178,44 @@ def _read_safetensors(file: Path) -> Tensors:
     tensors = {}
     try:
         # framework="flax" because NumPy has no bfloat16.
+        with safe_open(file, framework="flax") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                lazy = opened.get_slice(name)
+                tensors[name] = Stored(
+                    tuple(lazy.get_shape()), _dtype_of(file, lazy.get_dtype()), partial(_read_slice, file, name)
+                )
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
+    return tensors
+
+
+# As safetensors calls them. Whole numbers are refused where a model wants them, and else passed over.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"} | {
+    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
+
+
+def _dtype_of(file: Path, name: str) -> Any:
+    if name not in _DTYPES:
+        raise UserError(
+            f"{file} holds a data type that is not read here ({name}): give weights in float32, float16 or bfloat16"
+        )
+    return jnp.dtype(_DTYPES[name])
+
+
+def _read_slice(file: Path, name: str, index: Index) -> np.ndarray:
+    """A part of a tensor. The file is opened each time, so that none of its pages count as this process's memory."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # framework="flax" because NumPy has no bfloat16.
         with (
             safe_open(file, framework="flax") as opened,
             jax.default_device(jax.local_devices(backend="cpu")[0]),
         ):
-            for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                tensors[name] = _upcast(np.asarray(opened.get_tensor(name)))
+            return np.asarray(opened.get_slice(name)[index] if index else opened.get_tensor(name))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
-    except (AttributeError, TypeError, ValueError) as error:  # NumPy has no such data type
-        raise UserError(
-            f"{file} holds a data type that is not read here ({first_line(error)}): give weights in float32, float16 "
-            "or bfloat16"
-        ) from error
-    return tensors
 
 
 def _read_pickle(file: Path) -> Tensors:
@@ -229,11 +276,21 @@ def _upcast(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _check_tensor(source: Path, name: str, array: np.ndarray, shape: tuple[int, ...], *, transposed: bool) -> None:
+def _check_tensor(source: Path, name: str, array: Tensor, shape: tuple[int, ...], *, transposed: bool) -> None:
     wanted = shape[::-1] if transposed else shape
     if array.shape != wanted:
         raise UserError(f"{source}: {name} has shape {array.shape}, by config.json it should be {wanted}")
     if array.dtype != np.float32:  # as all floats are by now
         raise UserError(f"{source}: {name} holds {array.dtype}; give weights that are floats, and so not quantised")
-    if not np.isfinite(array).all():
-        raise UserError(f"{source}: {name} holds NaN or infinite values")
+
+
+def _finite(source: Path, name: str, tensor: Tensor) -> Stored:
+    """The tensor, of which every part is checked when it is read."""
+
+    def read(index: Index) -> np.ndarray:
+        part = tensor.read(index) if isinstance(tensor, Stored) else tensor[index]
+        if not np.isfinite(part).all():
+            raise UserError(f"{source}: {name} holds NaN or infinite values")
+        return part
+
+    return Stored(tensor.shape, tensor.dtype, read)

@@ -70,7 +70,7 @@ def assemble(
     writers.check_installed(config.log)
     source = texts.open_text(config.data)
     with taking("reading the models"):
-        pair = load_pair(config, allow_pickle=allow_pickle, report=say)
+        pair = load_pair(config, allow_pickle=allow_pickle, report=say, meshes=meshes)
     if recorded is None:  # a run that began before this rule goes on
         _check_best(config, pair)
     check_prompts(config.evaluate, pair)

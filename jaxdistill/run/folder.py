@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pydantic
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdistill.config import Config
@@ -29,6 +30,7 @@ from jaxdistill.models import hub
 from jaxdistill.models.model import Model, build_model, param_shapes
 from jaxdistill.models.tokenizer import load_tokenizer
 from jaxdistill.run import checkpoint
+from jaxdistill.step import sharding
 
 ORIGIN = "origin.json"
 
@@ -100,8 +102,13 @@ def create(
         write_text(workdir / "config.json", config)
 
 
-def load_student(workdir: Path, *, step: int | None = None, report: Callable[[str], None]) -> Student:
+def load_student(
+    workdir: Path, *, step: int | None = None, report: Callable[[str], None], mesh: Mesh | None = None
+) -> Student:
     """The student of a run's last whole checkpoint, or of the checkpoint after `step` updates.
+
+    Args:
+      mesh: holds the parameters, split over its devices; None = one device.
 
     Raises:
       UserError: `workdir` is no run folder, or has no such checkpoint.
@@ -115,8 +122,13 @@ def load_student(workdir: Path, *, step: int | None = None, report: Callable[[st
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         if step is not None and step not in manager.all_steps():
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
+        shapes = param_shapes(model)
+        if mesh is None:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            places = jax.tree.map(lambda x: here, shapes)
+        else:
+            places = sharding.by_rule(shapes, mesh, family=model.family)
+        shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
         found = checkpoint.restore(manager, {"student": shapes}, report=report, step=step, read_only=True)
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet")

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, rouge
-from jaxdistill.models import hub, weights
+from jaxdistill.models import hub, stored, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.layer_choice import half, resolve_layers
 from jaxdistill.models.model import Model, build_model_for, common_words, init_params, param_shapes
@@ -29,6 +29,8 @@ from jaxdistill.models.tokenizer import (
 )
 from jaxdistill.run import folder as folders
 from jaxdistill.run import teacher_cache
+from jaxdistill.step import sharding
+from jaxdistill.step.sharding import Meshes
 
 
 class StudentChoice(NamedTuple):
@@ -39,8 +41,13 @@ class StudentChoice(NamedTuple):
     folder: Path | None  # the folder that it is read from
 
 
-def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], None]) -> Pair:
+def load_pair(
+    config: Config, *, allow_pickle: bool, report: Callable[[str], None], meshes: Meshes | None = None
+) -> Pair:
     """Loads the teacher, makes the student, and checks that both, and the tokenizer, go together.
+
+    Args:
+      meshes: what holds the parameters, split over its devices; None = the host, in NumPy.
 
     Raises:
       UserError: what does not fit; before any text is read and anything is compiled.
@@ -48,11 +55,11 @@ def load_pair(config: Config, *, allow_pickle: bool, report: Callable[[str], Non
     if config.teacher.cache:
         cached = teacher_cache.cached_teacher(config)
         check_model(config, cached.model, "teacher")
-        pair = pair_with(config, cached.model, {}, allow_pickle=allow_pickle, report=report)
+        pair = pair_with(config, cached.model, {}, allow_pickle=allow_pickle, report=report, meshes=meshes)
         teacher_cache.check_words(config, cached, pair.student)
         return pair._replace(teacher=None, cached=cached)
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
-    return pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report)
+    return pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report, meshes=meshes)
 
 
 def pair_with(
@@ -63,8 +70,9 @@ def pair_with(
     allow_pickle: bool,
     report: Callable[[str], None],
     missing: Literal["error", "init"] = "init",
+    meshes: Meshes | None = None,
 ) -> Pair:
-    """As `load_pair`, with a teacher that `load_teacher` has loaded.
+    """As `load_pair`, with a teacher from `load_teacher`.
 
     Args:
       missing: "error" refuses a folder of config.student.name that lacks a head, which "init" draws.
@@ -99,7 +107,8 @@ def pair_with(
                 f"{choice.model.vocab_size:,}, with the same tokenizer: the losses on logits are over the "
                 f"{common_words(teacher, choice.model):,} that both have"
             )
-    return Pair(choice.model, params, teacher, in_dtype(teacher_params, config.teacher.dtype), tokenizer, choice.layers)
+    pair = Pair(choice.model, params, teacher, teacher_params, tokenizer, choice.layers)
+    return in_memory(pair, config.teacher.dtype, meshes)
 
 
 def pair_of_shapes(config: Config) -> Pair:
@@ -123,17 +132,34 @@ def pair_of_shapes(config: Config) -> Pair:
 
 
 def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
-    """The teacher and its float32 parameters; (None, {}) where the config names none."""
+    """The teacher and its parameters, which are read later (models/stored.py); (None, {}) where there is none."""
     teacher, folder = _teacher_model(config.teacher, allow_pickle=allow_pickle)
     if teacher is None or folder is None:
         return None, {}
     check_model(config, teacher, "teacher")  # before its weights are read
-    return teacher, weights.load_params(folder, teacher, allow_pickle=allow_pickle)
+    return teacher, weights.open_params(folder, teacher, allow_pickle=allow_pickle)
 
 
 def in_dtype(params: PyTree, dtype: str) -> PyTree:
     """Parameters on the host in the data type they are kept in: a teacher is not trained, so bfloat16 will do."""
     return jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), params)
+
+
+def in_memory(pair: Pair, teacher_dtype: str, meshes: Meshes | None) -> Pair:
+    """The pair with the parameters read that still lie in files, one after the other.
+
+    Args:
+      meshes: as of `load_pair`.
+    """
+    if meshes is None:
+        teacher_params = in_dtype(pair.teacher_params, teacher_dtype)
+        return pair._replace(student_params=stored.on_host(pair.student_params), teacher_params=teacher_params)
+    of_student = sharding.by_rule(pair.student_params, meshes.student, family=pair.student.family)
+    of_teacher = sharding.of_teacher(pair, meshes.teacher)
+    return pair._replace(
+        student_params=stored.placed(pair.student_params, of_student, jnp.float32),
+        teacher_params=stored.placed(pair.teacher_params, of_teacher, jnp.dtype(teacher_dtype)),
+    )
 
 
 def check_model(config: Config, model: Model, role: str) -> None:
@@ -266,7 +292,7 @@ def _student_params(
     if hub.is_run(config.student.name):
         # To the host, as they lie on one device and the run's state may lie on others.
         return jax.device_get(folders.load_student(Path(config.student.name), report=report).params)
-    return weights.load_params(choice.folder, choice.model, allow_pickle=allow_pickle, missing=missing, key=key)
+    return weights.open_params(choice.folder, choice.model, allow_pickle=allow_pickle, missing=missing, key=key)
 
 
 def _config_from_scratch(overrides: dict[str, Any], family: str) -> Any:

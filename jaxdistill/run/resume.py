@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -31,6 +32,7 @@ from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import checkpoint, teacher_cache
 from jaxdistill.run import folder as folders
+from jaxdistill.step.across_processes import on_host
 
 # What a run depends on -> the settings that say where it lies.
 _NAMED_BY: dict[str, tuple[str, ...]] = {
@@ -261,16 +263,26 @@ _BOOKKEEPING = ("_name_or_path", "_commit_hash", "transformers_version", "torch_
 
 
 def _digest(tree: PyTree) -> str:
-    """SHA-256 of all names, shapes, types and values of a tree of arrays on the host, hashed in several threads."""
+    """SHA-256 of all names, shapes, types and values of a tree of arrays, a few at a time, hashed in several threads.
+
+    An array of a mesh is copied first: what NumPy has read of an array, the array keeps.
+    """
 
     def one(path: Any, leaf: Any) -> str:
         array = np.ascontiguousarray(leaf)
         digest = hashlib.sha256(array.view(np.uint8).reshape(-1).data if array.size else b"").hexdigest()
         return f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype} {digest}"
 
+    leaves, lines = jax.tree_util.tree_leaves_with_path(tree), []
     with ThreadPoolExecutor() as threads:
-        lines = list(threads.map(lambda item: one(*item), jax.tree_util.tree_leaves_with_path(tree)))
+        for start in range(0, len(leaves), _AT_ONCE):
+            few = leaves[start : start + _AT_ONCE]
+            read = [(path, on_host(jnp.copy(x)) if isinstance(x, jax.Array) else x) for path, x in few]
+            lines += threads.map(lambda item: one(*item), read)
     return _hash(lines)
+
+
+_AT_ONCE = 4  # arrays that are on the host while they are hashed
 
 
 def _hash(value: Any) -> str:

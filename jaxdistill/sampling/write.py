@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxdistill.data.prompts import prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
 from jaxdistill.knobs import check_seed
-from jaxdistill.models import hub, weights
+from jaxdistill.models import hub, stored, weights
 from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.tokenizer import check_tokenizer, end_ids, load_tokenizer
 from jaxdistill.sampling.decoding import Decoding, check_decoding
@@ -49,7 +50,13 @@ def writer_of(name: str, *, revision: str, allow_pickle: bool) -> Writer:
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, config)
     model = build_model(config)
-    return Writer(model, tokenizer, lambda: weights.load_params(folder, model, allow_pickle=allow_pickle))
+
+    def load() -> PyTree:
+        params = weights.open_params(folder, model, allow_pickle=allow_pickle)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return stored.placed(params, jax.tree.map(lambda x: here, params), jnp.float32)
+
+    return Writer(model, tokenizer, load)
 
 
 def continue_prompts(

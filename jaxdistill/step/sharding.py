@@ -37,6 +37,12 @@ def make_mesh(*, data: int, fsdp: int, tensor: int = 1, devices: Sequence[Any] |
     return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), AXES)
 
 
+def mesh_here(settings: MeshConfig) -> Mesh:
+    """A mesh of all devices here, which split parameters as the settings say, as far as their number allows."""
+    tensor = math.gcd(settings.tensor, jax.device_count())
+    return make_mesh(data=-1, fsdp=math.gcd(settings.fsdp, jax.device_count() // tensor), tensor=tensor)
+
+
 class Meshes(NamedTuple):
     """The devices of student and teacher: one mesh for both, or one for each."""
 
