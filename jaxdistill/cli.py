@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from jaxdistill import __version__, processes, train
@@ -21,6 +22,8 @@ from jaxdistill.commands import (
     report,
     settings,
 )
+from jaxdistill.files import named_path
+from jaxdistill.run.stop import interruptible
 
 # A command is a file with HELP, TAKES_CONFIG (whether it accepts --config.KEY=VALUE), LESS_MEMORY (which values to
 # change where memory runs out), INTERRUPTED (what Ctrl-C leaves behind), add_flags and main.
@@ -74,12 +77,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {overrides[0]!r}")
 
     def run() -> None:
-        if flags.command in TOGETHER:
-            processes.join(processes.cluster_of(flags))
-        command.main(flags, overrides)
-        processes.wait("end")
+        with interruptible(f"interrupted; {command.INTERRUPTED}"):
+            _name_paths(flags)
+            if flags.command in TOGETHER:
+                processes.join(processes.cluster_of(flags))
+            command.main(flags, overrides)
+            processes.wait("end")
 
     return train.guarded(run, less_memory=command.LESS_MEMORY, interrupted=command.INTERRUPTED)
+
+
+def _name_paths(flags: argparse.Namespace) -> None:
+    """Replaces ~ in all flags that are paths, which a shell does not do in --out=~/student.
+
+    Raises:
+      UserError: no file can have such a name.
+    """
+    for name, value in vars(flags).items():
+        if isinstance(value, Path):
+            setattr(flags, name, named_path(str(value), key=f"--{name.replace('_', '-')}"))
 
 
 if __name__ == "__main__":

@@ -94,3 +94,13 @@ def test_recipes_that_end_the_program(read, text, said):
 def test_names_of_recipes():
     for name in ("x" * 300 + ".py", "~nosuchuser/x.py", "a\0b.py"):
         refused(lambda name=name: recipe.read(name, []), "is not a path of this machine")
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "a\0b", "x" * 300])
+@pytest.mark.parametrize(
+    "argv", [["generate", "--model=x", "--input"], ["export", "--to-pytorch", "--workdir=x", "--out"]]
+)
+def test_flags_that_are_paths(argv, name):
+    """~ is the home folder in them, as a shell leaves it in --out=~/student."""
+    code, _, err = tiny_run.call(cli.main, [*argv[:-1], f"{argv[-1]}={name}"])
+    assert code == 2 and err.startswith(f"error: {argv[-1]}={name!r} is not a path of this machine: ")

@@ -1,10 +1,15 @@
-"""Signals that ask a run to stop: after the first one it finishes its step and saves; a second one stops it at once."""
+"""Signals that ask a run to stop: after the first one it finishes its step and saves; a second one stops it at once.
+
+Other commands have nothing to save, and end by an exception that lets them remove what they had begun.
+"""
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from jaxdistill import processes
 from jaxdistill.console import say_at_once
@@ -64,6 +69,54 @@ def listening() -> Iterator[Stop]:
         signal.set_wakeup_fd(wakeup)
         os.close(write)  # ends the thread
         reader.join()
+
+
+_AGAIN = 2.0  # seconds in which a command that Ctrl-C ends has cleaned up
+
+
+@contextmanager
+def interruptible(line: str) -> Iterator[None]:
+    """Raises KeyboardInterrupt in the block after Ctrl-C, again and again until the block has ended.
+
+    Python raises it once, in whatever code runs then: an exception in a callback of the garbage collector, as jax has
+    one, or in a destructor is printed and lost. While a library is being imported the process ends at once, as its
+    initialisation in C may not survive an exception, and nothing has been begun. Where another handler is set, or the
+    signal is ignored, and in a thread other than the main one, nothing changes.
+
+    Args:
+      line: what is said where the process ends at once.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def arrived(number: int, frame: FrameType | None) -> None:
+        if _imports(frame):
+            say_at_once(line)
+            os._exit(128 + signal.SIGINT)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, arrived) for number in (signal.SIGINT, signal.SIGALRM)}
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else shown(lost)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = shown
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where the main thread stands."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _read(pipe: int, stop: Stop, numbers: Collection[int]) -> None:

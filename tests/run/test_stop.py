@@ -1,5 +1,6 @@
 """A signal stops a run after its step, with a checkpoint and a code of its own; a second one stops it at once."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -146,3 +147,47 @@ def test_checkpoints_by_time(tiny, uninterrupted, tmp_path):
     assert [at for at in whole if at != "notes" and often[at].tobytes() != whole[at].tobytes()] == []
     tiny_run.train(tiny, tmp_path / "never", train__steps=2, checkpoint__minutes=0.0)
     assert [path.name for path in (tmp_path / "never" / "checkpoints").iterdir()] == ["2"]
+
+
+def test_ctrl_c_ends_a_command_also_where_an_exception_is_lost(monkeypatch, capfd):
+    monkeypatch.setattr(stop, "_AGAIN", 0.05)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def lost(phase, info):  # what a callback of the garbage collector raises is printed, and the program goes on
+        gc.callbacks.remove(lost)
+        signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt), stop.interruptible("unsaid"):
+            gc.callbacks.append(lost)
+            gc.collect()
+            time.sleep(20)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_ends_a_command_at_once_while_a_library_is_imported(monkeypatch, tmp_path, capfd):
+    (tmp_path / "interrupted_library.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit, match="130"), stop.interruptible("interrupted; nothing was written"):
+            import interrupted_library  # noqa: F401 # pyright: ignore[reportMissingImports]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == "interrupted; nothing was written\n"
+
+
+def test_what_ignores_ctrl_c_goes_on_to_ignore_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop.interruptible("unsaid"):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
