@@ -64,6 +64,12 @@ class LogConfig(Section):
     every: int = knob(10, "Steps between records of training.", ge=1, resumable=True)
     tensorboard: bool = knob(False, "Also write TensorBoard files (extra `tensorboard`).", resumable=True)
     wandb: str = knob("", "Also log to this project of Weights & Biases (extra `wandb`).", resumable=True)
+    trackio: str = knob("", "Also log to this project of trackio (extra `trackio`).", resumable=True)
+
+    @property
+    def shows_texts(self) -> bool:
+        """Whether figures go to a place that shows texts and tables as well."""
+        return bool(self.tensorboard or self.wandb or self.trackio)
     profile: Annotated[
         str,
         Rule(

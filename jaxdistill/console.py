@@ -4,9 +4,12 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds of silence
 
@@ -67,3 +70,37 @@ def show(lines: Iterable[str], values: Any, *, as_json: bool) -> None:
         return
     for line in lines:
         print(line)
+def counted(items: Sequence[T], what: str, *, unit: str) -> Iterator[T]:
+    """The items, while a line says how many are done: "measuring: 12 of 40 batches, 2 min left".
+
+    Nothing is said in the first seconds. Where somebody watches, one line is drawn again and again, and then removed;
+    elsewhere there is a line after 2, 4, 8, 16 ... seconds, so that the log of a long night stays short.
+    """
+    began = time.monotonic()
+    due, drawn = began + PATIENCE, False
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now >= due and done:
+            left = _duration((now - began) * (len(items) - done) / done)
+            line = f"{what}: {done:,} of {len(items):,} {unit}, {left} left"
+            if drawn := _draws():
+                print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+            else:
+                say(line)
+            due = now + (0.2 if drawn else now - began)
+        yield item
+    if drawn:
+        print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def _draws() -> bool:
+    """Whether a line may be drawn over itself here: not where a progress bar of rich has taken standard error."""
+    return is_live() and not _is_quiet and sys.stderr is sys.__stderr__
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+

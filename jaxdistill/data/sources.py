@@ -39,7 +39,7 @@ from jaxdistill.data.readers import (
     read_tsv,
     rows_of_table,
 )
-from jaxdistill.console import taking
+from jaxdistill.console import is_live, taking
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, named_path
 from jaxdistill.network import is_hub_silent, is_silent
@@ -258,6 +258,8 @@ def _load_hf(location: Location, where: str) -> Any:
     _, path, _, _, subset, revision, split, streaming, _ = location
     try:
         alone = not Path(path).exists() and is_hub_silent()
+        if not is_live():  # of the hub's client, the bars are for a terminal alone anyway
+            datasets.disable_progress_bars()
         with taking(f"loading {where}"), _quiet("huggingface_hub"), _cache_alone(datasets, wanted=alone):
             return datasets.load_dataset(
                 path,

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxdistill.console import counted
 from jaxdistill.data.masking import masked_capacity
 from jaxdistill.data.text import Text
 from jaxdistill.losses.divergences import masked_sum
@@ -126,7 +127,7 @@ def _in_pieces(x: Array, width: int) -> Array:
 def totals(context: Context, sums: Callable[..., Mapping[str, Array]], *params: PyTree) -> dict[str, float]:
     """Adds up the sums of a jitted function over all held-out batches, in float64, exact for any batch size."""
     total: dict[str, float] = {}
-    for batch in context.batches:
+    for batch in counted(context.batches, "measuring", unit="batches"):
         for name, value in jax.device_get(sums(*params, sharding.put_batch(dict(batch), context.mesh))).items():
             total[name] = total.get(name, 0.0) + float(value)
     return total

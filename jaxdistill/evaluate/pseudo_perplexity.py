@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
+from jaxdistill.console import counted
 from jaxdistill.evaluate.context import Context, Evaluator
 from jaxdistill.knobs import Section, knob
 from jaxdistill.losses.divergences import cross_entropy
@@ -30,7 +31,8 @@ def make_pseudo_perplexity(context: Context, settings: PseudoPerplexityConfig) -
 
     def evaluate(student_params: PyTree, teacher_params: PyTree) -> Iterator[tuple[str, float]]:
         nll, count = 0.0, 0
-        for ids, attention_mask in _rows(context, settings.pseudo_rows):
+        rows = list(_rows(context, settings.pseudo_rows))
+        for ids, attention_mask in counted(rows, "masking every token in its turn", unit="rows"):
             scored = np.flatnonzero(attention_mask & ~np.isin(ids, context.text.vocabulary.special))
             for positions in _batched(scored, copies):
                 padded = np.resize(positions, copies)  # one compiled shape; the repeats are cut off again

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxdistill.console import counted
 from jaxdistill.evaluate.context import Context, measured_tokens, token_sums
 from jaxdistill.losses.divergences import cross_entropy, forward_kl
 from jaxdistill.models.head import Head
@@ -77,7 +78,7 @@ def make_scorer(context: Context) -> Callable[[PyTree, Sequence[Layers]], list[S
 
     def score(params: PyTree, subsets: Sequence[Layers]) -> list[Score]:
         totals, count = np.zeros((len(subsets), 2)), 0
-        for host_batch in context.batches:
+        for host_batch in counted(context.batches, f"scoring {len(subsets):,} choices of layers", unit="batches"):
             batch = sharding.put_batch(dict(host_batch), context.mesh)
             teacher = whole(params, batch)  # once a batch, whatever the number of subsets
             count += int(teacher.valid.sum())

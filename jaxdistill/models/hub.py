@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import logging
 
+from jaxdistill.console import taking
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import named_path, read_json
 from jaxdistill.models import transformers_5
@@ -69,11 +70,11 @@ def _download(name: str, *, revision: str, allow_pickle: bool, weights: bool) ->
     alone: dict[str, Any] = {"local_files_only": True} if is_hub_silent() else {}
 
     def fetch(patterns: list[str]) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
+        with taking(f"fetching {name} from the hub, or looking it up"):
+            folder = huggingface_hub.snapshot_download(
                 name, revision=revision or None, allow_patterns=patterns, ignore_patterns=_OTHER_FOLDERS, **alone
             )
-        )
+        return Path(folder)
 
     patterns = [*SMALL_FILES, *(["*.safetensors"] if weights else [])]
     try:

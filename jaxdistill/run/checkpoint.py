@@ -29,6 +29,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from jaxdistill import processes
+from jaxdistill.console import taking
 from jaxdistill.errors import UserError
 from jaxdistill.files import os_error, refusal
 
@@ -241,7 +242,8 @@ def restore(
     steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
     for tried, candidate in enumerate(steps):
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            found = _read(manager, candidate, templates)
+            with taking(f"reading the checkpoint of step {candidate}"):
+                found = _read(manager, candidate, templates)
             if isinstance(found, str):
                 gc.collect()  # now, while warnings are ignored: an abandoned coroutine warns when it is collected
         if not isinstance(found, str):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill.console import taking
 from jaxdistill.export.card import Card, Results, model_card, without_folders
 from jaxdistill.export.export import export
 from jaxdistill.run import folder as folders
@@ -46,15 +47,16 @@ def export_run(
         step=student.step,
         causal=student.model.family.causal,
     )
-    export(
-        model=student.model,
-        params=student.params,
-        tokenizer=student.tokenizer,
-        out=out,
-        to=to,
-        card=model_card(card),
-        probe=student.probe,
-    )
+    with taking(f"writing {out} and reading it back"):
+        export(
+            model=student.model,
+            params=student.params,
+            tokenizer=student.tokenizer,
+            out=out,
+            to=to,
+            card=model_card(card),
+            probe=student.probe,
+        )
     return Exported(workdir, student.step, out, to, student.figures)
 
 

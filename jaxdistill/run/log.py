@@ -3,8 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from jaxdistill.config import Config
 from jaxdistill.data.text import Text
 from jaxdistill.errors import NotFiniteError
 from jaxdistill.models.model import in_millions
-from jaxdistill.models.pair import Pair
+from jaxdistill.models.pair import OF_TEACHER, Pair
 from jaxdistill.run import writers
 from jaxdistill.run.closing import Closing
 from jaxdistill.run.utilisation import Rates
@@ -93,10 +94,16 @@ class Log:
         self.write(at, "train", figures)
 
 
-def open_writers(
-    config: Config, workdir: Path, *, start: int, total: int, closing: Closing
-) -> tuple[writers.Write, Report]:
-    """(writes figures wherever the config asks for, prints a line); both do nothing in processes after the first.
+class Outlets(NamedTuple):
+    """Where a run tells of itself; nowhere, in processes after the first."""
+
+    write: writers.Write  # figures, wherever the config asks for
+    show: writers.ShowTable  # texts, wherever the config asks for and they can be seen
+    report: Report  # a line for the user
+
+
+def open_writers(config: Config, workdir: Path, *, start: int, total: int, closing: Closing) -> Outlets:
+    """Opens all that the config asks for.
 
     Args:
       start: steps that were trained before.
@@ -104,17 +111,24 @@ def open_writers(
       closing: closes the writers.
     """
     if jax.process_index() != 0:
-        return (lambda step, kind, figures: None), (lambda line: None)
-    opened = [writers.jsonl(workdir / "metrics.jsonl", resume_at=start)]
+        return Outlets(lambda step, kind, figures: None, lambda step, name, table: None, lambda line: None)
+    into_file, close = writers.jsonl(workdir / "metrics.jsonl", resume_at=start)
+    closing.callback(close)
+    trackers: list[writers.Tracker] = []
     if config.log.tensorboard:
-        opened.append(writers.tensorboard(workdir / "tensorboard"))
-    if config.log.wandb:
-        opened.append(writers.wandb(workdir, project=config.log.wandb, config=config.model_dump()))
-    show, stop, report = writers.progress(total=total, start=start)
-    opened.append((show, stop))
-    for _, close in opened:
+        trackers.append(writers.tensorboard(workdir / "tensorboard"))
+    for project, open_tracker in ((config.log.wandb, writers.wandb), (config.log.trackio, writers.trackio)):
+        if project:
+            trackers.append(open_tracker(workdir, project=project, config=config.model_dump()))
+    on_screen, stop, report = writers.progress(total=total, start=start)
+    for close in (*(tracker.close for tracker in trackers), stop):
         closing.callback(close)
-    return writers.both(*[write for write, _ in opened]), report
+
+    def show(step: int, name: str, table: writers.Table) -> None:
+        for tracker in trackers:
+            tracker.show(step, name, table)
+
+    return Outlets(writers.both(into_file, *(tracker.write for tracker in trackers), on_screen), show, report)
 
 
 def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: int, per_epoch: int) -> str:
@@ -134,3 +148,13 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
         f"| {text.train.lengths.sum():,} tokens an epoch in {len(text.train):,} rows "
         f"| {steps} steps of {config.train.batch_size} rows, {per_epoch} an epoch"
     )
+
+
+def beside_teacher(figures: Mapping[str, float]) -> writers.Table:
+    """The figures of an evaluation as a table, the teacher's own beside the student's."""
+    own = [name for name in figures if not name.startswith(OF_TEACHER)]
+    rows = [
+        (name, *(f"{figures[key]:.4g}" if key in figures else "" for key in (name, f"{OF_TEACHER}{name}")))
+        for name in own
+    ]
+    return writers.Table(("figure", "student", "teacher"), rows)

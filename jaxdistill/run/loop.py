@@ -28,13 +28,13 @@ from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
 from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.lock import Held, locked
-from jaxdistill.run.log import Log, Report, describe, open_writers
+from jaxdistill.run.log import Log, Report, beside_teacher, describe, open_writers
 from jaxdistill.run.origin import origin_of
 from jaxdistill.run.profile import Profiler
-from jaxdistill.run.prompts import show_prompts
+from jaxdistill.run.prompts import lines_of, make_samples
 from jaxdistill.run.stop import Interrupted, Stop
 from jaxdistill.run.utilisation import rates_of
-from jaxdistill.run.writers import Write
+from jaxdistill.run.writers import Table, Write
 from jaxdistill.step import sharding
 from jaxdistill.step.across_processes import on_host
 from jaxdistill.step.batch import Batch
@@ -110,6 +110,7 @@ class _Session(NamedTuple):
     profiler: Profiler
     teacher_params: PyTree  # on the devices
     evaluate: Callable[[int, PyTree], dict[str, float]]  # (step, student_params) -> figures
+    samples: Callable[[PyTree], Table]  # the student's parameters, on the host -> answers to evaluate.prompts
 
 
 def _open(
@@ -141,7 +142,7 @@ def _open(
     closing.callback(lambda: checkpoint.close(manager))
     held.needed = ("config.json", checkpoint.FOLDER)
     state, figures = _restored(manager, config, workdir, state, parts)
-    into_folder, report = open_writers(config, workdir, start=int(state.step), total=steps, closing=closing)
+    into_folder, show, report = open_writers(config, workdir, start=int(state.step), total=steps, closing=closing)
 
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         held.check()  # with every record, and so before every save
@@ -154,12 +155,18 @@ def _open(
     profiler = Profiler(config.log.profile, workdir, report)
     closing.callback(profiler.close)
 
+    samples = make_samples(config.evaluate, parts.pair)
+
     def evaluate(at: int, student_params: PyTree) -> dict[str, float]:
         measured = dict(parts.evaluate(student_params, teacher_params))
-        check_finite(measured, of=lambda: f"step {at}; {_last_good(manager)}")
+        check_finite(measured, of=lambda: f"step {at}; {_last_good(manager, at)}")
+        if config.log.shows_texts:
+            show(at, "figures", beside_teacher(measured))
+            if config.evaluate.prompts:
+                show(at, "samples", samples(on_host(student_params)))
         return measured
 
-    return _Session(manager, write, report, log, profiler, teacher_params, evaluate), state, figures
+    return _Session(manager, write, report, log, profiler, teacher_params, evaluate, samples), state, figures
 
 
 def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Closing, stop: Stop) -> dict[str, float]:
@@ -218,7 +225,9 @@ def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Clos
         )
     if not figures:  # resumed after the last step
         figures = session.evaluate(steps, state.params["student"])
-    show_prompts(config.evaluate, parts.pair, lambda: on_host(state.params["student"]), report=report)
+    if config.evaluate.prompts:
+        for line in lines_of(session.samples(on_host(state.params["student"]))):
+            report(line)
     return figures
 
 

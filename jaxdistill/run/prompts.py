@@ -1,6 +1,8 @@
 """Prompts shown to teacher and student at the end of a run, side by side."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from jaxdistill.evaluate.rouge import greedy
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
+from jaxdistill.run.writers import Table
 from jaxdistill.sampling.generate import make_generator
 
 
@@ -31,32 +34,46 @@ def check_prompts(settings: EvaluateConfig, pair: Pair) -> None:
                 )
 
 
-def show_prompts(
-    settings: EvaluateConfig, pair: Pair, student_params: Callable[[], PyTree], *, report: Callable[[str], None]
-) -> None:
-    """Prints, for each prompt, how teacher and student fill its mask or continue it.
+def make_samples(settings: EvaluateConfig, pair: Pair) -> Callable[[PyTree], Table]:
+    """Returns samples(student's parameters, on the host): how teacher and student answer each of settings.prompts.
 
-    Args:
-      student_params: gives the student's parameters, on the host; called where there are prompts alone.
+    Programs are compiled at the first call, and the teacher is asked once.
     """
-    if not settings.prompts:
-        return
-    sides = [("student", pair.student, student_params())]
-    if pair.teacher is not None:
-        sides.insert(0, ("teacher", pair.teacher, pair.teacher_params))
-    answers = {role: _answers(settings, pair.tokenizer, model, params) for role, model, params in sides}
-    for i, prompt in enumerate(settings.prompts):
-        report(prompt)
-        for role, lines in answers.items():
-            report(f"  {role}: {lines[i]}")
+    student = _answering(settings, pair.tokenizer, pair.student)
+    if pair.teacher is None:
+        return lambda params: Table(("prompt", "student"), list(zip(settings.prompts, student(params), strict=True)))
+    teacher = _answering(settings, pair.tokenizer, pair.teacher)
+    of_teacher = functools.cache(partial(teacher, pair.teacher_params))  # not all of `pair`, which training frees
+
+    def samples(params: PyTree) -> Table:
+        rows = list(zip(settings.prompts, of_teacher(), student(params), strict=True))
+        return Table(("prompt", "teacher", "student"), rows)
+
+    return samples
 
 
-def _answers(settings: EvaluateConfig, tokenizer: Any, model: Model, params: PyTree) -> Sequence[str]:
+def lines_of(samples: Table) -> Iterator[str]:
+    """Samples for a terminal: the prompt, and below it what each model answers."""
+    for prompt, *answers in samples.rows:
+        yield prompt
+        yield from (f"  {role}: {answer}" for role, answer in zip(samples.columns[1:], answers, strict=True))
+
+
+def _answering(settings: EvaluateConfig, tokenizer: Any, model: Model) -> Callable[[PyTree], list[str]]:
     prompts = list(settings.prompts)
-    if model.family.causal:
-        generate = make_generator(model, decoding=greedy(settings, model, tokenizer), batch_size=len(prompts))
+    if not prompts:
+        return lambda params: []
+    if not model.family.causal:
+        return lambda params: [_listed(words) for words in fill_mask(model, params, tokenizer, prompts)]
+    generate = make_generator(model, decoding=greedy(settings, model, tokenizer), batch_size=len(prompts))
+
+    def write(params: PyTree) -> list[str]:
         completions = generate(params, prompt_ids(tokenizer, prompts), jax.random.key(0))
         texts = tokenizer.batch_decode([list(one.tokens) for one in completions], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
-    filled = fill_mask(model, params, tokenizer, prompts)
-    return [", ".join(f"{word} {p:.0%}" for word, p in words) for words in filled]
+
+    return write
+
+
+def _listed(words: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{word} {p:.0%}" for word, p in words)

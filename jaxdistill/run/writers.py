@@ -1,18 +1,20 @@
-"""Writers of figures: JSON lines always, TensorBoard and W&B by config, a progress bar on a terminal.
+"""Writers of figures: JSON lines always, TensorBoard, W&B and trackio by config, a progress bar on a terminal.
 
 The keys of a record are stable: `step`, `time` (unix seconds), `kind` (train | eval), then the figures.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
 import socket
 import struct
+import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdistill.config import LogConfig
 from jaxdistill.console import is_live
@@ -20,8 +22,27 @@ from jaxdistill.errors import UserError
 from jaxdistill.files import appending, write_text, writing
 
 WANDB_ID = "wandb-id.txt"
+TRACKIO_ID = "trackio-id.txt"
 
 Write = Callable[[int, str, Mapping[str, float]], None]  # (step, kind, figures)
+
+
+class Table(NamedTuple):
+    """Texts in columns, such as what teacher and student say to a prompt."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+ShowTable = Callable[[int, str, Table], None]  # (step, name, table)
+
+
+class Tracker(NamedTuple):
+    """A place for figures that shows tables of texts as well."""
+
+    write: Write
+    close: Callable[[], None]
+    show: ShowTable
 
 
 def jsonl(path: Path, *, resume_at: int) -> tuple[Write, Callable[[], None]]:
@@ -55,16 +76,17 @@ def check_installed(settings: LogConfig) -> None:
     for key, module, wanted in (
         ("tensorboard", "tensorboardX", settings.tensorboard),
         ("wandb", "wandb", bool(settings.wandb)),
+        ("trackio", "trackio", bool(settings.trackio)),
     ):
         if wanted and importlib.util.find_spec(module) is None:
             raise UserError(f"config.log.{key} needs the package {module}: pip install 'jaxdistill[{key}]'")
 
 
-def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
+def tensorboard(folder: Path) -> Tracker:
     """Event files, written by this thread: tensorboardX's own writer has a thread that a full disk ends, after which
     its queue of ten figures fills, and training would wait for ever."""
     from tensorboardX.proto import event_pb2  # extra `tensorboard`; no TensorFlow
-    from tensorboardX.summary import scalar
+    from tensorboardX.summary import scalar, text
 
     make: Any = event_pb2  # its classes are made when it is imported, which no type checker sees
     with writing(folder):
@@ -78,7 +100,17 @@ def tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
             event.summary.MergeFrom(scalar(f"{kind}/{name}", value))
         append(_framed(event))
 
-    return write, close
+    def show(step: int, name: str, table: Table) -> None:
+        append(_framed(make.Event(wall_time=time.time(), step=step, summary=text(name, as_markdown(table)))))
+
+    return Tracker(write, close, show)
+
+
+def as_markdown(table: Table) -> str:
+    """A table as TensorBoard shows it: a cell is one line, and a bar in it no border."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    cells = [[" ".join(cell.split()).replace("|", "&#124;") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _framed(event: Any) -> bytes:
@@ -90,7 +122,7 @@ def _framed(event: Any) -> bytes:
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
-def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> tuple[Write, Callable[[], None]]:
+def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> Tracker:
     import wandb  # extra `wandb`
 
     run = wandb.init(project=project, dir=str(folder), id=_wandb_id(folder), resume="allow", config=dict(config))
@@ -98,7 +130,41 @@ def wandb(folder: Path, *, project: str, config: Mapping[str, Any]) -> tuple[Wri
     def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
         run.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
 
-    return write, run.finish
+    def show(step: int, name: str, table: Table) -> None:
+        run.log({name: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])}, step=step)
+
+    return Tracker(write, run.finish, show)
+
+
+def trackio(folder: Path, *, project: str, config: Mapping[str, Any]) -> Tracker:
+    """A run of trackio, in the folder of this machine that TRACKIO_DIR names, or in the Space of TRACKIO_SPACE_ID."""
+    import pandas as pd  # comes with datasets
+    import trackio  # extra `trackio`
+
+    id = _drawn_id(folder / TRACKIO_ID)
+    name = f"{folder.absolute().name}-{id[:8]}"
+    with contextlib.redirect_stdout(sys.stderr):  # it prints where its dashboard is, which is no result of a command
+        run = trackio.init(project=project, name=name, config=dict(config), resume="allow", embed=False)
+
+    def write(step: int, kind: str, figures: Mapping[str, float]) -> None:
+        run.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
+
+    def show(step: int, name: str, table: Table) -> None:
+        run.log({name: trackio.Table(dataframe=pd.DataFrame(list(table.rows), columns=list(table.columns)))}, step=step)
+
+    def close() -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            run.finish()
+
+    return Tracker(write, close, show)
+
+
+def _drawn_id(path: Path, *, old: str = "") -> str:
+    """The id that stands in a file of the run folder; a new one, or `old`, is written where there is none."""
+    if not path.exists():
+        with writing(path):
+            write_text(path, old or uuid.uuid4().hex)
+    return path.read_text().strip()
 
 
 def _wandb_id(folder: Path) -> str:
@@ -106,12 +172,8 @@ def _wandb_id(folder: Path) -> str:
 
     Runs of 0.1.0, which have W&B's files and no such id, go on with one that was made from the path of the folder.
     """
-    path = folder / WANDB_ID
-    if not path.exists():
-        of_path = folder.absolute().as_posix().replace("/", "-").strip("-")
-        with writing(path):
-            write_text(path, of_path if (folder / "wandb").is_dir() else uuid.uuid4().hex)
-    return path.read_text().strip()
+    of_path = folder.absolute().as_posix().replace("/", "-").strip("-")
+    return _drawn_id(folder / WANDB_ID, old=of_path if (folder / "wandb").is_dir() else "")
 
 
 def progress(*, total: int, start: int) -> tuple[Write, Callable[[], None], Callable[[str], None]]:

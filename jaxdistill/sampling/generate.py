@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from jaxdistill.console import counted
 from jaxdistill.errors import UserError
 from jaxdistill.models.core import network
 from jaxdistill.models.families import FAMILIES
@@ -94,7 +95,7 @@ def make_generator(
         _check_prompts(prompts, model, decoding)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         completions: dict[int, Completion] = {}
-        for start in range(0, len(order), batch_size):
+        for start in counted(range(0, len(order), batch_size), "writing texts", unit="batches"):
             rows = order[start : start + batch_size]
             width = min(max(1 << (len(prompts[rows[-1]]) - 1).bit_length(), _NARROWEST), widest)
             batch = left_padded([prompts[i] for i in rows], rows=batch_size, width=width, pad_id=decoding.pad_id)

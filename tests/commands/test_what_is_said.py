@@ -147,3 +147,26 @@ def test_wandb_ids_are_of_the_run_and_not_of_its_path(tmp_path):
     assert writers._wandb_id(moved) == (moved / writers.WANDB_ID).read_text()
     # A run of 0.1.0 goes on with the curves that it has.
     assert writers._wandb_id(old) == str(old).replace("/", "-").strip("-")
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_long_work_counts_what_is_done(live, monkeypatch, capsys):
+    """A second each: on a terminal one line that is drawn again, elsewhere lines after 2, 4, 8, 16 ... seconds."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(console, "PATIENCE", 2.0)
+    monkeypatch.setattr(console, "_draws", lambda: live)
+    assert list(console.counted(range(100), "measuring", unit="batches")) == list(range(100))
+    said = capsys.readouterr().err
+    if live:
+        *lines, last = said.split("\r\x1b[2K")[1:]
+        assert lines[0] == "measuring: 1 of 100 batches, 198 s left".replace("198 s", "3 min") and last == ""
+        assert len(lines) == 99 and "\n" not in said
+    else:
+        assert [line.split(",")[0].split(" ")[1] for line in said.splitlines()] == ["1", "3", "7", "15", "31", "63"]
+
+
+def test_short_work_is_silent(monkeypatch, capsys):
+    monkeypatch.setattr(console, "PATIENCE", 600.0)
+    assert list(console.counted("abc", "measuring", unit="letters")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""

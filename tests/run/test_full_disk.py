@@ -82,7 +82,7 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one_and_no_part(tmp_path):
 
 
 def test_tensorboard_neither_waits_for_ever_nor_goes_on_in_silence(tmp_path):
-    write, close = writers.tensorboard(tmp_path)
+    write, close, _ = writers.tensorboard(tmp_path)
     for step in range(1, 20):  # more than the queue of tensorboardX's own writer holds
         write(step, "train", {"loss": 1 / step, "a/b": 2.0})
     (file,) = tmp_path.iterdir()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from jaxdistill import train
 from jaxdistill.run import checkpoint, log, writers
 
 
@@ -66,6 +67,9 @@ def test_figures_on_a_checkpoint_are_of_its_step(tiny, tmp_path):
     )
 
 
+SAMPLES = writers.Table(("prompt", "student"), [("a | b", "c\nd")])
+
+
 class Wandb(ModuleType):
     """As much of the package wandb as the writer uses; the tests need no account, no network and none of its 75 MB."""
 
@@ -80,6 +84,9 @@ class Wandb(ModuleType):
     def log(self, figures, *, step):
         self.logged.append((step, figures))
 
+    def Table(self, columns, data):
+        return "table", columns, data
+
     def finish(self):
         self.finished += 1
 
@@ -88,16 +95,19 @@ def test_figures_go_to_wandb_under_one_id(tmp_path, monkeypatch):
     stand_in = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     for _ in range(2):  # a run and its resumption
-        write, close = writers.wandb(tmp_path, project="distil", config={"train": {"steps": 4}})
+        write, close, show = writers.wandb(tmp_path, project="distil", config={"train": {"steps": 4}})
         write(1, "train", {"loss": 0.5, "mlm": 0.25})
         write(2, "eval", {"perplexity": 3.5})
+        show(2, "samples", SAMPLES)
         close()
     first, second = stand_in.begun
     assert first == second == {
         "project": "distil", "dir": str(tmp_path), "id": (tmp_path / writers.WANDB_ID).read_text(), "resume": "allow",
         "config": {"train": {"steps": 4}},
     }  # fmt: skip
-    assert stand_in.logged == [(1, {"train/loss": 0.5, "train/mlm": 0.25}), (2, {"eval/perplexity": 3.5})] * 2
+    table = ("table", ["prompt", "student"], [["a | b", "c\nd"]])
+    records = [(1, {"train/loss": 0.5, "train/mlm": 0.25}), (2, {"eval/perplexity": 3.5}), (2, {"samples": table})]
+    assert stand_in.logged == records * 2
     assert stand_in.finished == 2
 
 
@@ -107,9 +117,99 @@ def test_wandb_in_its_own_offline_mode(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    write, close = writers.wandb(tmp_path, project="distil", config={"train": {"steps": 4}})
+    write, close, show = writers.wandb(tmp_path, project="distil", config={"train": {"steps": 4}})
     write(1, "train", {"loss": 0.5})
     write(2, "eval", {"perplexity": 3.5})
+    show(2, "samples", SAMPLES)
     close()
     (file,) = tmp_path.rglob(f"*-{(tmp_path / writers.WANDB_ID).read_text()}.wandb")
     assert all(name in file.read_bytes() for name in (b"train/loss", b"0.5", b"eval/perplexity", b"3.5"))
+
+
+class Trackio(ModuleType):
+    """As much of the package trackio as the writer uses."""
+
+    def __init__(self) -> None:
+        super().__init__("trackio")
+        self.begun, self.logged, self.finished = [], [], 0
+
+    def init(self, **settings):
+        print("* Trackio project initialized")
+        self.begun.append(settings)
+        return self
+
+    def log(self, figures, *, step):
+        self.logged.append((step, figures))
+
+    def Table(self, dataframe):
+        return dataframe.to_dict("list")
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_figures_and_texts_go_to_trackio_under_one_name(tmp_path, monkeypatch, capsys):
+    stand_in = Trackio()
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    for _ in range(2):  # a run and its resumption
+        write, close, show = writers.trackio(tmp_path, project="distil", config={"train": {"steps": 4}})
+        write(1, "train", {"loss": 0.5})
+        show(2, "samples", SAMPLES)
+        close()
+    first, second = stand_in.begun
+    assert first == second and first["project"] == "distil" and first["resume"] == "allow"
+    assert first["name"] == f"{tmp_path.name}-{(tmp_path / writers.TRACKIO_ID).read_text()[:8]}"
+    table = {"prompt": ["a | b"], "student": ["c\nd"]}
+    assert stand_in.logged == [(1, {"train/loss": 0.5}), (2, {"samples": table})] * 2 and stand_in.finished == 2
+    assert capsys.readouterr().out == ""  # which is for results
+
+
+@pytest.mark.slow
+def test_trackio_on_this_machine(tmp_path, monkeypatch):
+    """Where trackio is installed: the stand-in above takes what it takes."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    for step in (1, 2):
+        write, close, show = writers.trackio(tmp_path, project="distil", config={"train": {"steps": 4}})
+        write(step, "train", {"loss": 0.5 / step})
+        show(step, "samples", SAMPLES)
+        close()
+    [run] = trackio.Api().runs("distil")
+    assert run.name.startswith(tmp_path.name)
+
+
+def test_tensorboard_shows_texts_as_a_table(tmp_path):
+    _, close, show = writers.tensorboard(tmp_path)
+    show(3, "samples", SAMPLES)
+    close()
+    (file,) = tmp_path.iterdir()
+    data = file.read_bytes()
+    assert b"samples" in data and b"text" in data  # the tag, and the plug-in that shows it
+    assert b"| prompt | student |\n| --- | --- |\n| a &#124; b | c d |" in data
+
+
+def test_the_teachers_figures_stand_beside_the_students():
+    table = log.beside_teacher({"perplexity": 3.5, "kl": 0.25, "teacher_perplexity": 2.0})
+    assert table.columns == ("figure", "student", "teacher")
+    assert table.rows == [("perplexity", "3.5", "2"), ("kl", "0.25", "")]
+
+
+@pytest.mark.slow
+def test_a_run_shows_its_prompts_at_every_evaluation(tiny, tmp_path, monkeypatch):
+    """To a tracker; what is printed at the end is the last of them, and no figure of the run moves."""
+    stand_in = Trackio()
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    monkeypatch.setattr(writers, "check_installed", lambda settings: None)
+    plain, tracked = tmp_path / "plain", tmp_path / "tracked"
+    values = {"evaluate__prompts": "('the [MASK] sees a dog.',)", "evaluate__every": 2}
+    tiny_run.train(tiny, plain, **values)
+    code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, tracked, log__trackio="project", **values))
+    assert code == 0, err
+    shown = {step: figures["samples"] for step, figures in stand_in.logged if "samples" in figures}
+    assert list(shown) == [0, 2, 4] and all(list(one) == ["prompt", "teacher", "student"] for one in shown.values())
+    assert shown[0]["teacher"] == shown[4]["teacher"] and shown[0]["student"] != shown[4]["student"]
+    assert f"  student: {shown[4]['student'][0]}\n" in err
+    assert sum("figures" in figures for _, figures in stand_in.logged) == 3
+    assert [tiny_run.untimed(one) for one in tiny_run.records(plain)] == [
+        tiny_run.untimed(one) for one in tiny_run.records(tracked)
+    ]
