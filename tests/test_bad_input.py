@@ -128,7 +128,6 @@ def test_prepared_text_of_another_length(tiny, run, tmp_path):
         ({"student__layers": "3.5"}, ["3.5"]),
         ({"loss__alpha_ce": 0, "loss__alpha_mlm": 0, "loss__alpha_cos": 0}, ["no loss is enabled"]),
         ({"train__batch_size": 8}, ["config.train.batch_size=8", "8 devices", "16"]),
-        ({"evaluate__batch_size": 12}, ["config.evaluate.batch_size=12", "8 devices"]),
         ({"mesh__data": 3}, ["config.mesh.data=3", "8 devices"]),
         ({"data__max_length": 64, "data__buckets": "(64,)"}, ["config.data.max_length=64", "teacher's", "40"]),
         ({"evaluate__metrics": "('bleu',)"}, ["'bleu'", "perplexity"]),
@@ -457,7 +456,7 @@ def test_an_evaluation_that_is_not_finite(tiny, tmp_path):
     tensors[name] = np.full_like(tensors[name], 3e38)  # finite, but sums of it are not
     save_file(tensors, teacher / "model.safetensors", metadata={"format": "pt"})
     values = {"teacher__name": teacher, "student__layers": "[0,2]"}
-    said = ["kl is nan in the evaluation of step 0", "there is no checkpoint", "check its weights"]
+    said = ["kl is nan in the evaluation of step 0", "there is no good checkpoint", "check its weights"]
     code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, tmp_path / "run", **values))
     line = err.splitlines()[-1]
     assert code == 2 and line.startswith("error: ") and all(part in line for part in said), err

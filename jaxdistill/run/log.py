@@ -33,10 +33,10 @@ class Log:
         write: writers.Write,
         schedule: optax.Schedule,
         *,
-        last_good: Callable[[], str],
+        last_good: Callable[[int], str],
         rates: Rates | None = None,
     ):
-        """last_good: names the last good checkpoint, for the error message of a loss that is not finite.
+        """last_good: names the last good checkpoint where the parameters of a step give a loss that is not finite.
 
         rates: gives figures of speed beside tokens/s.
         """
@@ -78,7 +78,7 @@ class Log:
         norm = values.pop("grad_norm")
         if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
             raise NotFiniteError(
-                f"loss is {values['loss']} and the gradient's norm {norm} at step {at}; {self.last_good()}. "
+                f"loss is {values['loss']} and the gradient's norm {norm} at step {at}; {self.last_good(at - 1)}. "
                 "The same command with a lower --config.optim.learning_rate or --config.optim.clip goes on from there, "
                 "and with another --workdir it starts afresh"
             )

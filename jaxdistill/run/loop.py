@@ -151,7 +151,7 @@ def _open(
 
     report(describe(config, parts.pair, parts.text, parts.meshes, steps=steps, per_epoch=per_epoch))
     rates = rates_of(config, parts.pair)
-    log = Log(write, training.schedule, last_good=lambda: _last_good(manager), rates=rates)
+    log = Log(write, training.schedule, last_good=lambda step: _last_good(manager, step), rates=rates)
     profiler = Profiler(config.log.profile, workdir, report)
     closing.callback(profiler.close)
 
@@ -286,12 +286,17 @@ def _from_items(items: dict[str, PyTree]) -> TrainState:
     return TrainState(rest["step"], params, rest["opt_state"])
 
 
-def _last_good(manager: CheckpointManager) -> str:
-    """For the message of a loss that is not finite."""
+def _last_good(manager: CheckpointManager, failed: int) -> str:
+    """For the message where the parameters after step `failed` give a figure that is not finite.
+
+    A checkpoint of that step has these parameters, so that no other settings help a run that goes on from it.
+    """
     with suppress(UserError):  # a disk that is full as well must not bury that
         checkpoint.finish(manager)
-    step = manager.latest_step()
-    return "there is no checkpoint" if step is None else f"the last good checkpoint is that of step {step}"
+    good = [step for step in manager.all_steps() if step < failed]
+    last = f"the last good checkpoint is that of step {max(good)}" if good else "there is no good checkpoint"
+    is_saved = manager.latest_step() == failed
+    return f"remove {manager.directory / str(failed)}, whose parameters gave this; {last}" if is_saved else last
 
 
 def _probe(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

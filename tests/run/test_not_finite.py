@@ -1,6 +1,8 @@
 """A loss that is not finite: what the message says to do can be done, and the exit code is not that of a signal."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -52,7 +54,7 @@ def test_a_lower_rate_begins_anew_where_there_is_no_checkpoint(tiny, tmp_path):
     for _ in range(2):  # the same command comes to the same end
         code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, run, **values | diverges))
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert code == 2 != EXIT_CODE and "nan" in line and "there is no checkpoint" in line
+        assert code == 2 != EXIT_CODE and "nan" in line and "there is no good checkpoint" in line
         assert "with a lower --config.optim.learning_rate" in line and "with another --workdir" in line
     tiny_run.train(tiny, run, **values)
     assert [record["learning_rate"] for record in tiny_run.records(run, "train")] == [pytest.approx(5e-4)] * 4
@@ -78,9 +80,26 @@ def test_a_lower_rate_goes_on_from_the_last_good_checkpoint(tiny, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(training, "make_train_step", make_breaking)
         code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, run, **values))
-    assert code == 2 and "at step 3; the last good checkpoint is that of step 2" in err
+    # In earnest these parameters give the same loss again; here they are good, and it was the step that broke.
+    assert code == 2 and f"at step 3; remove {run / 'checkpoints' / '2'}, whose parameters gave this" in err
+    assert "; the last good checkpoint is that of step 1. The same command" in err
     code, out, err = tiny_run.call(train.main, tiny_run.arguments(tiny, run, **values, optim__learning_rate=1e-4))
     assert code == 0 and f"resumed {run} at step 2 of 4" in out + err, err
     assert "config.optim.learning_rate is 0.0001 from here on; it was 0.0005" in out + err
     rates = [record["learning_rate"] for record in tiny_run.records(run, "train")]
     assert rates == [0, *(pytest.approx(rate) for rate in (5e-4, 1e-4, 1e-4))]
+
+
+@pytest.mark.slow
+def test_what_the_line_says_can_be_done_where_the_last_checkpoint_has_the_bad_parameters(tiny, tmp_path):
+    run = tmp_path / "run"
+    values = {"checkpoint__every": 1, "evaluate__every": 100, "optim__schedule": "constant", "optim__warmup": 0.5}
+    # The rate rises from 0, so that the first update changes nothing, and the second one leaves what float32 can hold.
+    diverges = {"optim__clip": 0.0, "optim__learning_rate": 1e37}
+    code, _, err = tiny_run.call(train.main, tiny_run.arguments(tiny, run, **values | diverges))
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    bad = Path(line.partition("remove ")[2].partition(",")[0])
+    assert code == 2 and bad == run / "checkpoints" / "2" and "the last good checkpoint is that of step 1" in line
+    shutil.rmtree(bad)
+    tiny_run.train(tiny, run, **values)
+    assert [record["step"] for record in tiny_run.records(run, "train")] == [1, 2, 3, 4]
