@@ -23,12 +23,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import recipe
 from jaxdistill.cost import hlo
 from jaxdistill.cost.chips import Work, chip_of, seconds
-from jaxdistill.cost.program import Memory, Target, compile_step, count_flops, devices_of
-from jaxdistill.run.models import pair_of_shapes
-from jaxdistill.step import sharding
+from jaxdistill.cost.plan import read_target
+from jaxdistill.cost.program import UPDATE, Memory, compile_or_need, devices_of, memory_of, parts
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
 # Cycles a second, of the unit that multiplies matrices: the peak of chips.CHIPS over its products a cycle.
@@ -43,7 +41,7 @@ class Figures(NamedTuple):
 
 
 def figures(topology: str, settings: dict[str, Any]) -> Figures:
-    """Of one step on a slice, a device: compiled twice, as it runs and for its work. `settings` are the recipe's."""
+    """Of one step on a slice, a device. `settings` are the recipe's."""
     from transformers import BertConfig
 
     with tempfile.TemporaryDirectory() as folder:
@@ -52,22 +50,19 @@ def figures(topology: str, settings: dict[str, Any]) -> Figures:
             "teacher.name": folder,
             "teacher.dtype": "bfloat16",
             "student.dtype": "bfloat16",
-            "data.path": f"{folder}/config.json",  # some file; none is read
             **settings,
         }
-        config = recipe.read(str(RECIPE), [f"--config.{key}={value}" for key, value in settings.items()])
-        pair = pair_of_shapes(config)
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices_of(topology))
-    target = Target(config, pair, mesh)
-    compiled, memory = compile_step(target, rows=config.train.batch_size, accumulation=config.train.accumulation)
-    if compiled is None:
-        raise SystemExit(f"{topology}, {settings}: needs {memory.peak / 1e9:.1f} GB a device")
+        overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+        target = read_target(str(RECIPE), overrides, topology=topology)
+    compiled, needed = compile_or_need(parts(target)[UPDATE].lower)
+    if needed is not None:
+        raise SystemExit(f"{topology}, {settings}: needs {needed / 1e9:.1f} GB a device")
     text = compiled.as_text()
     cycles: Counter[str] = Counter()
     for source, expected in expectations(text):
         cycles[source] += expected
-    work = Work(count_flops(target), hlo.bytes_moved(text))
-    return Figures(memory, work, hlo.collectives(text), dict(cycles))
+    work = Work(hlo.flops(text), hlo.bytes_moved(text))
+    return Figures(memory_of(compiled), work, hlo.collectives(text), dict(cycles))
 
 
 def expectations(text: str) -> Iterator[tuple[str, int]]:

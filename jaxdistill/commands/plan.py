@@ -16,6 +16,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology", default="", help="compile for a TPU slice such as v5e:2x4; default: the devices here"
     )
+    parser.add_argument(
+        "--whole", action="store_true", help="compile all layers of deep models; default: few of them, and a line"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, in bytes, seconds and numbers")
 
 
@@ -24,7 +27,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         from jaxdistill.cost.plan import plan
 
     values = {}
-    for line, figures in plan(flags.config, overrides, topology=flags.topology):
+    for line, figures in plan(flags.config, overrides, topology=flags.topology, whole=flags.whole):
         values |= figures
         if not flags.json:
             print(line, flush=True)

@@ -1,14 +1,19 @@
-"""What would make a step fit, and the largest batch that fits: found by compiling the step at other sizes."""
+"""What would make an update fit, and the largest batch that fits: found by compiling the update at other settings."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from jaxdistill.cost.program import Memory, Target, compile_step
+from jaxdistill.cost.program import Programs, Target, kept_bytes, meshes_on, peak
+from jaxdistill.models.model import Model
+
+Measure = Callable[[Target], Programs]
 
 
 class Fit(NamedTuple):
-    """A number of micro-batches with which a step fits."""
+    """Settings with which an update fits."""
 
-    accumulation: int
+    settings: dict[str, Any]  # by dotted key, those that change
     peak: int  # bytes a device
 
 
@@ -20,51 +25,127 @@ class LargestBatch(NamedTuple):
     larger: int
 
 
-def find_fit(target: Target, limit: float) -> Fit | None:
-    """The fewest micro-batches, by doubling, with which the step fits in `limit` bytes a device; None: no number does.
+def find_fit(target: Target, limit: float, measure: Measure) -> Fit | None:
+    """The first settings that fit in `limit` bytes a device, from those that cost little time to those that cost more.
 
-    More micro-batches are tried first, because they change nothing but the memory.
+    In turn, each together with those before it: more micro-batches; parameters split over all devices; each layer's
+    activations computed again; attention that does not write its scores out; the work on a row shared by devices. Of
+    the numbers of micro-batches that fit, the smallest is taken, by doubling.
     """
-    train = target.config.train
-    accumulation = 2 * train.accumulation
-    while train.batch_size % (accumulation * target.config.mask.group * target.mesh.size) == 0:
-        _, memory = compile_step(target, rows=train.batch_size, accumulation=accumulation)
-        if memory.peak <= limit:
-            return Fit(accumulation, memory.peak)
-        accumulation *= 2
+    now = target.config.train.accumulation
+    for settings in _stages(target):
+        changed = _changed(target, settings)
+        if kept_bytes(changed) > limit:  # no number of micro-batches helps
+            continue
+        counts = list(_accumulations(changed, again=bool(settings)))
+        if not counts:
+            continue
+        size = peak(measure(_in_pieces(changed, counts[-1])))
+        if size > limit:
+            continue
+        fewest = counts[-1]
+        for accumulation in counts[:-1]:
+            found = peak(measure(_in_pieces(changed, accumulation)))
+            if found <= limit:
+                fewest, size = accumulation, found
+                break
+        return Fit(settings | ({} if fewest == now else {"train.accumulation": fewest}), size)
     return None
 
 
-def other_ways(target: Target) -> list[str]:
-    """The settings that save memory where micro-batches do not help."""
+def _accumulations(target: Target, *, again: bool) -> Iterator[int]:
+    """Numbers of micro-batches, from that of the target by doubling; its own only where it is to be tried again."""
+    train = target.config.train
+    accumulation = train.accumulation * (1 if again else 2)
+    while train.batch_size % (accumulation * target.smallest_piece) == 0:
+        yield accumulation
+        accumulation *= 2
+
+
+def _in_pieces(target: Target, accumulation: int) -> Target:
+    return target.with_rows(target.config.train.batch_size, accumulation)
+
+
+def _stages(target: Target) -> Iterator[dict[str, Any]]:
+    """Settings to try, each with those before it, as long as they change something."""
+    config, pair = target.config, target.pair
+    settings: dict[str, Any] = {}
+    yield settings
+    whole = min(mesh.size // config.mesh.tensor for mesh in target.meshes)
+    if config.mesh.fsdp < whole:
+        settings = settings | {"mesh.fsdp": whole}
+        yield settings
+    if config.student.remat != "full" and not pair.student.scan:
+        settings = settings | {"student.remat": "full"}
+        yield settings
+    models = {"student": pair.student, "teacher": pair.teacher}
+    if written := [role for role, model in models.items() if model and model.core and not model.attention]:
+        settings = settings | {f"{role}.attention": "tiles" for role in written}
+        yield settings
+    fewest = min(mesh.size for mesh in target.meshes)
+    for tensor in (2, 4, 8):
+        whole = all(mesh.size % tensor == 0 for mesh in target.meshes)
+        if whole and tensor > config.mesh.tensor and all(_divides(tensor, model) for model in models.values() if model):
+            yield settings | {"mesh.tensor": tensor, "mesh.fsdp": fewest // tensor}
+
+
+def _divides(tensor: int, model: Model) -> bool:
+    heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    return heads % tensor == 0
+
+
+def _changed(target: Target, settings: dict[str, Any]) -> Target:
+    by_section: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        by_section.setdefault(section, {})[name] = value
+    if "mesh" in by_section:
+        by_section["mesh"]["data"] = -1
+    config, pair = target.config.changed(**by_section), target.pair
+    if attention := by_section.get("student", {}).get("attention"):
+        pair = pair._replace(student=replace(pair.student, attention=attention))
+    if pair.teacher is not None and (attention := by_section.get("teacher", {}).get("attention")):
+        pair = pair._replace(teacher=replace(pair.teacher, attention=attention))
+    return Target(config, pair, meshes_on(config, target.devices))
+
+
+def other_ways(target: Target, limit: float) -> list[str]:
+    """What to change where none of the settings that `find_fit` tries is enough."""
     c = target.config
-    ways = [f"config.mesh.fsdp={2 * c.mesh.fsdp}", "more devices", "a smaller config.train.batch_size"]
+    kept, devices = kept_bytes(target) * target.meshes.student.size, target.meshes.student.size
+    ways = [f"a slice of more than {devices} devices"]
+    if c.mesh.fsdp == devices and kept > limit * devices:
+        ways = [f"at least {int(kept // limit) + 1} devices"]
+    ways += (
+        ["a smaller config.train.batch_size"]
+        if c.train.batch_size > c.train.accumulation * target.smallest_piece
+        else []
+    )
     ways += ["config.student.dtype=bfloat16"] if c.student.dtype == "float32" else []
     ways += ["config.teacher.dtype=bfloat16"] if c.teacher.dtype == "float32" and c.teacher.name else []
-    ways += ["config.student.remat=dots"] if not c.student.remat else []
     masked = not target.pair.student.family.causal
     ways += ["config.loss.tokens=masked"] if masked and c.loss.tokens == "all" else []
     return ways
 
 
-def find_largest_batch(target: Target, memory: Memory, *, limit: float) -> LargestBatch | None:
-    """Compiles half the batch beside the whole, whose memory is given; None where the batch cannot be halved."""
+def find_largest_batch(target: Target, programs: Programs, measure: Measure, *, limit: float) -> LargestBatch | None:
+    """Compiles half the batch beside the whole, which is given; None where the batch cannot be halved."""
     rows, accumulation = target.config.train.batch_size, target.config.train.accumulation
-    step = accumulation * target.config.mask.group * target.mesh.size
+    step = accumulation * target.smallest_piece
     if rows < 2 * step:
         return None
     half = rows // 2 // step * step
-    _, memory_of_half = compile_step(target, rows=half, accumulation=accumulation)
-    return LargestBatch(largest((half, memory_of_half), (rows, memory), step=step, limit=limit), half, rows)
+    smaller = peak(measure(target.with_rows(half, accumulation)))
+    return LargestBatch(largest((half, smaller), (rows, peak(programs)), step=step, limit=limit), half, rows)
 
 
-def largest(smaller: tuple[int, Memory], larger: tuple[int, Memory], *, step: int, limit: float) -> int:
-    """Rows that fit in `limit` bytes, in multiples of `step`, by the line through two (rows, memory).
+def largest(smaller: tuple[int, int], larger: tuple[int, int], *, step: int, limit: float) -> int:
+    """Rows that fit in `limit` bytes, in multiples of `step`, by the line through two (rows, bytes).
 
     Where more rows take no more memory, there is no such line, and the answer is the larger number of rows.
     """
     (first, low), (second, high) = smaller, larger
-    slope = (high.peak - low.peak) / (second - first)
+    slope = (high - low) / (second - first)
     if slope <= 0:
         return second
-    return max(int((limit - low.peak) / slope + first) // step * step, 0)
+    return max(int((limit - low) / slope + first) // step * step, 0)

@@ -1,13 +1,14 @@
-"""The step of a recipe compiled without weights, for devices here or elsewhere, and what XLA counts in the program.
+"""The programs of an update compiled without weights, for devices here or elsewhere, and what is counted in them.
 
-Memory is read from the step as it would run. XLA's count of arithmetic takes the body of a loop once, so the arithmetic
-is counted on a program without loops: one micro-batch, with the head in one piece, layers one by one, and attention
-written out.
+Most updates are one program. Teacher and student on separate devices are two, and an update that learns from text that
+models write has programs that write and score the text as well. All counts are of one device, and of the program as it
+would run.
 """
 
+import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,22 +16,45 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from jaxdistill.config import Config
+from jaxdistill.cost import hlo
+from jaxdistill.cost.chips import Work
 from jaxdistill.errors import UserError
 from jaxdistill.losses.objective import make_objective
 from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
-from jaxdistill.run.training import check_patterns, make_training
+from jaxdistill.run.teacher_cache import answer_shapes
+from jaxdistill.run.training import Training, check_patterns, make_training
+from jaxdistill.sampling.on_policy import BatchLayout, as_training_batch, interleaved, make_scorer, sampler_of
+from jaxdistill.step import sharding
 from jaxdistill.step.sharding import Meshes
+
+UPDATE, TEACHER = "update", "teacher"  # the second where the teacher has devices of its own
+WRITE, SCORE = "writing", "scoring"  # of text that models write
 
 
 class Target(NamedTuple):
-    """What is compiled: the step of a config, for a pair of models whose parameters are shapes, on a mesh."""
+    """What is compiled: the update of a config, for a pair of models whose parameters are shapes, on devices."""
 
     config: Config
     pair: Pair
-    mesh: Mesh
+    meshes: Meshes
+
+    @property
+    def devices(self) -> Sequence[Any]:
+        """All devices, of one kind; those of the student first."""
+        meshes = self.meshes if self.meshes.separate else self.meshes[:1]
+        return [device for mesh in meshes for device in mesh.devices.flat]
+
+    @property
+    def smallest_piece(self) -> int:
+        """The rows of the smallest micro-batch: one group on each device that has rows of its own."""
+        return self.config.mask.group * max(rows_devices(mesh) for mesh in self.meshes)
+
+    def with_rows(self, rows: int, accumulation: int) -> "Target":
+        return self._replace(config=self.config.changed(train={"batch_size": rows, "accumulation": accumulation}))
 
 
 class Memory(NamedTuple):
@@ -41,24 +65,184 @@ class Memory(NamedTuple):
     peak: int
 
 
-def compile_step(target: Target, *, rows: int, accumulation: int) -> tuple[Any, Memory]:
-    """(the compiled step, its memory); (None, the memory that it would need) where the compiler refuses it."""
-    lower = partial(_lower, target, rows=rows, accumulation=accumulation, head=target.config.loss.head)
-    compiled, needed = compile_or_need(lower)
-    return compiled, Memory(0, 0, needed) if needed is not None else memory_of(compiled)
+class Measured(NamedTuple):
+    """What a program takes on each of its devices, each time that it runs."""
+
+    side: str  # whose devices: "student", which are all where there is one mesh, or "teacher"
+    times: float  # that it runs in an update, on average
+    memory: Memory  # where the compiler refuses the program, the peak alone
+    work: Work | None  # None where the compiler refuses the program
+    collectives: dict[str, int]  # bytes of their results
 
 
-def _lower(target: Target, *, rows: int, accumulation: int, head: str) -> Any:
-    config = target.config.changed(train={"batch_size": rows, "accumulation": accumulation}, loss={"head": head})
-    pair, meshes = target.pair, Meshes(target.mesh, target.mesh)
+Programs = Mapping[str, Measured]
+
+
+class Part(NamedTuple):
+    """A program of an update, before it is compiled."""
+
+    lower: Callable[[], Any]
+    side: str  # as in Measured
+    times: float
+
+
+def rows_devices(mesh: Mesh) -> int:
+    """The number of parts that rows are split into."""
+    return mesh.size // mesh.shape.get("tensor", 1)
+
+
+def measure(target: Target) -> Programs:
+    """Compiles every program of an update, and counts what is in it."""
+    found: dict[str, Measured] = {}
+    countable: dict[str, Part] = {}
+    if kernels := target != (written := without_kernels(target)):
+        countable = parts(written)
+    for name, part in parts(target).items():
+        compiled, needed = compile_or_need(part.lower)
+        if compiled is None:
+            assert needed is not None
+            found[name] = Measured(part.side, part.times, Memory(0, 0, needed), None, {})
+            continue
+        text = compiled.as_text()
+        arithmetic = hlo.flops(countable[name].lower().compile().as_text() if kernels else text)
+        work = Work(arithmetic, hlo.bytes_moved(text))
+        found[name] = Measured(part.side, part.times, memory_of(compiled), work, hlo.collectives(text))
+    return found
+
+
+def peak(programs: Programs) -> int:
+    """The most bytes on any device. While models write text, the arguments of the update stay where they are."""
+    kept = programs[UPDATE].memory.arguments
+    beside = [one.memory.peak - one.memory.arguments for name, one in programs.items() if name not in (UPDATE, TEACHER)]
+    return max([*(one.memory.peak for one in programs.values()), *(kept + more for more in beside)])
+
+
+def work_of(programs: Programs) -> dict[str, Work]:
+    """The work of an update on each device, by whose devices they are."""
+    total: dict[str, Work] = {}
+    for one in programs.values():
+        assert one.work is not None, "only what the compiler accepts has its work counted"
+        before = total.get(one.side, Work(0.0, 0.0))
+        total[one.side] = Work(*(a + one.times * b for a, b in zip(before, one.work, strict=True)))
+    return total
+
+
+def collectives_of(programs: Programs) -> dict[str, float]:
+    """Bytes of each kind of collective of an update, on the busiest device."""
+    kinds = sorted({kind for one in programs.values() for kind in one.collectives})
+    sides = {one.side for one in programs.values()}
+
+    def on(side: str, kind: str) -> float:
+        return sum(one.times * one.collectives.get(kind, 0) for one in programs.values() if one.side == side)
+
+    return {kind: max(on(side, kind) for side in sides) for kind in kinds}
+
+
+def meshes_on(config: Config, devices: Sequence[Any]) -> Meshes:
+    """The meshes of a run over these devices, which may be elsewhere.
+
+    Raises:
+      UserError: there are too few devices, or the axes do not multiply to them.
+    """
+    axes = config.mesh
+    make = partial(sharding.make_mesh, data=axes.data, fsdp=axes.fsdp, tensor=axes.tensor)
+    student, teacher = config.student.devices, config.teacher.devices
+    if not student and not teacher:
+        mesh = make(devices=devices)
+        return Meshes(mesh, mesh)
+    if student + teacher > len(devices):
+        raise UserError(
+            f"config.student.devices={student} and config.teacher.devices={teacher} are more than the {len(devices)} "
+            "devices of the slice; lower one of them"
+        )
+    return Meshes(make(devices=devices[:student]), make(devices=devices[student : student + teacher]))
+
+
+def kept_bytes(target: Target) -> int:
+    """Bytes of state and teacher on a device: parameters and what the optimizer keeps of them; nothing is compiled."""
+    training, state = _training(target)
+    teacher = _placed(target.pair.teacher_params, training.teacher_shardings)
+    on_student, on_teacher = _bytes_on_a_device(state), _bytes_on_a_device(teacher)
+    return max(on_student, on_teacher) if target.meshes.separate else on_student + on_teacher
+
+
+def _bytes_on_a_device(placed: PyTree) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(placed))
+
+
+def _training(target: Target) -> tuple[Training, Any]:
+    """(the training of a target, the shapes of its state with their places)."""
+    config, pair, meshes = target
     steps = config.train.steps or 1000  # the length of the schedule, which does not change the cost
     objective = make_objective(config.loss, config.policy, pair)
     check_patterns(config, pair, objective)
     training = make_training(config, pair, objective, meshes, steps=steps)
-    state = jax.eval_shape(training.init, pair.student_params)
+    return training, jax.eval_shape(training.init, pair.student_params)
+
+
+def parts(target: Target) -> dict[str, Part]:
+    """The programs of an update."""
+    config, pair, meshes = target
+    training, state = _training(target)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step: Any = training.step  # jitted, as the mesh is one
-    return step.lower(state, pair.teacher_params, batch_shapes(config, causal=pair.student.family.causal), key)
+    text = batch_shapes(config, causal=pair.student.family.causal)
+    if pair.cached is not None:
+        text |= answer_shapes(config, pair, make_objective(config.loss, config.policy, pair), text)
+    step: Any = training.step
+    if meshes.separate:
+        lower = partial(step.lower, state, pair.teacher_params, text, key)
+        return {
+            TEACHER: Part(partial(lower, "teacher"), "teacher", 1.0),
+            UPDATE: Part(partial(lower, "student"), "student", 1.0),
+        }
+    writers, batch = _writers(target, training, state, text)
+    return {UPDATE: Part(partial(step.lower, state, pair.teacher_params, batch, key), "student", 1.0), **writers}
+
+
+def _writers(
+    target: Target, training: Training, state: Any, text: dict[str, Any]
+) -> tuple[dict[str, Part], dict[str, Any]]:
+    """(the programs that write and score text, the batch that an update learns from)."""
+    config, pair, mesh = target.config, target.pair, target.meshes.student
+    if not config.samples:
+        return {}, text
+    layout = BatchLayout(config.data.max_length, config.train.accumulation, config.mask.group, mesh)
+    student = state.params["student"]
+    teacher = _placed(pair.teacher_params, training.teacher_shardings)
+    rows, length = config.train.batch_size, config.data.max_length - config.sample.max_new_tokens
+    by_rows = sharding.by_batch(mesh)
+    prompts = {
+        "input_ids": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=by_rows),
+        "attention_mask": jax.ShapeDtypeStruct((rows, length), jnp.bool_, sharding=by_rows),
+        "live": jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=by_rows),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    draw = partial(sampler_of, config.sample, pair, layout, end_ids=(0,), pad=0)
+
+    def writing(mixture: float, times: float) -> Part:
+        sampler: Any = draw(mixture=mixture)
+        return Part(partial(sampler.lower, student, teacher, prompts, key), "student", times)
+
+    policy = make_objective(config.loss, config.policy, pair).policy
+    if policy is None:
+        shares = {"student": (config.sample.student, 0.0), "teacher": (config.sample.teacher, 1.0)}
+        found = {f"{WRITE} by the {who}": writing(mixture, share) for who, (share, mixture) in shares.items() if share}
+        sampled = jax.eval_shape(draw(mixture=0.0), student, teacher, prompts, key)
+        return found, jax.eval_shape(partial(as_training_batch, by="student"), sampled)
+    share = 1 / config.policy.reuse
+    sampled = jax.eval_shape(draw(mixture=config.policy.mixture), student, teacher, prompts, key)
+    score: Any = make_scorer(pair.student, pair.teacher, policy, accumulation=layout.accumulation, group=layout.group)
+    scored = jax.eval_shape(score, student, teacher, sampled)
+    placed = _placed(sampled, jax.tree.map(lambda _: by_rows, sampled))
+    found = {
+        WRITE: writing(config.policy.mixture, share),
+        SCORE: Part(partial(score.lower, student, teacher, placed), "student", share),
+    }
+    return found, jax.eval_shape(partial(interleaved, group=layout.group), text, scored)
+
+
+def _placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def batch_shapes(config: Config, *, causal: bool) -> dict[str, jax.ShapeDtypeStruct]:
@@ -70,40 +254,17 @@ def batch_shapes(config: Config, *, causal: bool) -> dict[str, jax.ShapeDtypeStr
     return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
 
 
-def count_flops(target: Target) -> float:
-    """Arithmetic of one update on each device.
+def without_kernels(target: Target) -> Target:
+    """The target with attention in products that can be counted, in place of kernels that are calls of a library."""
 
-    It is counted on one micro-batch with a dense head, or on a part of the micro-batch where that does not fit.
+    def with_products(model: Model | None) -> Any:
+        if model is None or model.attention not in ("splash", "cudnn"):
+            return model
+        return replace(model, attention="" if model.core is None else "tiles")
 
-    Raises:
-      UserError: not even the smallest part fits the compiler.
-    """
-    target = without_loops(target)
-    config = target.config
-    micro_batch = config.train.batch_size // config.train.accumulation
-    rows, smallest = micro_batch, config.mask.group * target.mesh.size
-    while True:
-        compiled, needed = compile_or_need(partial(_lower, target, rows=rows, accumulation=1, head="dense"))
-        if compiled is not None:
-            return compiled.cost_analysis()["flops"] * config.train.accumulation * micro_batch / rows
-        if rows % 2 or rows // 2 % smallest:
-            raise UserError(
-                f"not even {rows} rows at a time fit the compiler ({needed} bytes a device); take more devices"
-            )
-        rows //= 2
-
-
-def without_loops(target: Target) -> Target:
-    """The target with layers one by one, and scores of attention written out."""
-
-    def unrolled(model: Model | None) -> Any:
-        return model if model is None or model.core is None else replace(model, scan=False, attention="")
-
-    config, pair = target.config, target.pair
-    if pair.student.scan and not config.student.remat:
-        config = config.changed(student={"remat": "full"})  # as in the loop
-    pair = pair._replace(student=unrolled(pair.student), teacher=unrolled(pair.teacher))
-    return target._replace(config=config, pair=pair)
+    pair = target.pair
+    pair = pair._replace(student=with_products(pair.student), teacher=with_products(pair.teacher))
+    return target._replace(pair=pair)
 
 
 def compile_or_need(lower: Callable[[], Any]) -> tuple[Any, int | None]:

@@ -24,7 +24,7 @@ from jaxdistill.models.model import Model, common_words
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.tokenizer import end_ids
 from jaxdistill.sampling.decoding import Decoding
-from jaxdistill.sampling.rollout import make_sampler, prompts_of
+from jaxdistill.sampling.rollout import Sampler, make_sampler, prompts_of
 from jaxdistill.sampling.settings import SampleConfig
 from jaxdistill.step import sharding
 from jaxdistill.step.batch import Batch, micro_batches, undo_micro_batches
@@ -106,21 +106,8 @@ def _make_writer(sample: SampleConfig, pair: Pair, layout: BatchLayout, *, mixtu
     """
     pad = pair.tokenizer.eos_token_id
     length = layout.max_length - sample.max_new_tokens
-    draw = make_sampler(
-        student=pair.student,
-        teacher=pair.teacher if mixture else None,
-        decoding=Decoding(
-            sample.max_new_tokens,
-            sample.temperature,
-            sample.top_k,
-            sample.top_p,
-            end_ids=end_ids(pair.student.config, pair.tokenizer),
-            pad_id=pad,
-        ),
-        mixture=mixture,
-        length=length,
-        words=common_words(pair.student, pair.teacher),  # the model that does not write reads them, too
-    )
+    ends = end_ids(pair.student.config, pair.tokenizer)
+    draw = sampler_of(sample, pair, layout, mixture=mixture, end_ids=ends, pad=pad)
     key = jax.random.fold_in(jax.random.key(seed), 2)  # 1 is folded in for the projections
 
     def write(step: int, text: HostBatch, student_params: PyTree, teacher_params: PyTree) -> Batch:
@@ -129,6 +116,30 @@ def _make_writer(sample: SampleConfig, pair: Pair, layout: BatchLayout, *, mixtu
         return draw(student_params, teacher_params, on_devices, jax.random.fold_in(key, step))
 
     return write
+
+
+def sampler_of(
+    sample: SampleConfig, pair: Pair, layout: BatchLayout, *, mixture: float, end_ids: tuple[int, ...], pad: int
+) -> Sampler:
+    """The sampler of `make_sampler` by the settings of a run; `mixture` is the teacher's share of the distribution.
+
+    Args:
+      end_ids: tokens that end a text.
+      pad: the token after the end.
+
+    Raises:
+      UserError: as `make_sampler`.
+    """
+    return make_sampler(
+        student=pair.student,
+        teacher=pair.teacher if mixture else None,
+        decoding=Decoding(
+            sample.max_new_tokens, sample.temperature, sample.top_k, sample.top_p, end_ids=end_ids, pad_id=pad
+        ),
+        mixture=mixture,
+        length=layout.max_length - sample.max_new_tokens,
+        words=common_words(pair.student, pair.teacher),  # the model that does not write reads them, too
+    )
 
 
 def writer_of(step: int, *, seed: int, sample: SampleConfig) -> Literal["student", "teacher", "text"]:

@@ -17,6 +17,9 @@ from jaxdistill.sampling.decoding import Decoding, check_decoding
 from jaxdistill.sampling.generate import Decoded, check_causal, make_decoder
 from jaxdistill.step.batch import Batch
 
+# (student_params, teacher_params, prompts, key) -> the sampled batch
+Sampler = Callable[[PyTree, PyTree, Batch, Key[Array, ""]], dict[str, Array]]
+
 
 def prompts_of(batch: Mapping[str, np.ndarray], *, length: int, prompt_tokens: int, eos: int) -> dict[str, np.ndarray]:
     """The prompts of a host batch: input_ids, attention_mask [rows, length], padded on the left, and live [rows].
@@ -51,7 +54,7 @@ def make_sampler(
     mixture: float,
     length: int,
     words: int | None = None,
-) -> Callable[[PyTree, PyTree, Batch, Key[Array, ""]], dict[str, Array]]:
+) -> Sampler:
     """Returns the jitted function sample(student_params, teacher_params, prompts, key) -> the sampled batch.
 
     prompts are those of `prompts_of`, on the device, `length` wide; row i draws with fold_in(key, i). The arrays of the

@@ -1,6 +1,7 @@
 """The train step as two programs: the teacher's on its own devices, the student's on the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +17,20 @@ from jaxdistill.step.state import Metrics, Placement, TrainState, TrainStep, Upd
 UNDER_WAY = 2  # updates: two keep both sides busy; more would only pile up outputs of a fast teacher
 
 
-def on_two_meshes(update: Update, distillation: Distillation, placement: Placement, *, accumulation: int) -> TrainStep:
+class OnTwoMeshes(NamedTuple):
+    """A train step on two meshes, which is called as the step on one."""
+
+    run: TrainStep
+    # (the arguments of `run`, which of its programs) -> that program, lowered; arguments may be shapes
+    lower: Callable[[PyTree, PyTree, PyTree, PyTree, Literal["teacher", "student"]], Any]
+
+    def __call__(self, state: TrainState, teacher_params: PyTree, batch: Batch, key: Key[Array, ""]) -> Any:
+        return self.run(state, teacher_params, batch, key)
+
+
+def on_two_meshes(
+    update: Update, distillation: Distillation, placement: Placement, *, accumulation: int
+) -> OnTwoMeshes:
     """A train step whose programs are only dispatched, so that the teacher runs ahead by a batch.
 
     The teacher's outputs go from device to device.
@@ -55,19 +69,31 @@ def on_two_meshes(update: Update, distillation: Distillation, placement: Placeme
     names = ["input_ids", "attention_mask", "segment_ids"] + ["label_mask"] * (objective.tokens == "masked")
     under_way: list[Array] = []  # losses of the last updates
 
+    def text_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: batch[name] for name in names if name in batch}
+
     def step(
         state: TrainState, teacher_params: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         head = head_here(teacher_params)
         if len(under_way) == UNDER_WAY:
             jax.block_until_ready(under_way.pop(0))
-        text = {name: batch[name] for name in names if name in batch}
+        text = text_of(batch)
         outputs = teacher_program(teacher_params, jax.device_put(text, sharding.by_batch(there)))
         state, metrics = student_program(state, jax.device_put(outputs, arriving), head, dict(batch), key)
         under_way.append(metrics["loss"])
         return state, metrics
 
-    return step
+    def lower(
+        state: PyTree, teacher_params: PyTree, batch: PyTree, key: PyTree, side: Literal["teacher", "student"]
+    ) -> Any:
+        if side == "teacher":
+            return teacher_program.lower(teacher_params, text_of(batch))
+        outputs = jax.eval_shape(run_teacher, teacher_params, text_of(batch))
+        head = jax.eval_shape(lambda params: teacher_head(distillation, params), teacher_params)
+        return student_program.lower(state, outputs, head, dict(batch), key)
+
+    return OnTwoMeshes(step, lower)
 
 
 def _teacher_head_on(

@@ -14,7 +14,7 @@ import tiny_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill import cli
-from jaxdistill.cost import chips, estimate, hlo, program
+from jaxdistill.cost import chips, depth, estimate, hlo, plan, program
 
 CHIP = chips.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
 
@@ -53,7 +53,10 @@ def test_a_plan_of_the_devices_here(recipe):
 
 
 @pytest.mark.slow
-def test_a_plan_writes_nothing(recipe):
+def test_a_plan_needs_no_text_and_writes_nothing(recipe, tmp_path):
+    text = tmp_path / "recipe.py"
+    text.write_text(re.sub(r"config.data.path = .*", "", recipe.recipe.read_text()))
+    recipe = recipe._replace(recipe=text)
     before = tiny_run.bits(recipe.folder)
     run(recipe)
     assert tiny_run.bits(recipe.folder) == before
@@ -89,14 +92,14 @@ def test_a_known_chip_has_a_range_and_a_largest_batch(recipe, monkeypatch):
 @pytest.mark.slow
 def test_what_does_not_fit_and_what_would(recipe, monkeypatch):
     flags = ["--config.train.batch_size=256"]
-    peaks = {n: peak_of(run(recipe, *flags, f"--config.train.accumulation={n}")) for n in (1, 2, 4)}
-    assert peaks[4] < peaks[2] < peaks[1]
+    peaks = {n: peak_of(run(recipe, *flags, f"--config.train.accumulation={n}")) for n in (2, 4)}
+    assert peaks[4] < peaks[2]
     monkeypatch.setitem(chips.CHIPS, "cpu", CHIP._replace(memory=(peaks[4] + peaks[2]) / 2))
     out = run(recipe, *flags)
     assert "does not fit" in out and "config.train.accumulation=4 would" in out and "expected" not in out
     monkeypatch.setitem(chips.CHIPS, "cpu", CHIP._replace(memory=1000))
     out = run(recipe, *flags)
-    assert "no number of micro-batches would" in out and "config.mesh.fsdp=2" in out
+    assert "no number of micro-batches would" in out and "more than 8 devices" in out
 
 
 def peak_of(out: str) -> float:
@@ -109,6 +112,10 @@ def test_what_is_refused(recipe, tmp_path):
         (["plan", f"--config={recipe.recipe}", "--config.train.batch_size=12"], "config.train.batch_size=12"),
         (["plan", f"--config={recipe.recipe}", "--config.teacher.name=/nowhere"], "/nowhere"),
         (["plan", f"--config={recipe.recipe}", "--config.data.max_length=64"], "config.data.max_length=64"),
+        (
+            ["plan", f"--config={recipe.recipe}", "--config.teacher.cache=answers", "--config.student.init=random"],
+            "config.teacher.cache='answers'",
+        ),
     ):
         code, _, err = tiny_run.call(cli.main, argv)
         assert code == 2 and said in err and err.count("\n") == 1, err
@@ -126,9 +133,24 @@ def test_a_causal_recipe_of_packed_rows():
     assert "teacher gpt2 0.2M, student gpt2 0.1M" in out and number(r"work a device: ([\d.e-]+) TFLOP", out) > 0
 
 
-def test_what_models_write_is_not_planned():
-    code, _, err = tiny_run.call(cli.main, ["plan", f"--config={CONFIGS / 'gpt2_policy.py'}:smoke"])
-    assert code == 2 and "plan counts updates on text alone" in err and err.count("\n") == 1
+@pytest.mark.slow
+def test_text_that_models_write_is_planned():
+    """A run that writes text has a program for that, whose loop has a pass for every new token but the first."""
+    figures = {}
+    for new in (8, 12):  # after prompts of 40 tokens
+        settings = {"sample.max_new_tokens": new, "data.max_length": 40 + new, "data.buckets": (40 + new,)}
+        flags = [f"--config.{key}={value}" for key, value in settings.items()]
+        argv = ["plan", f"--config={CONFIGS / 'gpt2_policy.py'}:smoke", "--json", *flags]
+        code, out, err = tiny_run.call(cli.main, argv)
+        assert code == 0, err
+        figures[new] = json.loads(out)
+    programs = figures[8]["programs"]
+    assert set(programs) == {"update", "writing", "scoring"}
+    of_four = figures[12]["programs"]["writing"]["flops"] - programs["writing"]["flops"]
+    # Both models write, and multiply nearly all of their parameters by each token of the rows on a device.
+    by_hand = 4 * 2 * sum(figures[8]["parameters"].values()) * figures[8]["rows"] / 8
+    assert of_four == pytest.approx(by_hand, rel=0.25)
+    assert figures[8]["memory"]["peak"] > programs["writing"]["memory"]["peak"]  # the optimizer's state stays
 
 
 def test_memory_and_work_of_a_matrix_product():
@@ -333,17 +355,90 @@ def test_ranges_and_the_line_through_two_sizes():
     assert chips.seconds(work, CHIP) == (4.0, 1.0)
     low, high = chips.tokens_per_second(100, work, CHIP)
     assert (low, high) == (pytest.approx(100 * chips.REACHED / 5), 25.0)
-    sizes = (32, program.Memory(0, 0, 600)), (64, program.Memory(0, 0, 1000))
+    sizes = (32, 600), (64, 1000)
     assert estimate.largest(*sizes, step=8, limit=1500) == 104  # 200 + 12.5 a row
     assert estimate.largest(*sizes, step=8, limit=100) == 0
 
 
+def bert(folder: Path) -> list[str]:
+    from transformers import BertConfig
+
+    BertConfig(vocab_size=1024, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
+               max_position_embeddings=64).save_pretrained(folder)  # fmt: skip
+    return ["--config.student.layers=1", "--config.data.max_length=64"]
+
+
+def qwen3(folder: Path) -> list[str]:
+    from transformers import Qwen3Config
+
+    Qwen3Config(vocab_size=1024, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                head_dim=64, intermediate_size=384, max_position_embeddings=64, tie_word_embeddings=True,
+                ).save_pretrained(folder)  # fmt: skip
+    values = "student.name=", "student.layers=1", "student.remat=", "loss.tokens=all", "data.max_length=64"
+    return [f"--config.{value}" for value in (*values, "data.buckets=(64,)")]
+
+
+# (recipe, configuration, products of a token in a layer beside attention, width of all heads, products in the head's
+# transform, parameters of the student in large tables and kernels, and in leaves too small to be split)
+BY_HAND = {
+    "bert": ("bert_mlm", bert, 4 * 128**2 + 2 * 128 * 512, 128, 128**2,
+             1024 * 128 + 12 * 128**2 + 128**2, (64 + 2 + 9 + 3) * 128 + 512 + 1024),
+    "qwen3": ("qwen3_kd", qwen3, 2 * 128 * 256 + 2 * 128 * 128 + 3 * 128 * 384, 256, 0,
+              1024 * 128 + 2 * 128 * 256 + 2 * 128 * 128 + 3 * 128 * 384, 2 * 64 + 3 * 128),
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_layers_in_a_loop_and_tiles_do_not_change_the_work(tmp_path):
+@pytest.mark.parametrize("mesh", [{"fsdp": 1}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_figures_are_those_of_arithmetic_by_hand(tmp_path, name, mesh):
+    recipe, make, products, heads, transform, large, small = BY_HAND[name]
+    rows, length, pieces = 64, 64, 2
+    settings = {"teacher.name": tmp_path, "train.batch_size": rows, "train.accumulation": pieces, "mask.group": 1}
+    settings |= {f"mesh.{axis}": size for axis, size in mesh.items()}
+    overrides = [*make(tmp_path), *(f"--config.{key}={value}" for key, value in settings.items())]
+    target = plan.read_target(str(CONFIGS / f"{recipe}.py"), overrides, topology="")
+    (found,) = program.measure(target).values()
+    tokens = rows * length / 8
+    layer = 2 * tokens * products + 4 * tokens * length * heads
+    head = 2 * tokens * (transform + 128 * 1024)
+    # Two layers of the teacher; the student's layer and head forward, and twice as much backward.
+    assert found.work is not None and found.work.flops == pytest.approx(5 * layer + 4 * head, rel=0.05)
+    by = mesh["fsdp"] * mesh.get("tensor", 1)
+    if mesh == {"fsdp": 1}:
+        # A CPU's compiler adds gradients up in every micro-batch; a tied head has one of its own.
+        assert found.collectives["all-reduce"] == pytest.approx(pieces * 4 * (large + small + 128 * 1024), rel=0.05)
+    # Parameters and two moments in float32.
+    state = program.kept_bytes(target._replace(pair=target.pair._replace(teacher_params={})))
+    assert state == pytest.approx(12 * (large / by + small), rel=0.05)
+    assert found.memory.arguments == pytest.approx(program.kept_bytes(target) + 2 * rows / 8 * length * 5, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_line_through_few_layers_is_the_whole_model(tmp_path, monkeypatch):
+    overrides = [*bert(tmp_path), f"--config.teacher.name={tmp_path}", "--config.mesh.fsdp=4"]
+    config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    overrides += ["--config.student.layers=4"]
+    target = plan.read_target(str(CONFIGS / "bert_mlm.py"), overrides, topology="")
+    monkeypatch.setattr(depth, "WORTH", 2.0)
+    line = depth.line_of(target)
+    assert line == ((2, 3, 6), (2, 3, 4))
+    found = depth.measure_by_depth(target, line)
+    assert found is not None
+    reckoned, whole = found["update"], program.measure(target)["update"]
+    assert reckoned.work is not None and whole.work is not None
+    assert reckoned.work.flops == whole.work.flops and reckoned.collectives == whole.collectives
+    assert reckoned.memory.arguments == whole.memory.arguments
+    assert reckoned.memory.temporaries == pytest.approx(whole.memory.temporaries, rel=0.05)
+    assert reckoned.work.bytes_moved == pytest.approx(whole.work.bytes_moved, rel=0.02)
+
+
+@pytest.mark.slow
+def test_layers_in_a_loop_do_not_change_the_work(tmp_path):
     """XLA counts the body of a loop once. Both ways are rematerialised."""
-    tiny = tiny_causal.make(tmp_path, kind="qwen3", head_dim=8, num_key_value_heads=1, max_position_embeddings=600)
-    rows = "--config.data.max_length=600", "--config.data.buckets=(600,)"
-    plain = run(tiny, *rows, "--config.student.remat=full", "--config.teacher.attention=own")
-    loop = run(tiny, *rows, "--config.student.scan=True", "--config.teacher.scan=True")
+    tiny = tiny_causal.make(tmp_path, kind="qwen3", head_dim=8, num_key_value_heads=1)
+    plain = run(tiny, "--config.student.remat=full")
+    loop = run(tiny, "--config.student.scan=True", "--config.teacher.scan=True")
     work = [number(r"work a device: ([\d.e-]+) TFLOP", out) for out in (plain, loop)]
-    assert work[0] == work[1] > 0
+    assert work[0] == pytest.approx(work[1], rel=0.02) and work[1] > 0

@@ -29,7 +29,7 @@ def eight(benchmark) -> Any:
 
 def test_a_step_on_eight_chips(eight):
     assert eight.memory.temporaries < 3e9  # 2.97; the goal was 4
-    assert eight.work.flops == pytest.approx(21.1e12, rel=0.01)
+    assert eight.work.flops == pytest.approx(20.6e12, rel=0.01)  # by hand: products alone
     assert eight.work.bytes_moved / V5E.bandwidth < eight.work.flops / V5E.flops  # bound by arithmetic
     assert sum(eight.cycles.values()) < 350e6  # 336: 224 ms
     assert sum(eight.collectives.values()) < 0.4e9  # 0.36: each gradient once, and not in every micro-batch

@@ -1,6 +1,7 @@
 """Teacher and student on devices of their own are the step, and the run, that they are on one mesh."""
 
 import functools
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -302,10 +303,19 @@ def test_devices_that_do_not_fit(tiny: tiny_run.Tiny, tmp_path: Any, values: dic
     assert all(part in err for part in said), err
 
 
-def test_plan_refuses_two_meshes(tiny: tiny_run.Tiny) -> None:
-    arguments = ["plan", f"--config={tiny.recipe}", *tiny_run.overrides(student__devices=4, teacher__devices=4)]
-    code, _, err = tiny_run.call(cli.main, arguments)
-    assert code == 2 and err.startswith("error: plan counts one program on one mesh") and err.count("\n") == 1
+@pytest.mark.slow
+def test_plan_of_two_meshes(tiny: tiny_run.Tiny) -> None:
+    """Each side has its own program and devices; together they do the work of one mesh of half as many devices."""
+    figures = []
+    for devices in ({"student__devices": 4, "teacher__devices": 4}, {}):
+        arguments = ["plan", f"--config={tiny.recipe}", "--json", *tiny_run.overrides(**devices)]
+        code, out, err = tiny_run.call(cli.main, arguments)
+        assert code == 0, err
+        figures.append(json.loads(out))
+    apart, together = figures
+    assert set(apart["programs"]) == {"teacher", "update"} and apart["mesh"]["teacher"]["data"] == 4
+    assert apart["total_flops"] == pytest.approx(together["total_flops"], rel=0.01)
+    assert apart["programs"]["teacher"]["flops"] < apart["programs"]["update"]["flops"]
 
 
 def test_several_hosts_refuse_two_meshes(monkeypatch: pytest.MonkeyPatch) -> None:
