@@ -433,9 +433,13 @@ OTHER = {
     "loss.relation_weights": (1.0, 0.0, 0.0),
     "loss.end": {"temperature": 1.0},
     "data.buckets": (64, 128),
+    "cache.temperatures": (1.0,),
+    "cache.layers": (-1,),
 }
 RESUMABLE = ("evaluate.", "checkpoint.", "log.", "export.", "data.threads", "data.prefetch", "data.cache_dir")
-RESUMABLE += ("data.max_document_bytes", "data.max_field_lines", "teacher.classes", "student.classes")
+RESUMABLE += ("data.max_document_bytes", "data.max_field_lines", "teacher.classes", "student.classes", "cache.")
+RESUMABLE += ("mesh.", "train.accumulation", "student.remat")  # how the same updates are computed
+RESUMABLE += tuple(f"{role}.{name}" for role in ("teacher", "student") for name in ("attention", "devices", "scan"))
 # Knobs that name something whose content is compared instead, and knobs of the length of a run.
 CONTENT = tuple(f"{role}.{name}" for role in ("teacher", "student", "tokenizer") for name in ("name", "revision"))
 CONTENT += tuple(
@@ -445,6 +449,7 @@ CONTENT += tuple(
         "prepared", "token_counts",
     )
 )  # fmt: skip
+CONTENT += ("teacher.cache",)
 LENGTH = ("train.steps", "train.epochs")
 
 

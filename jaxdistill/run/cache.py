@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import filelock
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -26,11 +27,11 @@ from jaxdistill.data.teacher_cache import Example, Meta, TeacherRecord
 from jaxdistill.data.text import Text, masks_of_content
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path, writing
-from jaxdistill.models import hub
+from jaxdistill.models import hub, stored
 from jaxdistill.models.fingerprint import weights_fingerprint
 from jaxdistill.models.model import Model, common_words
 from jaxdistill.models.tokenizer import check_tokenizer, end_texts_alike, load_tokenizer
-from jaxdistill.run.models import in_dtype, load_teacher, pair_of_shapes
+from jaxdistill.run.models import load_teacher, pair_of_shapes
 from jaxdistill.run.teacher_cache import AT_ONCE, text_record
 from jaxdistill.run.training import check_devices
 from jaxdistill.step import sharding
@@ -195,7 +196,6 @@ def _filled(config: Config, out: Path, text: Text, meta: Meta, *, allow_pickle: 
         with taking("reading the teacher"):
             teacher, params = load_teacher(config, allow_pickle=allow_pickle)
         assert teacher is not None
-        params = in_dtype(params, config.teacher.dtype)
         writer = _Writer(out, meta, known)
         progress = _Progress(tokens, report)
         try:
@@ -237,7 +237,7 @@ def _answered(
 ) -> Iterator[tuple[HostBatch, dict[str, np.ndarray]]]:
     """(batch, answers) of this host's rows, batch after batch; a batch is computed while the one before is taken."""
     mesh = sharding.make_meshes(config.mesh, student=0, teacher=0).student
-    shardings = sharding.by_rule(params, mesh)
+    shardings = sharding.by_rule(params, mesh, family=teacher.family)
     gathered = meta.tokens == "labels" and not text.causal
     fraction = config.mask.fraction
     answer = make_answer(
@@ -247,8 +247,8 @@ def _answered(
         mesh=mesh,
         shardings=shardings,
     )
-    on_devices = jax.device_put(params, shardings)
-    rows = max(config.train.batch_size // config.train.accumulation, mesh.size)
+    on_devices = stored.placed(params, shardings, jnp.dtype(config.teacher.dtype))
+    rows = max(config.train.batch_size // max(config.train.accumulation, 1), mesh.size)
     count, index = jax.process_count(), jax.process_index()
     own = slice(index * rows // count, (index + 1) * rows // count)
     before = None

@@ -117,7 +117,8 @@ def pair_of_shapes(config: Config) -> Pair:
     Raises:
       UserError: as `load_pair`.
     """
-    teacher = _teacher_model(config.teacher, allow_pickle=False, weights=False)[0]
+    cached = teacher_cache.cached_teacher(config) if config.teacher.cache else None
+    teacher = cached.model if cached else _teacher_model(config.teacher, allow_pickle=False, weights=False)[0]
     choice = _student_model(config.student, teacher, allow_pickle=False, weights=False)
     check_model(config, choice.model, "student")
     if teacher is not None:
@@ -126,9 +127,10 @@ def pair_of_shapes(config: Config) -> Pair:
         if teacher.vocab_size != choice.model.vocab_size:
             _check_same_words(teacher, choice, _tokenizer(config, choice))
     dtype = jnp.dtype(config.teacher.dtype)
-    shapes = {} if teacher is None else param_shapes(teacher)
+    runs = teacher if cached is None else None
+    shapes = {} if runs is None else param_shapes(runs)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-    return Pair(choice.model, param_shapes(choice.model), teacher, shapes, None, choice.layers)
+    return Pair(choice.model, param_shapes(choice.model), runs, shapes, None, choice.layers, cached)
 
 
 def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:

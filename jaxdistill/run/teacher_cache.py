@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdistill.config import Config
@@ -20,7 +21,7 @@ from jaxdistill.data.teacher_cache import Meta, TeacherCache, Wanted
 from jaxdistill.data.text import Text, masks_of_content
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
-from jaxdistill.losses.divergences import DIVERGENCES
+from jaxdistill.losses.divergences import DIVERGENCES, ByWriter
 from jaxdistill.losses.partial import PARTIAL
 from jaxdistill.losses.term import Objective, Term
 from jaxdistill.losses.terms import needs_teacher_head, row_of, teacher_layers
@@ -127,6 +128,20 @@ def answers_of(
     return add
 
 
+def answer_shapes(config: Config, pair: Pair, objective: Objective, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of the arrays that a cache adds to a batch of these shapes.
+
+    Raises:
+      UserError: the cache cannot serve the losses.
+    """
+    cache, teacher = caches.open_cache(folder_of(config)), pair.imitated
+    assert teacher is not None
+    _check_losses(config, cache.meta, objective, teacher)
+    empty = {name: np.zeros(x.shape, x.dtype) for name, x in batch.items()}
+    filled = answers_of(config, pair, objective, cache)(empty)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in filled.items() if name not in batch}
+
+
 def text_record(config: Config, text: Text) -> dict[str, Any]:
     """What decides on the examples of a run: its text, and its masks."""
     record: dict[str, Any] = {"text": content_of_text(text.train), "rows": len(text.train)}
@@ -199,6 +214,8 @@ def _not_served(config: Config, meta: Meta, objective: Objective, name: str, row
     """Why the cache cannot serve a loss; "" where it can."""
     if row.on_logits is not None:
         loss = row.on_logits(objective)
+        if isinstance(loss, ByWriter):
+            return "it has a side for what the student writes, and a cache no answers there; take another divergence"
         if loss.target == "labels":
             return ""
         if loss not in DIVERGENCES.values():

@@ -214,6 +214,25 @@ def test_causal_answers_belong_to_documents(tmp_path: Path, batching: str) -> No
 
 
 @pytest.mark.slow
+def test_the_plan_of_a_cached_run_has_no_teacher_to_compute(masked: Kept, tmp_path: Path) -> None:
+    """By XLA's counts: what is left is the work of the same student without a teacher, and a few answers."""
+    tiny, kept = masked
+    work = {}
+    for name, values in (
+        ("cached", {"teacher__cache": kept["sampled"]}),
+        ("live", {}),
+        ("alone", {"teacher__name": "", "student__name": tiny.teacher}),
+    ):
+        sizes = {"student__overrides": "{}", "student__init": "random"} if name != "alone" else {}
+        argv = ["plan", "--json", f"--config={tiny.recipe}", *tiny_run.overrides(**{**MASKED, **sizes, **values})]
+        code, out, err = tiny_run.call(cli.main, argv)
+        assert code == 0, err
+        work[name] = json.loads(out)["flops"]
+    assert work["alone"] < work["cached"] < work["live"]
+    assert work["cached"] - work["alone"] < (work["live"] - work["alone"]) / 2
+
+
+@pytest.mark.slow
 def test_a_damaged_cache_is_refused_by_name(masked: Kept, tmp_path: Path) -> None:
     tiny, kept = masked
     for file, damage in (
