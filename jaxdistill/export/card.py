@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.export.origin import Origin
+from jaxdistill.models.model_card import is_hub_name
 from jaxdistill.models.pair import OF_TEACHER
 
 
@@ -81,12 +82,51 @@ def _front_matter(card: Card) -> list[str]:
         f"pipeline_tag: {'text-generation' if card.causal else 'fill-mask'}",
         "tags:",
         "- jaxdistill",
-        *(["- distillation"] if card.origin.how == "distilled" else []),
+        *(["- distillation", "- knowledge-distillation"] if card.origin.how == "distilled" else []),
+        *_data_set(card.recipe),
         *([f"base_model: {bases[0]}"] if len(bases) == 1 else []),
         *(["base_model:", *(f"- {name}" for name in bases)] if len(bases) > 1 else []),
         *(f"{field}: {json.dumps(value)}" for field, value in licence.items()),
+        *_model_index(card),
         "---",
     ]
+
+
+def _data_set(recipe: Mapping[str, Any]) -> list[str]:
+    """The data set of the hub that the model learnt from, by which the hub filters."""
+    data = recipe.get("data", {})
+    if data.get("source") != "hf" or data.get("prepared") or not is_hub_name(data.get("path", "")):
+        return []
+    return ["datasets:", f"- {data['path']}"]
+
+
+def _model_index(card: Card) -> Iterator[str]:
+    """The model's own figures as the hub reads them: values in YAML that are JSON."""
+    own = {name: value for name, value in (card.results.figures if card.results else {}).items() if _is_own(name)}
+    if card.results is None or not own:
+        return
+    task = "text-generation" if card.causal else "fill-mask"
+    yield from ["model-index:", f"- name: {json.dumps(card.name)}", "  results:"]
+    yield from ["  - task:", f"      type: {task}"]
+    yield from ["    dataset:", "      type: text", f"      name: {json.dumps(card.results.text.replace('`', ''))}"]
+    yield "    metrics:"
+    for name, value in own.items():
+        kind = "accuracy" if name.endswith("_accuracy") else name
+        yield from [
+            f"    - type: {json.dumps(kind)}",
+            f"      name: {json.dumps(name)}",
+            f"      value: {_in_yaml(value)}",
+        ]
+
+
+def _in_yaml(value: float) -> str:
+    """A number that YAML 1.1 reads as one: with a point before an exponent."""
+    digits, exponent, power = f"{value:.6g}".partition("e")
+    return f"{digits}{'' if '.' in digits or not exponent else '.0'}{exponent}{power}"
+
+
+def _is_own(name: str) -> bool:
+    return not name.startswith(OF_TEACHER)
 
 
 def _results(results: Results | None) -> Iterator[str]:
@@ -94,7 +134,7 @@ def _results(results: Results | None) -> Iterator[str]:
     if results is None or not results.figures:
         yield "The model was not evaluated."
         return
-    own = {name: value for name, value in results.figures.items() if not name.startswith(OF_TEACHER)}
+    own = {name: value for name, value in results.figures.items() if _is_own(name)}
     when = "At the last evaluation" if results.step is None else f"After {results.step:,} updates"
     yield f"{when}, on {results.text}:"
     yield ""
