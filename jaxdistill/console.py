@@ -16,6 +16,21 @@ PATIENCE = 2.0  # seconds of silence
 LOADING = "loading the libraries"
 
 
+_shown: dict[str, str] = {}  # text -> what people read in its place
+
+
+def show_as(text: str, name: str) -> None:
+    """From here on, shows a name in the place of a text, such as that of a temporary folder."""
+    _shown[text] = name
+
+
+def named(line: str) -> str:
+    """A line as people read it."""
+    for text, name in _shown.items():
+        line = line.replace(text, name)
+    return line
+
+
 _is_quiet = False  # of several processes, all but the first: nobody reads the same line many times
 
 
@@ -33,13 +48,13 @@ def say(line: str) -> None:
 
 def say_last(line: str) -> None:
     """As `say`, for the line that a process ends with."""
-    print(line, file=sys.stderr, flush=True)
+    print(named(line), file=sys.stderr, flush=True)
 
 
 def say_at_once(line: str) -> None:
     """Past sys.stderr, whose lock the interrupted thread may hold; on a terminal over the progress bar."""
     start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
-    os.write(2, f"{start}{line}\n".encode())
+    os.write(2, f"{start}{named(line)}\n".encode())
 
 
 def is_live() -> bool:
@@ -63,13 +78,6 @@ def taking(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def show(lines: Iterable[str], values: Any, *, as_json: bool) -> None:
-    """Prints the result of a command: lines for people, or values for a script."""
-    if as_json:
-        print(json.dumps(values, indent=2))
-        return
-    for line in lines:
-        print(line)
 def counted(items: Sequence[T], what: str, *, unit: str) -> Iterator[T]:
     """The items, while a line says how many are done: "measuring: 12 of 40 batches, 2 min left".
 
@@ -104,3 +112,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def show(lines: Iterable[str], values: Any, *, as_json: bool) -> None:
+    """Prints the result of a command: lines for people, or values for a script."""
+    if as_json:
+        print(named(json.dumps(values, indent=2)))
+        return
+    for line in lines:
+        print(named(line))

@@ -140,10 +140,13 @@ def announce(code: int, line: str) -> None:
     """Tells the other processes that this one is about to end, so that they end as well, with the same code."""
     if (client := _client()) is None:
         return
+    global _own_code
     who = {"process": _state().process_id, "host": socket.gethostname(), "code": code, "line": line}
+    _own_code = code
     _leaving.set()
     with suppress(Exception):  # another was first, or the coordinator is gone
         client.key_value_set(_FAILED, json.dumps(who))
+    if is_first():  # the coordinator is part of this process
         time.sleep(_GRACE)
 
 
@@ -176,6 +179,7 @@ _SIGNS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "oordination", "heartbeat")
 
 _LONG = 7 * 24 * 3_600_000  # milliseconds; a process that is lost ends the wait, and one that works may take its time
 _leaving = threading.Event()  # set when this process has said its own last line
+_own_code = 0  # with which it then exits
 _visited: dict[str, int] = {}
 
 
@@ -360,8 +364,9 @@ def _at_abort(terminal: int, line: str, code: int) -> None:
     global _handler
 
     def end(number: int) -> None:
-        if not _leaving.is_set():
-            os.write(terminal, f"{line}\n".encode())
+        if _leaving.is_set():
+            os._exit(_own_code)
+        os.write(terminal, f"{line}\n".encode())
         os._exit(code)
 
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)

@@ -8,11 +8,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from jaxdistill import processes
 from jaxdistill.console import LOADING, say_last, taking
 from jaxdistill.errors import explained
+from jaxdistill.run import mirror
 from jaxdistill.run.stop import EXIT_CODE, Interrupted, listening
 
 CONFIG_HELP = """\
@@ -46,7 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="recipe: a file, or a name that `jaxdistill recipes` lists, such as bert_mlm or, with a variant, "
         "bert_mlm:smoke",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; a run that it holds is resumed")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=mirror.folder,
+        help="folder of the run, or its address (gs://, s3://); a run that it holds is resumed",
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
     processes.add_flags(parser)
     return parser
@@ -63,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         config = recipe.read(flags.config, overrides)
         processes.join(processes.cluster_of(flags))
+        mirror.fetch(flags.workdir)
         loop.run(config, flags.workdir, allow_pickle=flags.allow_pickle, stop=stop)
 
     with listening() as stop:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxdistill import files, processes
 from jaxdistill.console import LOADING, say, show, taking
 from jaxdistill.errors import UserError
+from jaxdistill.run import mirror
 
 HELP = "measure the student of a run, or any model, on held-out text"
 TAKES_CONFIG = True
@@ -15,7 +16,7 @@ INTERRUPTED = "nothing was changed; --metrics with fewer names takes less time"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", type=Path, help="folder of the run")
+    parser.add_argument("--workdir", type=mirror.folder, help="folder of the run")
     parser.add_argument("--step", default="last", help="checkpoint: a step, best or last; default: %(default)s")
     parser.add_argument(
         "--model",
@@ -45,6 +46,8 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         from jaxdistill.run import measure
         from jaxdistill.run.best import step_named
 
+    if flags.workdir:
+        mirror.fetch(flags.workdir)
     common = {
         "metrics": flags.metrics.split(",") if flags.metrics else None,
         "allow_pickle": flags.allow_pickle,

@@ -1,10 +1,10 @@
 """`jaxdistill export`: writes the student of a run as a Hugging Face folder."""
 
 import argparse
-from pathlib import Path
 
 from jaxdistill.console import LOADING, say, show, taking
 from jaxdistill.errors import UserError
+from jaxdistill.run import mirror
 
 HELP = "write the student of a run as a Hugging Face folder, and send it to the hub"
 TAKES_CONFIG = False
@@ -13,12 +13,12 @@ INTERRUPTED = "no folder was written"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run")
+    parser.add_argument("--workdir", required=True, type=mirror.folder, help="folder of the run")
     parser.add_argument("--step", default="last", help="checkpoint: a step, best or last; default: %(default)s")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--to-pytorch", dest="to", action="store_const", const="pytorch", help="write model.safetensors")
     form.add_argument("--to-flax", dest="to", action="store_const", const="flax", help="write flax_model.msgpack")
-    parser.add_argument("--out", type=Path, help="folder to write; it must not exist")
+    parser.add_argument("--out", type=mirror.folder, help="folder to write; it must not exist")
     parser.add_argument(
         "--push",
         metavar="USER/NAME",
@@ -37,16 +37,22 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         from jaxdistill.run.best import step_named
         from jaxdistill.run.export import export_run, push_run
 
+    mirror.fetch(flags.workdir)
+    if flags.out:
+        mirror.check_empty(flags.out)
     step = step_named(flags.workdir, flags.step)
     if flags.push:
         target = Target(flags.push, private=not flags.public)
         pushed = push_run(
             flags.workdir, target, out=flags.out, to=flags.to or "pytorch", step=step, dry_run=flags.dry_run, report=say
         )
+        if flags.out:
+            mirror.send(flags.out)
         values = {"step": pushed.exported.step, "address": pushed.address, "files": dict(pushed.files)}
         show(pushed.lines(), values | {"figures": pushed.exported.figures}, as_json=flags.json)
         return
     exported = export_run(flags.workdir, flags.out, to=flags.to, report=say, step=step)
+    mirror.send(flags.out)
     values = {"step": exported.step, "folder": str(exported.out), "figures": exported.figures}
     show([str(exported)], values, as_json=flags.json)
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from jaxdistill.console import say
 from jaxdistill.data.batching import HostBatch, MakeBatch
 from jaxdistill.data.causal import next_token_prediction
+from jaxdistill.data.fetch import fetched
 from jaxdistill.data.masking import content_masking, group_masking, make_mask_draw, row_masking
 from jaxdistill.data.pipeline import (
     BatchIterator,
@@ -76,10 +78,11 @@ def open_source(data: DataConfig, *, path: str, split: str, key: str = "data.pat
     """
     if not path:
         raise UserError(f"{key} is empty; data.source={data.source!r} needs a file, glob, folder or name")
+    is_of_files = data.source not in ("hf", "tfds")
     source = SOURCES[data.source](
         Location(
             source=data.source,
-            path=path,
+            path=fetched(path, cache_dir=data.cache_dir, report=say) if is_of_files else path,
             columns=(data.prompt_column, data.column) if data.prompt_column else (data.column,),
             limits=Limits(document=data.max_document_bytes, field_lines=data.max_field_lines),
             subset=data.subset,

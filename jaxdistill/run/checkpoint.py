@@ -32,8 +32,15 @@ from jaxdistill import processes
 from jaxdistill.console import taking
 from jaxdistill.errors import UserError
 from jaxdistill.files import os_error, refusal
+from jaxdistill.run import mirror
 
 FOLDER = "checkpoints"
+
+
+def folder_of(workdir: Path) -> Any:
+    """Where the checkpoints of a run are: in its folder, or at the address that the folder mirrors."""
+    place = mirror.place_of(workdir)
+    return place.absolute() / FOLDER if place == workdir else place / FOLDER
 
 
 def open_manager(
@@ -48,7 +55,7 @@ def open_manager(
     """
     _hide_library_logs()
     kept = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
-    directory = (workdir / FOLDER).absolute()
+    directory = folder_of(workdir)
     if best:
         kept.append(_Best(directory, best))
     options = ocp.CheckpointManagerOptions(
@@ -89,7 +96,7 @@ class _Best:
     When a run is resumed, orbax's own BestN forgets the figures that were measured before.
     """
 
-    def __init__(self, directory: Path, name: str):
+    def __init__(self, directory: Any, name: str):
         self.directory, self.name = directory, name
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -107,33 +114,36 @@ class _Best:
 
 def steps_in(workdir: Path) -> list[int]:
     """The steps of all checkpoints, whole or damaged, the newest first, without opening them."""
-    names = [path.name for path in (workdir / FOLDER).glob("*")]
+    names = [path.name for path in folder_of(workdir).glob("*")]
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def remove_torn(workdir: Path) -> None:
     """Removes what a save that failed has half-written, and the folder of checkpoints where that was all."""
-    for torn in (workdir / FOLDER).glob("*.orbax-checkpoint-tmp*"):
+    folder = folder_of(workdir)
+    if folder.parent != workdir.absolute():  # at an address, where orbax removes them when it is opened
+        return
+    for torn in folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(torn, ignore_errors=True)
     with suppress(OSError):  # it is not empty, or not there
-        (workdir / FOLDER).rmdir()
+        folder.rmdir()
 
 
 def last_notes(workdir: Path) -> dict[str, Any]:
     """The notes of the newest checkpoint whose notes are whole, without a look at arrays; {} where there are none."""
-    found = (_notes(workdir / FOLDER / str(step)) for step in steps_in(workdir))
+    found = (_notes(folder_of(workdir) / str(step)) for step in steps_in(workdir))
     return next(filter(None, found), {})
 
 
 def best_of(workdir: Path, figure: str) -> tuple[int, float] | None:
     """(step, value) of the checkpoint with the lowest value of a figure; None where none has a value of it."""
-    notes = {step: _notes(workdir / FOLDER / str(step)) for step in reversed(steps_in(workdir))}
+    notes = {step: _notes(folder_of(workdir) / str(step)) for step in reversed(steps_in(workdir))}
     values = {step: found["metrics"].get(figure, math.inf) for step, found in notes.items() if found}
     finite = {step: value for step, value in values.items() if math.isfinite(value)}
     return min(finite.items(), key=lambda item: item[1], default=None)
 
 
-def _notes(folder: Path) -> dict[str, Any]:
+def _notes(folder: Any) -> dict[str, Any]:
     """The notes of a checkpoint; {} where they are still being written, or are damaged."""
     try:
         notes = json.loads((folder / "notes" / "metadata").read_bytes())

@@ -57,7 +57,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
     if not path.exists():
-        if (workdir / checkpoint.FOLDER).exists():
+        if checkpoint.folder_of(workdir).exists():
             raise UserError(f"{workdir} holds checkpoints but no config.json; remove it, or name another --workdir")
         return None
     try:
@@ -116,7 +116,7 @@ def load_student(
     config = read_config(workdir)
     if config is None:
         raise UserError(f"{workdir} is no run folder: it has no config.json")
-    if not (workdir / checkpoint.FOLDER).is_dir():
+    if not checkpoint.folder_of(workdir).is_dir():
         raise UserError(f"{workdir} has no checkpoint yet")
     model = build_model(hub.load_config(workdir / "student"))
     with checkpoint.open_manager(workdir, read_only=True) as manager:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import filelock
 
 from jaxdistill import processes
+from jaxdistill.console import say
 from jaxdistill.errors import UserError
 from jaxdistill.files import write_text, writing
+from jaxdistill.run import mirror
 
 LOCK = ".lock"  # stays in the folder, as a lock file that is removed could be locked twice
 HOLDER = ".holder.json"  # apart from the lock file, which some versions of filelock empty when they try it
@@ -27,6 +30,7 @@ class Held:
 
     def __init__(self, workdir: Path, own: str = ""):
         self.workdir, self.own = workdir, own
+        self.place = mirror.place_of(workdir)
         self.needed: tuple[str, ...] = ()  # names that must be in the folder from now on
 
     def check(self) -> None:
@@ -38,18 +42,25 @@ class Held:
         if not self.own:
             return
         is_own = self.is_own()
-        gone = [name for name in self.needed if not (self.workdir / name).exists()]
+        if is_own:
+            mirror.send(self.workdir, every=mirror.PERIOD)
+        gone = [name for name in self.needed if not (self.place / name).exists()]
         if not is_own or gone:
-            what = self.workdir / gone[0] if is_own else f"--workdir {self.workdir}"
+            what = self.place / gone[0] if is_own else f"--workdir {self.workdir}"
             raise GoneError(
                 f"{what} was deleted, moved or replaced while the run trained in it, so nothing more can be saved; if "
                 "the folder was moved, name its new place as --workdir to go on from its last checkpoint"
             )
 
+    def publish(self) -> None:
+        """Sends what has changed to the address of the run, where it has one."""
+        if self.own:
+            mirror.send(self.workdir)
+
     def is_own(self) -> bool:
         """Whether the folder under this name is the one that this process holds."""
         try:
-            return (self.workdir / HOLDER).read_text() == self.own
+            return (self.place / HOLDER).read_text() == self.own
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:  # a read that failed says nothing about the folder
@@ -102,17 +113,43 @@ def locked(workdir: Path) -> Iterator[Held]:
         except NotImplementedError as error:
             raise UserError(f"the file system of {workdir} has no locks ({error}); name another --workdir") from error
     who = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
+    who["id"] = uuid.uuid4().hex  # in containers, processes and hosts may have the same names
     held = Held(workdir, json.dumps(who))
     try:
         with writing(workdir):
             write_text(workdir / HOLDER, held.own)
-        yield held
+        if held.place == workdir:
+            yield held
+        else:
+            with _at_address(held):
+                yield held
     finally:
         with suppress(OSError):  # which must not bury the error of the block
             if held.is_own():
                 (workdir / HOLDER).unlink(missing_ok=True)
             _remove_if_unused(workdir, made)
         lock.release()
+
+
+@contextmanager
+def _at_address(held: Held) -> Iterator[None]:
+    """Makes this process the holder of an address, which has no locks: one that held it before ends when it looks."""
+    holder = held.place / HOLDER
+    if holder.exists():
+        say(f"{held.place} names another process as its holder; if that one still runs, it stops at its next record")
+    held.place.mkdir(parents=True, exist_ok=True)
+    holder.write_text(held.own)
+    try:
+        yield
+        mirror.send(held.workdir)
+    except Exception:
+        if held.is_own() and (held.workdir / "config.json").exists():
+            with suppress(UserError):  # which must not bury the error of the block
+                mirror.send(held.workdir)
+        raise
+    finally:
+        if held.is_own():
+            holder.unlink(missing_ok=True)
 
 
 def _holder(workdir: Path) -> str:

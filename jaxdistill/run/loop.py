@@ -27,7 +27,7 @@ from jaxdistill.run.closing import Closing
 from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
 from jaxdistill.run.hooks import Hooks
-from jaxdistill.run.lock import Held, locked
+from jaxdistill.run.lock import Held, check_shared, locked
 from jaxdistill.run.log import Log, Report, beside_teacher, describe, open_writers
 from jaxdistill.run.origin import origin_of
 from jaxdistill.run.profile import Profiler
@@ -62,9 +62,9 @@ def run(
       Interrupted: the run was asked to stop, and its last step is saved.
     """
     folders.read_config(workdir)  # raises for a folder of something else, before a lock is put there
-    # Of several processes of one run, the first one holds the lock. Backends are not asked for before it does.
-    is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
+    is_first = processes.is_first()
     with locked(workdir) if is_first else nullcontext(Held(workdir)) as held:
+        check_shared(held)
         configs.check(config, own_losses=bool(hooks.losses))
         if student := resume.finished(config, workdir, resume.began_with(config, workdir)):
             say(f"{workdir} is finished: all {student.step} steps are trained")
@@ -204,6 +204,7 @@ def _train(config: Config, held: Held, parts: Parts, hooks: Hooks, closing: Clos
             figures = session.evaluate(at, state.params["student"])
             session.write(at, "eval", figures)
         if actions.save:
+            held.publish()  # first, so that the records of all steps of a checkpoint are there
             notes, measured = _notes(config, parts, figures), figures if actions.evaluate else None
             checkpoint.save(session.manager, at, _items(state), notes=notes, metrics=measured)
             if hooks.on_checkpoint is not None:

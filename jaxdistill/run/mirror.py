@@ -1,0 +1,158 @@
+"""Run folders and exports in object storage (gs://, s3://): a folder of this machine mirrors their small files.
+
+Object storage has no locks, no appending and no renaming, which most files of a run need. So these files stand in a
+temporary folder here, which is filled from the address at the start, and sent to it while the run goes on. Checkpoints
+are no part of it: orbax writes and reads them at the address, every process its own part.
+"""
+
+import argparse
+import atexit
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import console
+from jaxdistill.errors import UserError, first_line
+
+PERIOD = 30.0  # seconds between two times that changed files are sent
+_APART = ("checkpoints", "profile", "tensorboard", "wandb")  # not fetched
+_OF_PROCESS = (".lock", ".holder.json")  # neither fetched nor sent
+_PACKAGES = {"gs": "gcs", "s3": "s3"}  # scheme -> the extra that reads it
+
+
+def folder(text: str) -> Path:
+    """The folder that a user names on the command line: an address gives an empty mirror, which `fetch` fills.
+
+    Raises:
+      argparse.ArgumentTypeError: an address of another kind.
+    """
+    if not (scheme := re.match(r"([a-z0-9]+)://", text)):
+        return Path(text)
+    if scheme[1] not in _PACKAGES:
+        known = " or ".join(f"{name}://" for name in _PACKAGES)
+        raise argparse.ArgumentTypeError(f"{text}: addresses begin with {known}")
+    address = text.rstrip("/")
+    parent = Path(tempfile.mkdtemp(prefix="jaxdistill-mirror-"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    mirror = parent / address.rpartition("/")[2]
+    mirror.mkdir()
+    _addresses[mirror] = address
+    console.show_as(str(mirror), address)
+    return mirror
+
+
+def place_of(workdir: Path) -> Any:
+    """Where the files of a folder are kept in the end: the folder itself, or the address that it mirrors."""
+    if workdir not in _addresses:
+        return workdir
+    from etils import epath
+
+    return epath.Path(_addresses[workdir])
+
+
+def fetch(mirror: Path) -> None:
+    """Fills a mirror with the small files of a run. Of exported folders, it only notes that they are there.
+
+    Raises:
+      UserError: the address cannot be read.
+    """
+    place = place_of(mirror)
+    if place == mirror:
+        return
+    with _reaching(place):
+        for path in list(place.iterdir()) if place.exists() else ():
+            if path.name in _APART or path.name in _OF_PROCESS:
+                continue
+            if path.name.startswith("export-"):
+                (mirror / path.name).mkdir(exist_ok=True)
+            else:
+                _copy(path, mirror / path.name)
+    _sent[mirror] = {name: _identity(path) for name, path in _files(mirror)}
+
+
+def _copy(path: Any, to: Path) -> None:
+    if path.is_dir():
+        to.mkdir(exist_ok=True)
+        for inner in path.iterdir():
+            _copy(inner, to / inner.name)
+    else:
+        to.write_bytes(path.read_bytes())
+
+
+def check_empty(mirror: Path) -> None:
+    """Checks that nothing is at the address that a mirror is to be sent to.
+
+    Raises:
+      UserError: there is something.
+    """
+    place = place_of(mirror)
+    with _reaching(place):
+        if place != mirror and place.exists() and any(place.iterdir()):
+            raise UserError(f"{place} exists and is not empty: choose another --out, nothing is written over")
+
+
+def send(mirror: Path, *, every: float = 0.0) -> None:
+    """Sends the files of a mirror that have changed since they were fetched or sent.
+
+    Args:
+      every: seconds since the last time, before which nothing is done.
+
+    Raises:
+      UserError: the address cannot be written.
+    """
+    place = place_of(mirror)
+    if place == mirror or time.monotonic() - _when.get(mirror, float("-inf")) < every:
+        return
+    sent = _sent.setdefault(mirror, {})
+    with _reaching(place):
+        for name, path in _files(mirror):
+            if sent.get(name) != (identity := _identity(path)):
+                target = place / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+                sent[name] = identity
+        for name in sent.keys() - dict(_files(mirror)).keys():
+            (place / name).unlink(missing_ok=True)
+            del sent[name]
+    _when[mirror] = time.monotonic()
+
+
+_addresses: dict[Path, str] = {}  # of the mirrors of this process
+# What of each mirror the address holds, by name: size and time of the file here.
+_sent: dict[Path, dict[str, tuple[int, int]]] = {}
+_when: dict[Path, float] = {}
+
+
+def _files(mirror: Path) -> Iterator[tuple[str, Path]]:
+    """(name, path) of the files of a run, without those that are of this machine alone."""
+    for path in sorted(mirror.rglob("*")):
+        name = path.relative_to(mirror).as_posix()
+        if path.is_file() and name not in _OF_PROCESS and not name.endswith(".part"):
+            yield name, path
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def _reaching(place: Any) -> Iterator[None]:
+    """Raises UserError where the address cannot be reached, of whichever type the library's error is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        extra = _PACKAGES[str(place).partition("://")[0]]
+        raise UserError(f"{place} needs a package ({first_line(error)}): pip install 'jaxdistill[{extra}]'") from error
+    except Exception as error:
+        raise UserError(
+            f"{place} cannot be read or written ({type(error).__name__}: {first_line(error)}); look after the name, "
+            "your credentials and the network, and run the same command again"
+        ) from error
