@@ -295,10 +295,11 @@ def _revisions(c: Config) -> None:
 
 
 def _rows_divide(c: Config) -> None:
-    if c.train.batch_size % (c.train.accumulation * c.mask.group):
+    accumulation = max(c.train.accumulation, 1)
+    if c.train.batch_size % (accumulation * c.mask.group):
         raise UserError(
             f"config.train.batch_size={c.train.batch_size} must be a multiple of train.accumulation="
-            f"{c.train.accumulation} x mask.group={c.mask.group}; change one of the three"
+            f"{accumulation} x mask.group={c.mask.group}; change one of the three"
         )
 
 

@@ -40,11 +40,14 @@ class TeacherConfig(Section):
         resumable="content",
     )
     dtype: Dtype = knob("float32", "Data type of computation and of the stored parameters; losses stay float32.")
-    attention: Attention = knob("xla", f"{_ATTENTION}.")
+    attention: Attention = knob("xla", f"{_ATTENTION}.", resumable=True)
     classes: Classes = knob("auto", f"{_CLASSES}.", resumable=True)
-    scan: bool = knob(False, f"{_SCAN}.")
+    scan: bool = knob(False, f"{_SCAN}.", resumable=True)
     devices: int = knob(
-        0, "Number of devices that run only the teacher, after those of the student; 0 shares all devices.", ge=0
+        0,
+        "Number of devices that run only the teacher, after those of the student; 0 shares all devices.",
+        ge=0,
+        resumable=True,
     )
 
     def check(self) -> None:
@@ -83,16 +86,21 @@ class StudentConfig(Section):
     )
     dtype: Dtype = knob("float32", "Data type of computation; parameters and losses stay float32.")
     attention: Attention = knob(
-        "xla", f"{_ATTENTION}. Training with dropout on attention maps always uses the class's own code."
+        "xla",
+        f"{_ATTENTION}. Training with dropout on attention maps always uses the class's own code.",
+        resumable=True,
     )
     classes: Classes = knob("auto", f"{_CLASSES}.", resumable=True)
-    scan: bool = knob(False, f"{_SCAN}, and always rematerialises: `full`, where `remat` is empty.")
+    scan: bool = knob(False, f"{_SCAN}, and always rematerialises: `full`, where `remat` is empty.", resumable=True)
     remat: Literal["", "dots", "full"] = knob(
         "",
         "Rematerialisation, which saves memory: empty keeps all activations for the backward pass; `dots` keeps only "
         "products with parameters; `full` keeps only the input of each layer.",
+        resumable=True,
     )
-    devices: int = knob(0, "Number of devices, the first ones, that run only the student; 0 shares all devices.", ge=0)
+    devices: int = knob(
+        0, "Number of devices, the first ones, that run only the student; 0 shares all devices.", ge=0, resumable=True
+    )
     layer_drop: float = knob(0.0, "LayerDrop: probability that a layer is skipped in a training step.", ge=0, lt=1)
     layer_drop_depth: Literal["constant", "linear"] = knob(
         "constant", "Probability by depth: the same for all layers, or growing linearly to `layer_drop` at the last."

@@ -24,6 +24,7 @@ from jaxdistill.losses.objective import make_objective
 from jaxdistill.losses.term import Objective
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import resume, writers
+from jaxdistill.run.accumulation import with_accumulation
 from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.models import load_pair
 from jaxdistill.run.prompts import check_prompts
@@ -93,6 +94,15 @@ def assemble(
     if pair.cached is not None:
         answers = answers_of(config, pair, objective, open_for_run(config, pair, objective, text))
     batches = train_batches_of(config, text, steps=steps, answers=answers)
+    config = with_accumulation(
+        config,
+        pair,
+        objective,
+        meshes,
+        lambda: next(train_batches_of(config, text, steps=steps, answers=answers)),
+        steps=steps,
+        report=say,
+    )
     rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
     training = make_training(config, pair, objective, meshes, steps=steps)
     content = resume.content(config, pair, text) | ({resume.OWN_LOSSES: said} if (said := hooks.said_of_losses) else {})

@@ -33,6 +33,7 @@ from jaxdistill.models.pair import Pair
 from jaxdistill.run import checkpoint, teacher_cache
 from jaxdistill.run import folder as folders
 from jaxdistill.step.across_processes import on_host
+from jaxdistill.step.settings import MeshConfig
 
 # What a run depends on -> the settings that say where it lies.
 _NAMED_BY: dict[str, tuple[str, ...]] = {
@@ -52,6 +53,18 @@ _BY_LENGTH: dict[str, Callable[[Config], bool]] = {
 }
 # What may be another value after a loss that was not finite.
 _REMEDIES = ("optim.learning_rate", "optim.clip")
+
+_ROUNDING = "the mathematics is the same, and sums may round otherwise"
+# How the same updates are computed -> what differs from there on.
+_HOW = dict.fromkeys(
+    (
+        *(f"mesh.{name}" for name in MeshConfig.model_fields),
+        *(f"{role}.{name}" for role in ("teacher", "student") for name in ("attention", "devices")),
+        "student.remat",
+        "teacher.scan",
+    ),
+    _ROUNDING,
+) | dict.fromkeys(("train.accumulation", "student.scan"), f"{_ROUNDING}; dropout draws other numbers")
 
 _NOT_FINITE = ".not-finite.json"  # in a run folder whose last process stopped for a figure that is not finite
 
@@ -221,6 +234,9 @@ def go_on_with(
     for key in _REMEDIES:
         if before[key] != after[key]:
             report(f"config.{key} is {after[key]} from here on; it was {before[key]}, and a loss was not finite")
+    for key in _HOW:
+        if before[key] != after[key]:
+            report(f"config.{key} is {after[key]!r} from here on; it was {before[key]!r}: {_HOW[key]}")
     with writing(workdir):
         if old != new:
             report(f"the run has {new} steps from here on; it had {old}")

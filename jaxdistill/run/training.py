@@ -109,15 +109,25 @@ def check_devices(config: Config, meshes: Meshes) -> None:
     Raises:
       UserError: the first setting that does not fit.
     """
-    pieces = config.train.accumulation * config.mask.group
+    pieces = max(config.train.accumulation, 1) * config.mask.group
     for mesh, whose in ((meshes.student, "devices"), (meshes.teacher, "devices of the teacher")):
         size = row_devices(mesh)
         if config.train.batch_size % (pieces * size):
             raise UserError(
                 f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x "
-                f"mask.group={pieces} x {size} {whose}{_that_split_rows(mesh)} = {pieces * size}; change one of them"
+                f"mask.group={pieces} x {size} {whose}{_that_split_rows(mesh)} = {pieces * size}; "
+                f"{_remedy(config, mesh)}change one of them"
             )
     check_evaluation(config, meshes.student)
+
+
+def _remedy(config: Config, mesh: jax.sharding.Mesh) -> str:
+    """What lets all devices take part in an update of these rows."""
+    groups, size = config.train.batch_size // config.mask.group, row_devices(mesh)
+    if config.train.accumulation > 1 and groups % size == 0:
+        return "set config.train.accumulation to 0, which takes the fewest that fit, or "
+    shared = next((n for n in range(2, 9) if size % n == 0 and groups % (size // n) == 0), 0)
+    return f"let devices share rows (config.mesh.tensor={shared}), or " * bool(shared)
 
 
 def _that_split_rows(mesh: jax.sharding.Mesh) -> str:
@@ -129,13 +139,7 @@ _KERNELS_OF = {"cudnn": ("gpu", "NVIDIA's GPUs"), "splash": ("tpu", "TPUs")}
 
 
 def check_evaluation(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """As `check_devices`, for the evaluation alone."""
-    size = row_devices(mesh)
-    if config.evaluate.batch_size % size:
-        raise UserError(
-            f"config.evaluate.batch_size={config.evaluate.batch_size} must be a multiple of the {size} devices"
-            f"{_that_split_rows(mesh)}"
-        )
+    """As `check_devices`, for the evaluation alone, whose batches are filled up with empty rows."""
     device = mesh.devices.flat[0]
     for role, side in (("teacher", config.teacher), ("student", config.student)):
         platform, whose = _KERNELS_OF.get(side.attention, (device.platform, ""))

@@ -161,5 +161,13 @@ def _split(leaf: Any, mesh: Mesh, cut: Cut, *, smallest: int = 2**14) -> NamedSh
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays on the devices, of which this host supplies its own rows."""
-    return jax.make_array_from_process_local_data(by_batch(mesh), batch)
+    """Global arrays on the devices, of which this host supplies its own rows.
+
+    Where the devices do not divide them, empty rows follow, which no mask counts. Batches of training have none.
+    """
+    devices = max(row_devices(mesh) // jax.process_count(), 1)
+
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, [(0, -len(x) % devices), *[(0, 0)] * (x.ndim - 1)])
+
+    return jax.make_array_from_process_local_data(by_batch(mesh), {name: filled(x) for name, x in batch.items()})
