@@ -15,6 +15,7 @@ from jaxdistill.models.core.attention import Reach, platform
 from jaxdistill.models.core.kernels import KERNELS, attend, kernel_for
 from jaxdistill.models.model import build_model_for
 from jaxdistill.models.settings import StudentConfig
+from jaxdistill.models.supported import has_flax_class
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step.sharding import make_mesh
 
@@ -48,7 +49,13 @@ CHOICES = {  # asked for, platform, queries, keys, reach, cap -> what runs
 @pytest.mark.parametrize(("asked", "runs"), CHOICES.values(), ids=CHOICES)
 def test_the_kernel_that_runs(asked: tuple[Any, ...], runs: str) -> None:
     name, where, queries, keys, reach, cap = asked
-    assert kernel_for(name, platform=where, queries=queries, keys=keys, reach=reach, cap=cap) == runs
+    assert kernel_for(name, platform=where, queries=queries, keys=keys, reach=reach, size=64, cap=cap) == runs
+
+
+@pytest.mark.parametrize(("size", "runs"), [(64, "cudnn"), (256, "cudnn"), (6, "xla"), (264, "xla")])
+def test_cudnn_runs_heads_of_its_sizes(size: int, runs: str) -> None:
+    where: dict[str, Any] = {"platform": "gpu", "queries": 128, "keys": 128, "reach": Reach()}
+    assert kernel_for("cudnn", **where, size=size, cap=0.0) == runs
 
 
 def test_platform() -> None:
@@ -79,6 +86,7 @@ def test_splash_is_refused_where_there_is_no_tpu() -> None:
         check_evaluation(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
 
 
+@pytest.mark.skipif(not has_flax_class("llama"), reason="the installed transformers has no Flax classes")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

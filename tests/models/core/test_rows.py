@@ -1,5 +1,6 @@
 """Configurations are read field by field: every field is read, passed over knowingly, or refused by name."""
 
+import dataclasses
 import inspect
 import json
 
@@ -8,9 +9,9 @@ import pytest
 import tiny_core
 from real_configs import REAL
 from refusal import refused
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from jaxdistill.models import hub
+from jaxdistill.models import hub, transformers_5
 from jaxdistill.models.core.reader import SAYS_NOTHING, reader_of
 from jaxdistill.models.core.rope import Rope, frequencies
 from jaxdistill.models.core.rows import ROWS, read_settings
@@ -19,10 +20,18 @@ from jaxdistill.models.model import build_model
 _OF_THE_CODE = {"self", "kwargs"}
 
 
+def _own_fields(cls: type) -> set[str]:
+    """The fields of a configuration class that its base class does not have (which 5's signatures repeat)."""
+    if not dataclasses.is_dataclass(cls):
+        return set(inspect.signature(cls.__init__).parameters) - _OF_THE_CODE
+    own = [one for one in cls.__mro__ if issubclass(one, PretrainedConfig) and one is not PretrainedConfig]
+    return {name for one in own for name in vars(one).get("__annotations__", {})}
+
+
 @pytest.mark.parametrize("kind", ROWS)
 def test_every_field_of_the_class_is_read_or_known_to_say_nothing(kind):
     """A field that a later version adds fails this test, and at run time its values are refused."""
-    fields = set(inspect.signature(CONFIG_MAPPING[kind].__init__).parameters) - _OF_THE_CODE
+    fields = _own_fields(CONFIG_MAPPING[kind])
     read = reader_of(CONFIG_MAPPING[kind]())
     ROWS[kind](read)
     unread = fields - read.asked - SAYS_NOTHING
@@ -30,7 +39,11 @@ def test_every_field_of_the_class_is_read_or_known_to_say_nothing(kind):
 
 
 # Fields that are refused where they say something.
-_REFUSED = {"gemma3_text": {"use_bidirectional_attention"}, "gpt2": {"scale_attn_by_inverse_layer_idx"}}
+_REFUSED = {
+    **{key: {"use_bidirectional_attention"} for key in ("gemma", "gemma2", "gemma3_text")},
+    **{key: {"add_cross_attention"} for key in ("bert", "roberta", "xlm-roberta")},
+    "gpt2": {"add_cross_attention", "scale_attn_by_inverse_layer_idx"},
+}
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -61,7 +74,12 @@ def test_configurations_of_the_hub_are_accepted(name, tmp_path):
 )
 def test_what_is_refused(kind, fields, part):
     form = next(form for one, form in tiny_core.FORMS if one == kind)
-    refused(lambda: read_settings(tiny_core.config(kind, form, **fields)), f"{kind} config", part)
+    try:
+        config = tiny_core.config(kind, form, **fields)
+    except Exception:  # whatever a class of transformers 5 raises of a value; those of 4 accept all of these
+        assert transformers_5.is_5()
+        pytest.skip("the configuration class itself refuses this")
+    refused(lambda: read_settings(config), f"{kind} config", part)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +151,8 @@ SPELLINGS = {
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_both_spellings_of_rotary_positions_give_equal_settings(name):
     kind, form, of_4, of_5 = SPELLINGS[name]
+    if kind == "olmo3" and transformers_5.is_5():
+        pytest.skip("its class in transformers 5 reads positions by kind of layer alone, and so does the core there")
     wanted = read_settings(tiny_core.config(kind, form, **of_4))
     assert wanted != read_settings(tiny_core.config(kind, form))
     assert read_settings(tiny_core.config(kind, form, **of_5)) == wanted
@@ -153,6 +173,8 @@ def test_frequencies_are_torchs(name):
 
     sizes = {"head_dim": 128, "rope_theta": 1e6, "max_position_embeddings": 131072}
     config = tiny_core.config("llama", "plain", **sizes, rope_scaling=ROPES[name] or None)
+    if name not in ROPE_INIT_FUNCTIONS:
+        pytest.skip("transformers 5 has no function for positions that are not scaled")
     wanted, factor = ROPE_INIT_FUNCTIONS[name](config, torch.device("cpu"))
     rope = read_settings(config).layers[0].rope
     assert rope is not None

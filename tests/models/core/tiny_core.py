@@ -136,7 +136,10 @@ def config(kind: str, form: str, **overrides: Any) -> Any:
     common = _COMMON if kind not in _OTHERS else {name: x for name, x in _COMMON.items() if name not in _OF_DECODERS}
     if kind in ("gpt2", "distilbert"):
         common = {name: x for name, x in common.items() if name in ("vocab_size", "pad_token_id")}
-    return AutoConfig.for_model(kind, **{**common, **FORMS[kind, form], **overrides})
+    fields = {**common, **FORMS[kind, form], **overrides}
+    if fields.get("rope_scaling", {}) is None:  # which transformers 5 takes as a word against rope_parameters
+        del fields["rope_scaling"]
+    return AutoConfig.for_model(kind, **fields)
 
 
 @functools.cache
