@@ -139,7 +139,7 @@ def pytorch(job: Job, *, compiled: bool, half: bool) -> Steps:
     for batch in itertools.cycle([with_indexes(batch, tokens=c.tokens) for batch in job.batches]):
         with torch.autocast(job.device, torch.bfloat16, enabled=half):
             terms = losses(**{name: torch.from_numpy(x).to(job.device) for name, x in batch.items()})
-            loss = torch.stack([c[f"alpha_{name}"] * terms[name] for name in TERMS]).sum()
+            loss = torch.stack([getattr(c, f"alpha_{name}") * terms[name] for name in TERMS]).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), o.clip)
@@ -377,7 +377,9 @@ def main() -> None:
     parser.add_argument("--device", choices=list(SIDE), default="cpu")
     parser.add_argument("--peak", type=float, help="TFLOP/s by the maker; left out, a product of matrices shows it")
     args = parser.parse_args()
-    os.environ |= {"JAX_PLATFORMS": args.device, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several share a GPU
+    # The CPU beside a GPU, where weights are read; several processes share the GPU.
+    os.environ["JAX_PLATFORMS"] = "cpu" if args.device == "cpu" else f"{args.device},cpu"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     console = Console(width=140)
     layers = f"{args.teacher_layers} to {args.student_layers} layers, width {args.width}, vocabulary {args.vocab:,}"
     console.print(f"{layers}, {args.rows} x {args.length} tokens")

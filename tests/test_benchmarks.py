@@ -1,7 +1,12 @@
-"""What the benchmarks say of the machine that they ran on."""
+"""What the benchmarks say of the machine that they ran on, and that the largest of them runs."""
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 STEP = Path(__file__).parents[1] / "benchmarks" / "step.py"
 
@@ -12,3 +17,13 @@ def test_the_step_names_its_machine(monkeypatch) -> None:
     assert "cores" in machine() and machine().endswith(", not asked for by malloc")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert machine().endswith(", asked for by malloc")
+
+
+@pytest.mark.slow
+def test_a_step_of_both_libraries_is_the_same_and_is_timed() -> None:
+    """The benchmark itself compares the losses of the first steps."""
+    sizes = "--teacher-layers 2 --student-layers 1 --width 32 --heads 2 --vocab 300 --rows 8 --length 16 --rounds 2"
+    command = [sys.executable, str(STEP), *sizes.split(), "--tokens", "masked", "--ways", "jaxdistill", "torch-eager"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "140"}, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "torch-eager" in done.stdout and "of peak" in done.stdout

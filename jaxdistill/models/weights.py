@@ -4,6 +4,7 @@ transformers' own PyTorch-to-Flax loading needs torch, so tensors are read here 
 that is missing, has another shape or is not finite is named in the error.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -209,13 +210,18 @@ def _read_slice(file: Path, name: str, index: Index) -> np.ndarray:
 
     try:
         # framework="flax" because NumPy has no bfloat16.
-        with (
-            safe_open(file, framework="flax") as opened,
-            jax.default_device(jax.local_devices(backend="cpu")[0]),
-        ):
+        with safe_open(file, framework="flax") as opened, _on_host():
             return np.asarray(opened.get_slice(name)[index] if index else opened.get_tensor(name))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is truncated or damaged ({first_line(error)}): fetch it again") from error
+
+
+def _on_host() -> contextlib.AbstractContextManager[Any]:
+    """New arrays are made on the CPU, where JAX may use it: JAX_PLATFORMS may name an accelerator alone."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def _read_pickle(file: Path) -> Tensors:

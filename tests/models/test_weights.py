@@ -185,3 +185,15 @@ def test_pickles_that_are_refused(folder):
     (folder / "optimizer.pt").write_bytes(b"")
     said("best.ckpt", "rename it to pytorch_model.bin")
     refused(lambda: weights.load_params(folder, tiny.model("bert")), "best.ckpt is a pickle", "--allow-pickle")
+
+
+def test_weights_are_read_where_jax_may_not_use_the_cpu(folder, monkeypatch):
+    """As with JAX_PLATFORMS=cuda, where JAX has no CPU to make arrays on."""
+
+    def no_cpu(backend=None):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    wanted = weights.load_params(folder, tiny.model("bert"))
+    monkeypatch.setattr(weights.jax, "local_devices", no_cpu)
+    got = weights.load_params(folder, tiny.model("bert"))
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)

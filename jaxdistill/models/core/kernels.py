@@ -50,15 +50,16 @@ KERNELS: dict[str, Callable[..., Array]] = {
 }
 
 
-def kernel_for(asked: str, *, platform: str, queries: int, keys: int, reach: Reach, cap: float) -> str:
+def kernel_for(asked: str, *, platform: str, queries: int, keys: int, reach: Reach, size: int, cap: float) -> str:
     """The name of the kernel that runs where `asked` is asked for: that one, if it can serve, else as for `xla`.
 
     Args:
       queries, keys: their numbers in a row; they differ where there is a cache.
+      size: of a head.
       cap: of the scores; 0 = none.
     """
     known = isinstance(reach.before, int) and isinstance(reach.after, int)  # when the program is compiled
-    serves = {"splash": known and queries == keys, "cudnn": not cap}
+    serves = {"splash": known and queries == keys, "cudnn": not cap and size % 8 == 0 and size <= 256}
     if asked != "xla" and serves.get(asked, True):
         return asked
     if queries * keys >= LONG[platform]:
@@ -79,5 +80,6 @@ def attend(
     cap: float = 0.0,
 ) -> Float[Array, "batch queries heads size"]:
     """Attention by the kernel that is asked for by this name; see `attention.written_out` for the arguments."""
-    chosen = kernel_for(name, platform=platform(), queries=query.shape[1], keys=key.shape[1], reach=reach, cap=cap)
+    sizes = {"queries": query.shape[1], "keys": key.shape[1], "size": query.shape[3]}
+    chosen = kernel_for(name, platform=platform(), **sizes, reach=reach, cap=cap)
     return KERNELS[chosen](query, key, value, queries, keys, reach, scale=scale, cap=cap).astype(value.dtype)
