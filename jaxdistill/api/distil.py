@@ -1,5 +1,6 @@
 """A run from a Python program, with losses and functions of its own, and figures of any model."""
 
+import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxdistill.losses.term import Signals, Term
 from jaxdistill.losses.terms import TERMS
 from jaxdistill.models import hub
 from jaxdistill.recipe import with_settings
-from jaxdistill.run import checkpoint, loop, measure, resume
+from jaxdistill.run import checkpoint, loop, measure, mirror, resume
 from jaxdistill.run.best import step_named
 from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.records import read_records
@@ -83,7 +84,7 @@ def distil(
     """Trains a student, or goes on from the last checkpoint in `workdir`.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or its address (gs://, s3://).
       teacher, student: models, or their names; None = as the config says. A student that was cut is cut again by the
         run, from the same teacher.
       text: path, or texts in memory, which are kept in the run folder: a list, a pandas series or frame, a
@@ -102,7 +103,7 @@ def distil(
     Raises:
       UserError: what does not fit, in one line that says what to do.
     """
-    folder, own = named_path(str(workdir)), _own_losses(losses or {})
+    folder, own = _folder(workdir), _own_losses(losses or {})
     of_text, files = settings_of(
         text, held_out=held_out, column=column, prompt_column=prompt_column, folder=folder / "text"
     )
@@ -112,6 +113,7 @@ def distil(
         raise UserError(
             f"losses[{alone[0]!r}] needs a teacher, and there is none; name one, or say needs_teacher=False"
         )
+    mirror.fetch(folder)
     resume.began_with(made, folder)  # raises for a folder of another run, before text is put there
     write(files)
     stop = Stop()
@@ -162,6 +164,14 @@ def evaluate(
             )
         made = with_settings(config, {**_models(teacher, model), **of_text, **(settings or {})})
         return measure.evaluate_config(made, str(model), metrics=metrics, allow_pickle=model.allow_pickle, report=say)
+
+
+def _folder(workdir: Named) -> Path:
+    """The folder of a run, or the mirror of its address."""
+    try:
+        return named_path(str(mirror.folder(str(workdir))))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from error
 
 
 def _models(teacher: LanguageModel | Named | None, student: LanguageModel | Named | None) -> dict[str, Any]:
@@ -242,7 +252,7 @@ def _saved(on_checkpoint: OnCheckpoint | None, workdir: Path, stop: Stop) -> Cal
         return None
 
     def saved(step: int) -> None:
-        if on_checkpoint(step, workdir / checkpoint.FOLDER / str(step)) is True:
+        if on_checkpoint(step, mirror.place_of(workdir) / checkpoint.FOLDER / str(step)) is True:
             stop.asked = "a callback"
 
     return saved

@@ -148,6 +148,7 @@ def test_errors_are_raised_before_anything_is_written(tiny, tmp_path):
         ({"losses": {"mine": (logit_distance, -1.0)}}, r"weight -1.0; it must be a number above 0"),
         ({"losses": own, "teacher": None, "student": str(tiny.teacher)}, r"losses\['needs'\] needs a teacher"),
         ({"teacher": str(tmp_path), "student": jaxdistill.cut(str(tiny.teacher), 2)}, r"the student is cut from"),
+        ({"workdir": "ftp://host/run"}, r"ftp://host/run: addresses begin with gs:// or s3://"),
         ({"config": 3}, r"config is of type int; it must be a recipe"),
         ({"held_out": ["one"]}, r"give both in the same way"),
         ({"text": ["one"], "settings": {"train.steps": -1}}, r"config.train.steps=-1: must lie"),
