@@ -79,6 +79,8 @@ def read_target(path: str, overrides: Sequence[str], *, topology: str) -> Target
     """
     # A run needs text, and its cost does not depend on which: any path will do, as none is read.
     config = recipe.read(path, ["--config.data.path=none", *overrides])
+    if not config.train.accumulation:  # the fewest that fit: the plan says how many, where one does not
+        config = config.changed(train={"accumulation": 1})
     meshes = meshes_on(config, devices_of(topology) if topology else jax.devices())
     check_devices(config, meshes)
     return Target(config, pair_of_shapes(config), meshes)

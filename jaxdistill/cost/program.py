@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdistill.config import Config
@@ -23,6 +22,7 @@ from jaxdistill.cost import hlo
 from jaxdistill.cost.chips import Work
 from jaxdistill.errors import UserError
 from jaxdistill.losses.objective import make_objective
+from jaxdistill.models.axes import row_devices
 from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
 from jaxdistill.run.teacher_cache import answer_shapes
@@ -51,7 +51,7 @@ class Target(NamedTuple):
     @property
     def smallest_piece(self) -> int:
         """The rows of the smallest micro-batch: one group on each device that has rows of its own."""
-        return self.config.mask.group * max(rows_devices(mesh) for mesh in self.meshes)
+        return self.config.mask.group * max(row_devices(mesh) for mesh in self.meshes)
 
     def with_rows(self, rows: int, accumulation: int) -> "Target":
         return self._replace(config=self.config.changed(train={"batch_size": rows, "accumulation": accumulation}))
@@ -84,11 +84,6 @@ class Part(NamedTuple):
     lower: Callable[[], Any]
     side: str  # as in Measured
     times: float
-
-
-def rows_devices(mesh: Mesh) -> int:
-    """The number of parts that rows are split into."""
-    return mesh.size // mesh.shape.get("tensor", 1)
 
 
 def measure(target: Target) -> Programs:
@@ -149,13 +144,14 @@ def meshes_on(config: Config, devices: Sequence[Any]) -> Meshes:
     student, teacher = config.student.devices, config.teacher.devices
     if not student and not teacher:
         mesh = make(devices=devices)
-        return Meshes(mesh, mesh)
+        return Meshes(mesh, sharding.teacher_view(mesh, axes.teacher_fsdp))
     if student + teacher > len(devices):
         raise UserError(
             f"config.student.devices={student} and config.teacher.devices={teacher} are more than the {len(devices)} "
             "devices of the slice; lower one of them"
         )
-    return Meshes(make(devices=devices[:student]), make(devices=devices[student : student + teacher]))
+    of_teacher = sharding.teacher_view(make(devices=devices[student : student + teacher]), axes.teacher_fsdp)
+    return Meshes(make(devices=devices[:student]), of_teacher)
 
 
 def kept_bytes(target: Target) -> int:

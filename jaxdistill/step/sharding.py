@@ -64,7 +64,7 @@ def make_meshes(settings: MeshConfig, *, student: int, teacher: int) -> Meshes:
     make = partial(make_mesh, data=settings.data, fsdp=settings.fsdp, tensor=settings.tensor)
     if not student and not teacher:
         mesh = make()
-        return Meshes(mesh, _of_teacher(mesh, settings.teacher_fsdp))
+        return Meshes(mesh, teacher_view(mesh, settings.teacher_fsdp))
     asked = f"config.student.devices={student} and config.teacher.devices={teacher}"
     if jax.process_count() > 1:
         raise UserError(f"{asked} are for one process, and here are {jax.process_count()}; set both to 0")
@@ -72,10 +72,10 @@ def make_meshes(settings: MeshConfig, *, student: int, teacher: int) -> Meshes:
     if student + teacher > len(devices):
         raise UserError(f"{asked} are more than the {len(devices)} devices here; lower one of them")
     of_teacher = make(devices=devices[student : student + teacher])
-    return Meshes(make(devices=devices[:student]), _of_teacher(of_teacher, settings.teacher_fsdp))
+    return Meshes(make(devices=devices[:student]), teacher_view(of_teacher, settings.teacher_fsdp))
 
 
-def _of_teacher(mesh: Mesh, fsdp: int) -> Mesh:
+def teacher_view(mesh: Mesh, fsdp: int) -> Mesh:
     """The same devices, and the same rows on each, with another number of them that splits parameters; 0 = the same."""
     if not fsdp or fsdp == mesh.shape["fsdp"]:
         return mesh
