@@ -22,6 +22,7 @@ import tiny_run
 from jaxdistill import config as configs
 from jaxdistill import recipe
 from jaxdistill.config import Config
+from jaxdistill.data import teacher_cache as caches
 from jaxdistill.data.settings import DataConfig
 from jaxdistill.data.store import load_token_counts, open_store
 from jaxdistill.data.text import open_source
@@ -200,6 +201,26 @@ def _read_prepared(folder: Path) -> None:
         store[row]
 
 
+def _teacher_cache(folder: Path) -> None:
+    meta = caches.Meta(kind="sampled", tokens="all", words=9, temperatures=(1.0,), samples=2, causal=False)
+    caches.write_meta(folder, meta)
+    ids = np.arange(4)
+    caches.write_shard(
+        folder,
+        "shard-000-00000",
+        keys=[caches.key_of(ids, ids > 0)],
+        lengths=[4],
+        counts=[3],
+        columns={"samples": np.zeros((3, 1, 2), "<u2"), "floors": np.zeros((3, 1), "<f2")},
+    )
+
+
+def _read_teacher_cache(folder: Path) -> None:
+    cache = caches.open_cache(folder)
+    for place in cache.places.tolist():
+        cache.read((place[0], place[1]), "samples")
+
+
 def _counts(folder: Path) -> None:
     np.save(folder / "counts.npy", np.arange(9))
 
@@ -221,6 +242,10 @@ def _read_overrides(folder: Path) -> None:
 
 
 READERS: dict[str, Reader] = {
+    **{
+        f"{name} of a teacher cache": Reader(name, _teacher_cache, _read_teacher_cache)
+        for name in ("meta.json", "shard-000-00000/shard.json", "shard-000-00000/counts.bin")
+    },
     "text": _text("text", "x.txt", _LINES.encode()),
     "gzip": _text("text", "x.txt.gz", gzip.compress(_LINES.encode(), mtime=0)),
     "zstd": _text("text", "x.txt.zst", _zst(_LINES.encode())),

@@ -15,6 +15,7 @@ from jaxdistill.losses.terms import TERMS
 from jaxdistill.models import hub
 from jaxdistill.models.model_card import card_facts, is_hub_name
 from jaxdistill.run import folder as folders
+from jaxdistill.run import teacher_cache
 
 
 def origin_of(config: Config, *, layers: tuple[int, ...] | None, own: Mapping[str, OwnLoss] = NO_LOSSES) -> Origin:
@@ -26,13 +27,23 @@ def origin_of(config: Config, *, layers: tuple[int, ...] | None, own: Mapping[st
     """
     rows = [TERMS[name] for name in config.losses] + [loss.row for loss in own.values()]
     learns = bool(config.sample.teacher) or any(row.needs_teacher for row in rows)
-    teacher = source_named(config.teacher.name, config.teacher.revision) if config.teacher.name else None
+    teacher = _teacher(config)
     start = source_named(config.student.name, config.student.revision) if config.student.name else None
     is_cut = layers is not None
     if teacher is not None and learns:
         return Origin(how="distilled", teacher=teacher, start=start, is_cut=is_cut, layers=layers or ())
     how = "fine-tuned" if start or is_cut else "trained"
     return Origin(how=how, teacher=teacher if is_cut else None, start=start, is_cut=is_cut, layers=layers or ())
+
+
+def _teacher(config: Config) -> Source | None:
+    """The teacher that the config names; or the one whose answers are read, which need not be on this machine."""
+    if config.teacher.name:
+        return source_named(config.teacher.name, config.teacher.revision)
+    if config.teacher.cache:
+        recorded = teacher_cache.recorded_teacher(config)
+        return Source(name=recorded.name or "a teacher", base_models=_on_hub(recorded.name))
+    return None
 
 
 def source_named(name: str, revision: str = "") -> Source:

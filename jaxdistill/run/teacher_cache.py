@@ -17,7 +17,7 @@ from jaxdistill.data.batching import HostBatch
 from jaxdistill.data.masking import masked_capacity
 from jaxdistill.data.pipeline import batches_in_order
 from jaxdistill.data.store import content_of as content_of_text
-from jaxdistill.data.teacher_cache import Meta, TeacherCache, Wanted
+from jaxdistill.data.teacher_cache import Meta, TeacherCache, TeacherRecord, Wanted
 from jaxdistill.data.text import Text, masks_of_content
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
@@ -71,6 +71,11 @@ def cached_teacher(config: Config) -> CachedTeacher:
             f"teacher has {model.vocab_size:,}"
         )
     return CachedTeacher(model, meta.words)
+
+
+def recorded_teacher(config: Config) -> TeacherRecord:
+    """What a cache says of its teacher."""
+    return caches.read_meta(folder_of(config)).teacher
 
 
 def content_of(config: Config) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def test_a_whole_cache_trains_as_the_live_teacher(masked: Kept, tmp_path: Path, 
         tiny_run.train(tiny, tmp_path / "cached", **values, teacher__name="", teacher__cache=kept["whole"])
     finally:
         (tmp_path / "away").rename(tiny.teacher / "model.safetensors")
+    origins = [json.loads((tmp_path / run / "origin.json").read_text()) for run in ("live", "cached")]
+    assert origins[0]["how"] == origins[1]["how"] == "distilled"
+    assert origins[0]["teacher"]["name"] == origins[1]["teacher"]["name"] == str(tiny.teacher)
     cached, live = figures(tmp_path / "cached"), figures(tmp_path / "live")
     assert all(one.keys() >= {"ce", "mlm", "cos"} for one in cached)
     for one, other in zip(cached, live, strict=True):  # hidden states are bfloat16
