@@ -27,7 +27,7 @@ Memory on a GPU is the most that the library's allocator had in use. On a CPU it
 `loaded` with libraries and weights there, `steps` the most in the timed steps, `peak` the most since loading, with
 compilation in it. (ru_maxrss would begin with that of the parent process.)
 
-The way on a GPU was written where there was none, and was never run.
+On a GPU the way of this package ran on an H200; PyTorch's was never timed there.
 """
 
 import argparse

@@ -43,7 +43,7 @@ from experiment import (
 )
 
 FULL = "full recipe"
-# arm -> what differs from the full recipe, which starts from every other layer of the teacher
+# arm -> what differs from the full recipe, which starts from layers of the teacher, spread evenly
 ARMS: dict[str, dict[str, Any]] = {
     FULL: {},
     "without the divergence": {"loss.alpha_ce": 0.0},
@@ -67,10 +67,13 @@ COLUMNS = {
     "KL to the teacher": "kl",
     "same best word": "top1",
     "pseudo-perplexity": "pseudo_perplexity",
+    "loss, masks of the recipe": "recipe_loss",
     "minutes": "minutes",
 }
 DIGITS = {"pseudo_perplexity": 1, "minutes": 1}
-COMPARED = {name: COLUMNS[name] for name in ("loss", "accuracy", "KL to the teacher", "same best word")}
+COMPARED = {
+    name: key for name, key in COLUMNS.items() if key in ("mlm_loss", "mlm_accuracy", "kl", "top1", "recipe_loss")
+}
 
 
 def settings_of(flags: argparse.Namespace, text: dict[str, Path], arm: str, *, seed: int) -> dict[str, Any]:
@@ -136,26 +139,21 @@ def run_seed(flags: argparse.Namespace, text: dict[str, Path], *, seed: int) -> 
         (flags.workdir / f"seed{seed}" / "complete").touch()
 
 
-def size_and_time(flags: argparse.Namespace, workdir: Path) -> list[str]:
+def size_and_time(flags: argparse.Namespace) -> list[str]:
     """Parameters of teacher and student, and the time of a forward pass of one row on this machine."""
     import jax
     import jax.numpy as jnp
 
+    import jaxdistill
     from jaxdistill.models.intercept import apply
     from jaxdistill.models.model import in_millions
-    from jaxdistill.run import folder as folders
-    from jaxdistill.run.measure import config_of_run
-    from jaxdistill.run.models import load_teacher
 
-    teacher, teacher_params = load_teacher(config_of_run(workdir, []), allow_pickle=False)
-    student = folders.load_student(workdir, step=None, report=print)
-    assert teacher is not None
+    teacher = jaxdistill.load(flags.teacher)
+    student = jaxdistill.cut(teacher, f"spread:{flags.student_layers}", family="distilbert")
     ids, seen = jnp.full((1, flags.length), 1000), jnp.ones((1, flags.length), bool)
     lines = []
-    for name, model, params in (
-        ("teacher", teacher, teacher_params),
-        ("student", student.model, student.params),
-    ):
+    for name, language_model in {"teacher": teacher, "student": student}.items():
+        model, params = language_model.model, jax.device_put(language_model.params)
         forward = jax.jit(lambda params, model=model: apply(model, params, input_ids=ids, attention_mask=seen).logits)
         seconds = []
         for _ in range(25):
@@ -167,6 +165,13 @@ def size_and_time(flags: argparse.Namespace, workdir: Path) -> list[str]:
     return lines
 
 
+def figures_of(workdir: Path) -> Figures:
+    """Those of the test text with masks drawn uniformly, and of the validation text with the masks of the recipe."""
+    last = records(workdir, "eval")[-1]
+    own = {f"{of}recipe_loss": last[f"{of}mlm_loss"] for of in ("", "teacher_")}
+    return json.loads((workdir / "result.json").read_text()) | own
+
+
 def report(flags: argparse.Namespace) -> None:
     """The tables and the curves of all complete seeds."""
     seeds = complete_seeds(flags.workdir)
@@ -174,16 +179,14 @@ def report(flags: argparse.Namespace) -> None:
         return
     results: dict[str, list[Figures]] = {}
     for arm in ARMS:
-        folders = [folder_of(flags.workdir, seed, arm) for seed in seeds]
-        results[arm] = [json.loads((folder / "result.json").read_text()) for folder in folders]
+        results[arm] = [figures_of(folder_of(flags.workdir, seed, arm)) for seed in seeds]
     # The teacher is measured with every arm, with the same masks: once is enough.
     first = results[FULL][0]
     teacher = {name.removeprefix("teacher_"): value for name, value in first.items() if name.startswith("teacher_")}
     others = {arm: runs for arm, runs in results.items() if arm != FULL}
-    sizes = size_and_time(flags, folder_of(flags.workdir, seeds[0], FULL))
     said = [
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation; {versions()}. A forward pass of 1 x "
-        f"{flags.length} tokens: {'; '.join(sizes)}.",
+        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation.",
+        f"A forward pass of 1 x {flags.length} tokens in float32: {'; '.join(size_and_time(flags))} ({versions()}).",
         "\n".join(table("arm", {"teacher": [teacher], **results}, COLUMNS, DIGITS)),
         "\n".join(paired_table(f"difference to the {FULL}", others, results[FULL], COMPARED)),
         "\n".join(order(results)),
@@ -221,7 +224,11 @@ def draw(workdir: Path, seeds: Sequence[int], path: Path) -> None:
         found = [records(folder_of(workdir, seed, arm), "eval") for seed in seeds]
         curves = [[(record["step"], record["mlm_loss"]) for record in one if record["step"]] for one in found]
         draw_band(axes, curves, arm, linestyle="--" if "random" in arm else "-")
-    axes.set(xlabel="updates", ylabel="held-out masked-LM loss, nats", title="One part of the recipe taken away")
+    axes.set(
+        xlabel="updates",
+        ylabel="held-out masked-LM loss, masks of the recipe, nats",
+        title="One part of the recipe taken away",
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save_figure(figure, path)
@@ -245,8 +252,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batches", type=int, default=32, help="of 32 rows, of the final measurement; 0 = all")
     parser.add_argument("--pseudo-rows", type=int, default=16)
+    parser.add_argument("--report-only", action="store_true", help="run nothing; write the tables of what is complete")
     parser.add_argument("--out", type=Path, help="file for the tables; the curves go beside it; default in --workdir")
     flags = parser.parse_args()
+    if flags.report_only:
+        return report(flags)
     splits = {"train": flags.train, "valid": flags.valid, "test": flags.test}
     text = {name: write_text(value, f"--{name}", flags.workdir / f"text/{name}.txt") for name, value in splits.items()}
     for arm in flags.arms.split(";"):
