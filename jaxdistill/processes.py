@@ -190,15 +190,16 @@ def _visits(name: str) -> int:
 
 
 def _state() -> Any:
-    # JAX has no public way to exchange a text between processes; orbax reads the same object.
-    from jax._src import distributed
+    """What JAX knows of the other processes; None where it is not imported yet, which would take seconds.
 
-    return distributed.global_state
+    JAX has no public way to exchange a text between processes; orbax reads the same object.
+    """
+    return getattr(sys.modules.get("jax._src.distributed"), "global_state", None)
 
 
 def _client() -> Any:
-    """The connection to the coordinator; None where this process is alone. Does not import JAX."""
-    return _state().client if "jax" in sys.modules else None
+    """The connection to the coordinator; None where this process is alone."""
+    return getattr(_state(), "client", None)
 
 
 def _completed(cluster: Cluster) -> Cluster:

@@ -109,6 +109,12 @@ def check_devices(config: Config, meshes: Meshes) -> None:
     Raises:
       UserError: the first setting that does not fit.
     """
+    own = jax.local_device_count()
+    if jax.process_count() > 1 and own % config.mesh.tensor:  # each process has the rows of its own devices
+        raise UserError(
+            f"config.mesh.tensor={config.mesh.tensor} must divide the {own} devices of each process; lower it, and "
+            "raise config.mesh.fsdp"
+        )
     pieces = max(config.train.accumulation, 1) * config.mask.group
     for mesh, whose in ((meshes.student, "devices"), (meshes.teacher, "devices of the teacher")):
         size = row_devices(mesh)

@@ -287,3 +287,17 @@ def test_flags_of_train_are_listed(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     assert "--coordinator HOST:PORT" in capsys.readouterr().out
+
+
+def test_devices_that_share_rows_are_of_one_process(monkeypatch):
+    from jaxdistill.config import Config
+    from jaxdistill.run import training
+    from jaxdistill.step.sharding import make_meshes
+
+    config = Config().changed(mesh={"tensor": 4}, train={"batch_size": 64})
+    meshes = make_meshes(config.mesh, student=0, teacher=0)
+    training.check_devices(config, meshes)
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    monkeypatch.setattr("jax.local_device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"config\.mesh\.tensor=4 must divide the 2 devices of each process"):
+        training.check_devices(config, meshes)
