@@ -1,10 +1,13 @@
 """Values on the command line, and recipes, that can mean nothing: refused while the recipe is read, in one line."""
 
+from pathlib import Path
+
 import pytest
 import tiny_run
 from refusal import refused
 
 from jaxdistill import cli, recipe
+from jaxdistill.run import mirror
 
 RECIPE = """
 from jaxdistill.config import base
@@ -104,3 +107,9 @@ def test_flags_that_are_paths(argv, name):
     """~ is the home folder in them, as a shell leaves it in --out=~/student."""
     code, _, err = tiny_run.call(cli.main, [*argv[:-1], f"{argv[-1]}={name}"])
     assert code == 2 and err.startswith(f"error: {argv[-1]}={name!r} is not a path of this machine: ")
+
+
+def test_a_run_folder_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert mirror.folder("~/run") == tmp_path / "run"
+    assert mirror.folder("~nosuchuser/run") == Path("~nosuchuser/run")  # refused where it is read

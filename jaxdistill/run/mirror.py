@@ -7,6 +7,7 @@ are no part of it: orbax writes and reads them at the address, every process its
 
 import argparse
 import atexit
+import os
 import re
 import shutil
 import tempfile
@@ -32,7 +33,7 @@ def folder(text: str) -> Path:
       argparse.ArgumentTypeError: an address of another kind.
     """
     if not (scheme := re.match(r"([a-z0-9]+)://", text)):
-        return Path(text)
+        return Path(os.path.expanduser(text))  # a shell leaves ~ in --workdir=~/run
     if scheme[1] not in _PACKAGES:
         known = " or ".join(f"{name}://" for name in _PACKAGES)
         raise argparse.ArgumentTypeError(f"{text}: addresses begin with {known}")
