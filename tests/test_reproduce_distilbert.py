@@ -1,0 +1,63 @@
+"""The report of scripts/reproduce_distilbert.py, from figures that are made up, and one short run by its command."""
+
+import argparse
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "reproduce_distilbert.py"
+LOST = {"without the divergence": 0.03, "without the cosine": 0.01, "random start": 0.12}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_the_report(script, tmp_path, monkeypatch):
+    """The arm that loses most by the paper comes first, and its loss here is a mean over seeds."""
+    for seed in (0, 1):
+        for arm in script["ARMS"]:
+            folder = script["folder_of"](tmp_path, seed, arm)
+            folder.mkdir(parents=True)
+            figures = dict.fromkeys(script["COLUMNS"].values(), 1.0 + seed)
+            figures |= {"mlm_accuracy": 0.5 - LOST.get(arm, 0) * (1 + 0.1 * seed), "teacher_mlm_accuracy": 0.75}
+            (folder / "result.json").write_text(json.dumps(figures))
+            losses = {"mlm_loss": 2.5, "teacher_mlm_loss": 2.0}
+            lines = [{"step": step, "kind": "eval", **losses} for step in (0, 1, 2)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / f"seed{seed}" / "complete").touch()
+    monkeypatch.setitem(script["report"].__globals__, "size_and_time", lambda flags: ["teacher 2 M", "student 1 M"])
+    out = tmp_path / "results.md"
+    script["report"](argparse.Namespace(workdir=tmp_path, out=out, length=64))
+    lines = out.read_text().splitlines()
+    assert any(line.startswith("| teacher |  | 0.750 |") and line.endswith("| 2.000 |  |") for line in lines)
+    order = lines[next(i for i, line in enumerate(lines) if "GLUE score" in line) + 2 :][:4]
+    assert order == [
+        "| random start | -3.69 | -12.60 |",
+        "| without the divergence | -2.96 | -3.15 |",
+        "| without the cosine | -1.46 | -1.05 |",
+        "| without masked language modelling | -0.31 | +0.00 |",
+    ]
+    assert (tmp_path / "distilbert.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_one_arm_runs_and_is_measured(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("We must work for peace and for the good of all nations of the world today.\n" * 200)
+    same = [option for name in ("train", "valid", "test") for option in (f"--{name}", str(text))]
+    steps = ["--student-layers", "2", "--seeds", "0", "--steps", "2", "--rows", "8", "--length", "32"]
+    sizes = [*steps, "--batches", "1", "--pseudo-rows", "1"]
+    teacher = ["--teacher", str(ROOT / "configs" / "quickstart" / "teacher"), "--arms", "random start"]
+    command = [sys.executable, str(SCRIPT), *teacher, *same, *sizes, "--workdir", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "0 complete seed(s)" in done.stdout
+    found = json.loads((tmp_path / "runs" / "seed0" / "random-start" / "result.json").read_text())
+    assert found["share"] == found["mlm_accuracy"] / found["teacher_mlm_accuracy"] and found["minutes"] > 0
