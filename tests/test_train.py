@@ -174,6 +174,7 @@ def test_no_tensor_of_the_teacher_is_stored(tiny, run):
     assert names == {"student", "rest['step']", "rest['opt_state']"}
 
 
+@pytest.mark.slow
 def test_export_opens_in_torch(run, tmp_path):
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline

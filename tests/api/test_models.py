@@ -78,6 +78,7 @@ def test_generate_is_the_command(tmp_path):
     assert code == 0 and out.splitlines() == [one.prompt + one.completion for one in ours]
 
 
+@pytest.mark.slow
 def test_a_cut_student_is_exported_with_its_card(tiny, teacher, tmp_path):
     student = jaxdistill.cut(teacher, [1, 3])
     folder = jaxdistill.export(student, tmp_path / "student")

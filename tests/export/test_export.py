@@ -108,6 +108,7 @@ def test_flax_folder_reads_back(arguments, tmp_path):
         weights.load_params(tmp_path / "out", arguments["model"])
 
 
+@pytest.mark.slow
 def test_flax_class_opens_the_flax_folder(arguments, tmp_path):
     from transformers import FlaxAutoModelForMaskedLM
 
