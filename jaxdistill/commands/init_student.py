@@ -16,11 +16,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="", help="branch, tag or commit on the hub")
     parser.add_argument(
         "--layers",
-        required=True,
+        default="",
         help="layers to keep: 0,2,4 | a count, spread evenly | every_other | first:N | last:N | search:N, which needs "
-        "--text; without :N, half of the layers",
+        "--text; without :N, half of the layers; default: all, where other sizes are given",
     )
-    parser.add_argument("--text", default="", help="text file on which a search scores its candidates; one text a line")
+    parser.add_argument("--width", type=int, default=0, help="channels to keep, those with the largest activations")
+    parser.add_argument("--inner", type=int, default=0, help="units of each MLP to keep, by the same measure")
+    parser.add_argument("--heads", type=int, default=0, help="heads of each layer to keep, by the same measure")
+    parser.add_argument(
+        "--text", default="", help="text file on which layers are searched and sizes are chosen; one text a line"
+    )
     parser.add_argument(
         "--family", default="", help="distilbert cuts a DistilBERT out of a BERT; default: the teacher's"
     )
@@ -45,6 +50,9 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         family=flags.family,
         reference_init=flags.reference_init,
         seed=flags.seed,
+        width=flags.width,
+        inner=flags.inner,
+        heads=flags.heads,
     )
     made = init_student(cut, flags.out, allow_pickle=flags.allow_pickle, report=say)
     show(made.lines(), made.values(), as_json=flags.json)

@@ -121,7 +121,7 @@ def _of_length(entries: Sequence[Any], layers: int) -> list[Any]:
 # Families whose heads have a size of their own, whatever the width is.
 _OWN_HEADS = ("gemma", "gemma2", "gemma3_text", "qwen3")
 # The field of the width inside of a layer, where it is not intermediate_size.
-_INNER = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim"}
+INNER_FIELD = {"distilbert": "hidden_dim", "gpt2": "n_inner", "opt": "ffn_dim"}
 
 
 def _fit_heads(config: Any, overrides: Mapping[str, Any], old_width: int, old_heads: int) -> None:
@@ -144,7 +144,7 @@ def _fit_heads(config: Any, overrides: Mapping[str, Any], old_width: int, old_he
     fits = {**overrides, "hidden_size": width, "num_attention_heads": _largest_divisor(width, most)}
     if shared := getattr(config, "num_key_value_heads", None):
         fits["num_key_value_heads"] = _largest_divisor(fits["num_attention_heads"], max(shared * most // old_heads, 1))
-    inner = _INNER.get(config.model_type, "intermediate_size")
+    inner = INNER_FIELD.get(config.model_type, "intermediate_size")
     if size := getattr(config, inner):  # None in a GPT is four times the width
         fits[inner] = size * width // old_width
     raise UserError(

@@ -13,7 +13,8 @@ from jaxdistill.config import Config
 from jaxdistill.data import text as texts
 from jaxdistill.data.prompts import framed_ids, prompt_ids
 from jaxdistill.errors import UserError
-from jaxdistill.evaluate import search
+from jaxdistill.evaluate import importance, search
+from jaxdistill.evaluate.context import Context
 from jaxdistill.evaluate.evaluator import make_context
 from jaxdistill.evaluate.search import Score
 from jaxdistill.export.card import Card, model_card
@@ -23,6 +24,7 @@ from jaxdistill.knobs import check_seed
 from jaxdistill.models import hub, stored, weights
 from jaxdistill.models.layer_choice import period_choices, resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
+from jaxdistill.models.narrow import Scores, Sizes, full_sizes, narrow, narrow_config, resolve_sizes
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.student import albert_choices, cut_student, student_config
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
@@ -32,6 +34,7 @@ from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
 
 SEARCH_BATCHES = 8  # of 32 rows: about 5,000 masked tokens at 128 tokens a row
+SCORE_BATCHES = 16  # of 32 rows, for channels, units and heads (Minitron takes 512 to 1,024 samples)
 SHOWN = 10  # candidates in the table, besides those that have a name
 
 Report = Callable[[str], None]
@@ -41,13 +44,22 @@ class Cut(NamedTuple):
     """Which student to cut out of which teacher."""
 
     teacher: str  # folder or hub name
-    # As for layer_choice.resolve_layers; or search, search:N: the N (half of them) that stay closest to the teacher.
+    # As for layer_choice.resolve_layers; or search, search:N: the N (half of them) that stay closest to the teacher; or
+    # empty, which keeps all where other sizes are given.
     layers: str
     revision: str = ""
-    text: str = ""  # file whose lines score the candidates of a search
+    text: str = ""  # file whose lines score the candidates of a search, and channels, units and heads
     family: str = ""  # distilbert: a DistilBERT out of a BERT; empty keeps the teacher's
     reference_init: bool = False  # DistilBERT as the reference scripts made it
     seed: int = 0  # of the transform that reference_init draws
+    # Sizes of a narrower student; 0 = the teacher's, or as the others ask for.
+    width: int = 0
+    inner: int = 0
+    heads: int = 0
+
+    @property
+    def is_narrower(self) -> bool:
+        return bool(self.width or self.inner or self.heads)
 
 
 class Search(NamedTuple):
@@ -77,12 +89,15 @@ class Made(NamedTuple):
     parameters: int
     of: int  # parameters of the teacher
     searched: Search | None
+    sizes: Sizes
 
     def lines(self) -> Iterator[str]:
         """What it is, for people."""
         yield from self.searched.lines() if self.searched else ()
+        width, inner, heads = self.sizes
+        sizes = f"width {width}, {inner} inner units, {heads} heads, " if self.cut.is_narrower else ""
         yield (
-            f"layers {','.join(map(str, self.layers))} of {self.cut.teacher} are in {self.out}: {self.family}, "
+            f"layers {','.join(map(str, self.layers))} of {self.cut.teacher} are in {self.out}: {self.family}, {sizes}"
             f"{self.parameters:,} of {self.of:,} parameters"
         )
 
@@ -93,6 +108,7 @@ class Made(NamedTuple):
             "folder": str(self.out),
             "family": self.family,
             "layers": self.layers,
+            "sizes": self.sizes._asdict(),
             "parameters": self.parameters,
             "candidates": candidates,
         }
@@ -108,14 +124,18 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
     folder = hub.resolve(cut.teacher, revision=cut.revision, allow_pickle=allow_pickle)
     teacher = build_model(hub.load_config(folder))
     searched = cut.layers.partition(":")[0] == "search"
-    if searched != bool(cut.text):
+    if not (cut.layers or cut.is_narrower):
+        raise UserError("nothing says what to cut: give --layers, or one of --width, --inner and --heads, or both")
+    if (searched or cut.is_narrower) != bool(cut.text):
         raise UserError(
-            "--layers search and --text FILE, to score the candidates on, go together; give both or neither"
+            "--layers search, --width, --inner and --heads are chosen by --text FILE, which scores what may be cut; "
+            "give one of them and --text, or none and no --text"
         )
-    if searched:
+    sizes = resolve_sizes(teacher, width=cut.width, inner=cut.inner, heads=cut.heads)
+    if cut.text:
         texts.open_source(Config().data, path=cut.text, split="", key="--text")  # before the teacher is read
     # "search" and "search:N" count as a plain count does.
-    spec = f"spread{cut.layers.removeprefix('search')}" if searched else cut.layers
+    spec = f"spread{cut.layers.removeprefix('search')}" if searched else cut.layers or f"first:{teacher.num_layers}"
     layers = resolve_layers(spec, of=teacher.num_layers, period=teacher.period)
     choices = _choices(teacher, cut, count=len(layers)) if searched else None
     tokenizer = load_tokenizer(folder)
@@ -123,10 +143,13 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
     teacher_params = weights.open_params(folder, teacher, allow_pickle=allow_pickle)
     found = None
     if searched:
-        found = _search(
-            teacher, teacher_params, tokenizer, text=cut.text, count=len(layers), choices=choices, report=report
-        )
+        context, placed = _scoring(teacher, teacher_params, tokenizer, cut.text, report, batches=SEARCH_BATCHES)
+        found = Search(cut.text, *search.search_layers(context, placed, count=len(layers), choices=choices))
         layers = found.scores[0].layers
+    of = count_params(param_shapes(teacher))
+    if cut.is_narrower:
+        scores = importance_of(teacher, teacher_params, tokenizer, cut.text, report)
+        teacher, teacher_params = narrowed(teacher, teacher_params, scores, sizes)
     family = cut.family or teacher.config.model_type
     student_model = build_model(student_config(teacher.config, family=family, layers=layers))
     params = cut_student(
@@ -138,8 +161,19 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
         key=jax.random.key(cut.seed),
     )
     write_cut(cut, student_model, params, tokenizer, layers, out)
-    of = count_params(param_shapes(teacher))
-    return Made(cut, out, student_model.config.model_type, layers, count_params(params), of, found)
+    made = count_params(params)
+    return Made(cut, out, student_model.config.model_type, layers, made, of, found, full_sizes(student_model))
+
+
+def narrowed(model: Model, params: PyTree, scores: Scores, sizes: Sizes) -> tuple[Model, PyTree]:
+    """The model cut to smaller sizes, and its parameters."""
+    made = build_model(narrow_config(model, sizes), dtype=model.dtype, attention=model.attention)
+    return made, narrow(stored.on_host(params), model, scores, sizes)
+
+
+def importance_of(model: Model, params: PyTree, tokenizer: Any, text: str, report: Report) -> Scores:
+    """The scores of channels, inner units and heads on the first rows of a text."""
+    return importance.score(*_scoring(model, params, tokenizer, text, report, batches=SCORE_BATCHES))
 
 
 def _choices(teacher: Model, cut: Cut, *, count: int) -> list[tuple[int, ...]] | None:
@@ -185,6 +219,8 @@ def write_cut(
         "teacher": {"name": cut.teacher, "revision": cut.revision},
         "student": {"layers": list(layers), "reference_init": cut.reference_init},
     }
+    if cut.is_narrower:
+        recipe["student"] |= full_sizes(student_model)._asdict()
     origin = Origin(how="cut", teacher=source_named(cut.teacher, cut.revision), is_cut=True, layers=layers)
     card = Card(name=out.name, origin=origin, recipe=recipe, causal=student_model.family.causal)
     encode = prompt_ids if student_model.family.causal else framed_ids
@@ -200,22 +236,15 @@ def write_cut(
     )
 
 
-def _search(
-    model: Model,
-    params: PyTree,
-    tokenizer: Any,
-    *,
-    text: str,
-    count: int,
-    choices: list[tuple[int, ...]] | None,
-    report: Report,
-) -> Search:
-    """Scores choices of `count` layers on the first rows of a text."""
+def _scoring(
+    model: Model, params: PyTree, tokenizer: Any, text: str, report: Report, *, batches: int
+) -> tuple[Context, PyTree]:
+    """What scores a model on the first rows of a text, and its parameters on the devices."""
     default = Config()
     config = default.changed(
         data={"path": text, "eval_path": text, "max_length": min(default.data.max_length, model.max_length)},
         mask={"smoothing": 0.0},
-        evaluate={"batches": SEARCH_BATCHES},
+        evaluate={"batches": batches},
     )
     sources = texts.open_text(config.data)
     prepared = texts.prepare_text(config.data, sources, tokenizer, causal=model.family.causal, report=report)
@@ -223,5 +252,4 @@ def _search(
     check_evaluation(config, mesh)
     pair = Pair(model, params, None, {}, tokenizer, None)
     context = make_context(config.evaluate, config.mask, pair, prepared, held_out_of(config, prepared), mesh=mesh)
-    on_devices = stored.placed(params, sharding.by_rule(params, mesh, family=model.family), jnp.float32)
-    return Search(text, *search.search_layers(context, on_devices, count=count, choices=choices))
+    return context, stored.placed(params, sharding.by_rule(params, mesh, family=model.family), jnp.float32)

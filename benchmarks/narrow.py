@@ -1,0 +1,103 @@
+"""What a narrower student is worth before and after a few steps: cut by importance, by random rows, or drawn at random.
+
+    python benchmarks/narrow.py --teacher DIR --text train.txt --held-out test.txt --width 192 --inner 768
+
+The three students have the same sizes and are distilled alike. Random rows are cut as consistently as important ones.
+Prints a Markdown table of held-out loss (nats a masked token).
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdistill import train
+from jaxdistill.console import say
+from jaxdistill.models import hub, stored, weights
+from jaxdistill.models.model import Model, build_model
+from jaxdistill.models.narrow import Scores, Sizes, resolve_sizes
+from jaxdistill.models.tokenizer import load_tokenizer
+from jaxdistill.run.cut import Cut, importance_of, narrowed, write_cut
+
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "bert_mlm.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--held-out", required=True)
+    parser.add_argument("--width", type=int, default=0)
+    parser.add_argument("--inner", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    folder = Path(flags.teacher)
+    model = build_model(hub.load_config(folder))
+    params = stored.on_host(weights.open_params(folder, model, allow_pickle=False))
+    tokenizer = load_tokenizer(folder)
+    sizes = resolve_sizes(model, width=flags.width, inner=flags.inner)
+    scores = importance_of(model, params, tokenizer, flags.text, say)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, by in (("importance", scores), ("random rows", shuffled(scores, flags.seed)), ("random", None)):
+            start = Path(scratch) / name.replace(" ", "-")
+            if by is not None:
+                write(model, params, tokenizer, by, sizes, start, teacher=flags.teacher)
+            rows.append((name, *losses(flags, sizes, start if by is not None else None, Path(scratch) / f"run-{name}")))
+    print(f"| student of width {sizes.width} | loss at the start | after {flags.steps} steps |\n|---|---|---|")
+    for name, first, last in rows:
+        print(f"| {name} | {first:.2f} | {last:.2f} |")
+
+
+def shuffled(scores: Scores, seed: int) -> Scores:
+    """Scores that say nothing of the model."""
+    rng = np.random.default_rng(seed)
+    by_layer = ({path: rng.permutation(x) for path, x in one.items()} for one in (scores.inner, scores.heads))
+    inner, heads = by_layer
+    return Scores(rng.permutation(scores.channels), inner, heads, scores.energies)
+
+
+def write(model: Model, params: Any, tokenizer: Any, scores: Scores, sizes: Sizes, out: Path, *, teacher: str) -> None:
+    made, cut = narrowed(model, params, scores, sizes)
+    layers = tuple(range(model.num_layers))
+    write_cut(Cut(teacher, ",".join(map(str, layers))), made, cut, tokenizer, layers, out)
+
+
+def losses(flags: argparse.Namespace, sizes: Sizes, start: Path | None, run: Path) -> tuple[float, float]:
+    """Held-out loss before and after the run that begins with the student in `start`, or with random numbers."""
+    fields = {
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.inner,
+        "num_attention_heads": sizes.heads,
+    }
+    student = {"name": str(start)} if start else {"init": "random", "overrides": repr(fields)}
+    values = {
+        **{f"student.{key}": value for key, value in student.items()},
+        "student.family": "",
+        "teacher.name": flags.teacher,
+        "data.path": flags.text,
+        "data.eval_path": flags.held_out,
+        "data.max_length": 64,
+        "loss.tokens": "masked",
+        "loss.alpha_cos": 0.0,
+        "train.batch_size": 32,
+        "train.accumulation": 1,
+        "train.steps": flags.steps,
+        "evaluate.every": flags.steps,
+        "evaluate.batches": 8,
+        "evaluate.prompts": (),
+        "seed": flags.seed,
+    }
+    train.main([f"--config={RECIPE}", f"--workdir={run}", *(f"--config.{key}={x}" for key, x in values.items())])
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [math.log(record["perplexity"]) for record in records if "perplexity" in record]
+    return found[0], found[-1]
+
+
+if __name__ == "__main__":
+    main()
