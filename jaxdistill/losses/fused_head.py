@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.divergences import LogitLoss, Scalar, masked_sum
 from jaxdistill.losses.partial import Partial, resolved
-from jaxdistill.models.axes import ROWS, row_devices
+from jaxdistill.models.axes import ROWS, TENSOR, row_devices
 from jaxdistill.models.head import Head, before_bound, logits
 from jaxdistill.models.partition import words_stay
 
@@ -157,7 +157,8 @@ def _on_mesh(
             mesh=settings.mesh,
             in_specs=(split(student), whole, _Constants(*of_constants)),
             out_specs=(whole, split(student) if gradients else None),
-            axis_names=set(ROWS),
+            # The compiler splits words over `tensor`; a mesh without it has nothing that the compiler should split.
+            axis_names=set(ROWS if settings.mesh.shape[TENSOR] > 1 else settings.mesh.axis_names),
             check_vma=False,
         )(student, weights, constants)
     total = jnp.stack([weights[name] * sums[name] for name, _ in settings.losses]).sum()
