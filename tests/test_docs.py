@@ -1,12 +1,10 @@
-"""The documents: tables that a Markdown renderer shows as tables, links to files that exist, and a notebook whose cells
-find what they name; what commands need is said before them."""
+"""The documents: tables that a Markdown renderer shows as tables, and links to files that exist; what commands need is
+said before them."""
 
 import ast
 import itertools
-import json
 import re
 import runpy
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,23 +102,3 @@ def test_a_recipe_that_measures_rouge_says_what_that_needs(path: Path) -> None:
     recipe = runpy.run_path(str(path))
     if "rouge" in recipe["get_config"]().evaluate.metrics:
         assert "pip install 'jaxdistill[rouge]'" in recipe["__doc__"]
-
-
-def test_the_notebook_clones_first_and_finds_its_files(tmp_path: Path) -> None:
-    """The cell for Colab, in an empty folder, with this checkout in the place of the address."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("needs a checkout that can be cloned")
-    cells = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())["cells"]
-    first, *others = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    address, *lines = first.splitlines()
-    assert address.startswith("ADDRESS = ")
-    shell = [line.lstrip("!%").replace("{ADDRESS}", str(ROOT)) for line in lines]
-    assert shell[0].startswith("git clone ") and shell[-1].startswith("pip install ")
-    installed = re.search(r"-e '(.*)\[", shell[-1])
-    assert installed
-    script = "; ".join(["set -e", *shell[:-1], "pwd", f"ls {installed[1]}/pyproject.toml"])
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    there = Path(done.stdout.splitlines()[-2])
-    assert there == tmp_path / "jaxdistill" / "notebooks"
-    named = re.findall(r"(\.\./configs/[\w./-]+)", "".join(others))
-    assert named and all((there / name).exists() for name in named)

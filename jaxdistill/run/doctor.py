@@ -83,6 +83,8 @@ def _requirements() -> Iterator[Finding]:
 # Extra -> the module that shows that it is installed.
 _EXTRAS = {
     "tfds": "tensorflow_datasets",
+    "gcs": "gcsfs",
+    "s3": "s3fs",
     "tensorboard": "tensorboardX",
     "wandb": "wandb",
     "trackio": "trackio",
