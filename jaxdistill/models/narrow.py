@@ -84,6 +84,9 @@ def resolve_sizes(model: Model, *, width: int = 0, inner: int = 0, heads: int = 
     """
     if model.config.model_type == "opt" and not _embedding_is_stream(model):
         raise UserError("an OPT whose embeddings are projected (OPT-350m) is not cut to other sizes; leave them out")
+    for name, asked in (("width", width), ("inner", inner), ("heads", heads)):
+        if asked < 0:
+            raise UserError(f"{name} {asked}: a size is a number of 1 or more; leave it out to keep the teacher's")
     full, size = full_sizes(model), head_size(model.config)
     tied = not _own_heads(model)
     if tied and width and not heads:
