@@ -11,7 +11,7 @@ PyTorch teacher can write such a cache as well: scripts/write_teacher_cache.py. 
 yet.
 
 Without teacher.cache the same recipe runs the teacher itself. `:smoke` does so in seconds, on the causal model and the
-pairs of the quickstart, and takes a cache of its own as well.
+pairs of the quickstart, and takes a cache of its own as well. ROUGE needs pip install 'jaxdistill[rouge]'.
 """
 
 import runpy
