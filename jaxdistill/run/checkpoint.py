@@ -118,12 +118,18 @@ def steps_in(workdir: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def remove_torn(workdir: Path) -> None:
-    """Removes what a save that failed has half-written, and the folder of checkpoints where that was all."""
+def remove_torn(workdir: Path, *, is_gone: bool = False) -> None:
+    """Removes what a save that failed has half-written, and the folder of checkpoints where that was all.
+
+    Args:
+      is_gone: whether the folder in which the run trained is not there any more. A save that was under way then has
+        made it anew, and its checkpoint, without a config, is of no use.
+    """
     folder = folder_of(workdir)
     if folder.parent != workdir.absolute():  # at an address, where orbax removes them when it is opened
         return
-    for torn in folder.glob("*.orbax-checkpoint-tmp*"):
+    is_all = is_gone and workdir.is_dir() and os.listdir(workdir) == [FOLDER]
+    for torn in folder.glob("[0-9]*" if is_all else "*.orbax-checkpoint-tmp*"):
         shutil.rmtree(torn, ignore_errors=True)
     with suppress(OSError):  # it is not empty, or not there
         folder.rmdir()

@@ -40,6 +40,7 @@ from jaxdistill.step.across_processes import on_host
 from jaxdistill.step.batch import Batch
 from jaxdistill.step.state import TrainState
 
+_DELETING = 0.5  # seconds: a folder that is being deleted loses its files one after the other, while a save fails
 PROBE_ROWS = 4  # held-out rows on which an exported folder is compared with the checkpoint
 
 
@@ -94,8 +95,9 @@ def _trained(config: Config, held: Held, hooks: Hooks, *, allow_pickle: bool, st
             resume.mark_not_finite(workdir, error)
         raise
     except Exception:
+        time.sleep(_DELETING)
         if processes.is_first() and not (workdir / "config.json").exists():
-            checkpoint.remove_torn(workdir)
+            checkpoint.remove_torn(workdir, is_gone=bool(held.own) and not held.is_own())
         held.check()  # whatever failed, it failed because the folder is gone
         raise
 

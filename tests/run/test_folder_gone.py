@@ -32,6 +32,20 @@ def test_what_is_checked(tmp_path):
     Held(run).check()  # of a process that holds nothing
 
 
+def test_a_save_that_ends_after_its_folder_is_gone_leaves_nothing(tmp_path):
+    (tmp_path / "checkpoints" / "2" / "student").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-1").mkdir()
+    checkpoint.remove_torn(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    (tmp_path / "mine").write_text("")  # then the folder is not what a save has made
+    checkpoint.remove_torn(tmp_path, is_gone=True)
+    assert (tmp_path / "checkpoints" / "2" / "student").exists()
+    (tmp_path / "mine").unlink()
+    checkpoint.remove_torn(tmp_path, is_gone=True)
+    assert list(tmp_path.iterdir()) == []
+    checkpoint.remove_torn(tmp_path / "none", is_gone=True)
+
+
 def delete(run: Path) -> None:
     shutil.rmtree(run)
 
