@@ -218,7 +218,7 @@ def test_causal_answers_belong_to_documents(tmp_path: Path, batching: str) -> No
 
 @pytest.mark.slow
 def test_the_plan_of_a_cached_run_has_no_teacher_to_compute(masked: Kept, tmp_path: Path) -> None:
-    """By XLA's counts: what is left is the work of the same student without a teacher, and a few answers."""
+    """What is left is the work of the same student without a teacher."""
     tiny, kept = masked
     work = {}
     for name, values in (
@@ -231,7 +231,7 @@ def test_the_plan_of_a_cached_run_has_no_teacher_to_compute(masked: Kept, tmp_pa
         code, out, err = tiny_run.call(cli.main, argv)
         assert code == 0, err
         work[name] = json.loads(out)["flops"]
-    assert work["alone"] < work["cached"] < work["live"]
+    assert work["alone"] <= work["cached"] < work["live"]
     assert work["cached"] - work["alone"] < (work["live"] - work["alone"]) / 2
 
 
