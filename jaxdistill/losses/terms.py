@@ -214,7 +214,9 @@ def _sums_by_fused_head(
         beta=objective.beta,
         mesh=mesh,
     )
-    of_parts = {name: [part.weight * sums[f"{name}/{i}"] for i, part in enumerate(parts)] for name, parts in enabled.items()}
+    of_parts = {
+        name: [part.weight * sums[f"{name}/{i}"] for i, part in enumerate(parts)] for name, parts in enabled.items()
+    }
     return total, {name: sum(rest, first) for name, (first, *rest) in of_parts.items()}
 
 

@@ -116,7 +116,9 @@ def _apply_core(model: Model, params: Any, x: _Inputs, active: Sequence[Intercep
     core = model.core
     assert core is not None
     tokens = network.real_tokens(x.attention_mask, places(model, x.attention_mask, x.segment_ids), x.segment_ids)
-    how = network.How(model.attention or "own", maps=asked.attentions, train=x.dropout_key is not None, dtype=model.dtype)
+    how = network.How(
+        model.attention or "own", maps=asked.attentions, train=x.dropout_key is not None, dtype=model.dtype
+    )
     with _intercepted(active):
         out = network.forward(
             core, params, x.input_ids, tokens, how, dropout_key=x.dropout_key, projected=asked.projected
