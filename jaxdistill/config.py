@@ -70,6 +70,7 @@ class LogConfig(Section):
     def shows_texts(self) -> bool:
         """Whether figures go to a place that shows texts and tables as well."""
         return bool(self.tensorboard or self.wandb or self.trackio)
+
     profile: Annotated[
         str,
         Rule(

@@ -460,8 +460,15 @@ def test_differences_list_what_would_change_the_parameters(key):
     config = validate(valid())
     recorded = json.loads(configs.to_json(config))
     old = flat(config)[key]
-    new = {bool: lambda: not old, int: lambda: old + 1, float: lambda: old + 0.25, str: lambda: f"{old}x",
-           tuple: lambda: OTHER.get(key) or old[::-1] or ("x",), type(None): lambda: OTHER[key]}[type(old)]()  # fmt: skip
+    changes = {
+        bool: lambda: not old,
+        int: lambda: old + 1,
+        float: lambda: old + 0.25,
+        str: lambda: f"{old}x",
+        tuple: lambda: OTHER.get(key) or old[::-1] or ("x",),
+        type(None): lambda: OTHER[key],
+    }
+    new = changes[type(old)]()
     section, _, name = key.rpartition(".")
     other = config.changed(**{section: {name: new}}) if section else config.model_copy(update={name: new})
     kind = "content" if key in CONTENT else "length" if key in LENGTH else key.startswith(RESUMABLE)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill.console import is_live, taking
 from jaxdistill.data.lines import (
     COMPRESSION,
     has_old_line_ends,
@@ -39,7 +40,6 @@ from jaxdistill.data.readers import (
     read_tsv,
     rows_of_table,
 )
-from jaxdistill.console import is_live, taking
 from jaxdistill.errors import UserError, first_line
 from jaxdistill.files import check_fetched, named_path
 from jaxdistill.network import is_hub_silent, is_silent

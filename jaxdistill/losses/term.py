@@ -51,7 +51,7 @@ class Signals(NamedTuple):
     labels: Int[Array, "*head"]
     masks: Mapping[str, Bool[Array, "..."]]  # of terms.masks_of; head and labels: as the logits
     projections: Mapping[str, Mapping[str, Array]]  # student width -> teacher width, by `student>teacher` layer
-    heads: tuple[Head, Head | Partial | None] | None = None  # student's and teacher's, for the fused head; None = dense logits
+    heads: tuple[Head, Head | Partial | None] | None = None  # student's and teacher's, if fused; None = dense logits
     sampled: Mapping[str, Array] | None = None  # the arrays that on_policy.make_scorer adds to a batch of samples
     embedding: Float[Array, "vocab width"] | None = None  # the student's input embedding, for `diversity`
     documents: Int[Array, "batch length"] | None = None  # number of each token's document; padding has 0
