@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdistill.cost import hlo
-from jaxdistill.cost.chips import Work, chip_of, seconds
 from jaxdistill.cost.plan import read_target
 from jaxdistill.cost.program import UPDATE, Memory, compile_or_need, devices_of, memory_of, parts
+from jaxdistill.cost.roofline import Work, seconds
+from jaxdistill.step.chips import chip_of
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "bert_mlm.py"
 # Cycles a second, of the unit that multiplies matrices: the peak of chips.CHIPS over its products a cycle.

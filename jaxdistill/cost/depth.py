@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.cost.chips import Work
 from jaxdistill.cost.program import Measured, Memory, Programs, Target, measure
+from jaxdistill.cost.roofline import Work
 from jaxdistill.losses import terms
 from jaxdistill.losses.objective import make_objective
 from jaxdistill.models.model import Model, build_model, param_shapes

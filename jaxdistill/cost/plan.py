@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdistill import recipe
-from jaxdistill.cost.chips import REACHED, Chip, Work, chip_of, seconds, tokens_per_second
 from jaxdistill.cost.depth import Line, line_of, measure_by_depth
 from jaxdistill.cost.estimate import Fit, LargestBatch, find_fit, find_largest_batch, other_ways
 from jaxdistill.cost.program import (
@@ -22,9 +21,11 @@ from jaxdistill.cost.program import (
     peak,
     work_of,
 )
+from jaxdistill.cost.roofline import REACHED, Work, seconds, tokens_per_second
 from jaxdistill.models.model import count_params, in_millions
 from jaxdistill.run.models import pair_of_shapes
 from jaxdistill.run.training import check_devices
+from jaxdistill.step.chips import Chip, chip_of
 
 
 class Cost(NamedTuple):

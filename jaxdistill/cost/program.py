@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from jaxdistill.config import Config
 from jaxdistill.cost import hlo
-from jaxdistill.cost.chips import Work
+from jaxdistill.cost.roofline import Work
 from jaxdistill.errors import UserError
 from jaxdistill.losses.objective import make_objective
 from jaxdistill.models.axes import row_devices

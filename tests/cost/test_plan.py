@@ -14,7 +14,8 @@ import tiny_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill import cli
-from jaxdistill.cost import chips, depth, estimate, hlo, plan, program
+from jaxdistill.cost import depth, estimate, hlo, plan, program
+from jaxdistill.step import chips
 
 CHIP = chips.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
 
@@ -114,7 +115,7 @@ def test_what_is_refused(recipe, tmp_path):
         (["plan", f"--config={recipe.recipe}", "--config.data.max_length=64"], "config.data.max_length=64"),
         (
             ["plan", f"--config={recipe.recipe}", "--config.teacher.cache=answers", "--config.student.init=random"],
-            "config.teacher.cache='answers'",
+            "'answers' is no teacher cache",
         ),
     ):
         code, _, err = tiny_run.call(cli.main, argv)
@@ -351,10 +352,10 @@ def test_what_a_tpu_compiler_says_is_read():
 
 
 def test_ranges_and_the_line_through_two_sizes():
-    work = chips.Work(flops=4e9, bytes_moved=1e9)
-    assert chips.seconds(work, CHIP) == (4.0, 1.0)
-    low, high = chips.tokens_per_second(100, work, CHIP)
-    assert (low, high) == (pytest.approx(100 * chips.REACHED / 5), 25.0)
+    work = roofline.Work(flops=4e9, bytes_moved=1e9)
+    assert roofline.seconds(work, CHIP) == (4.0, 1.0)
+    low, high = roofline.tokens_per_second(100, work, CHIP)
+    assert (low, high) == (pytest.approx(100 * roofline.REACHED / 5), 25.0)
     sizes = (32, 600), (64, 1000)
     assert estimate.largest(*sizes, step=8, limit=1500) == 104  # 200 + 12.5 a row
     assert estimate.largest(*sizes, step=8, limit=100) == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxdistill.cost import chips
+from jaxdistill.step import chips
 
 pytestmark = [
     pytest.mark.slow,

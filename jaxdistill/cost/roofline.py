@@ -2,9 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxdistill.step.chips import CHIPS, Chip, chip_of
-
-__all__ = ["CHIPS", "Chip", "chip_of"]
+from jaxdistill.step.chips import Chip
 
 # The share of the peaks that a well-filled training step reaches, for the pessimistic end of a range.
 REACHED = 0.4
