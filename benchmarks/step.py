@@ -104,7 +104,8 @@ def jaxdistill(job: Job, *, half: bool) -> Steps:
 
 
 def pytorch(job: Job, *, compiled: bool, half: bool) -> Steps:
-    os.environ |= {"USE_FLAX": "0", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no processes of its own beside this one
+    os.environ |= {"USE_FLAX": "0", "USE_TORCH": "1"}
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no processes of its own beside this one
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(job.folder / "compiled")  # anew in each run, as jaxdistill's
     import torch
     import torch.nn.functional as F

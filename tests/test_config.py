@@ -259,6 +259,7 @@ RULES: dict[str, tuple[list[Any], Any]] = {
     "checkpoint.keep": ([0], 1),
     "checkpoint.best": (["top1", "loss", "rouge1"], "clm_loss"),
     "log.every": ([0], 1),
+    "log.profile": (["10", "13:10", "a:b", "-1:3"], "10:13"),
 }
 
 

@@ -189,7 +189,7 @@ def test_model_card():
     head = ModelCard(CARD).data.to_dict()
     assert head.get("license") == "mit" and head.get("base_model") == "user/teacher"
     assert head.get("pipeline_tag") == "fill-mask" and head.get("library_name") == "transformers"
-    assert head.get("tags") == ["jaxdistill", "distillation"]
+    assert head.get("tags") == ["jaxdistill", "distillation", "knowledge-distillation"]
     assert "A masked language model distilled from `user/teacher`, starting at layers 0, 2 of `user/teacher`" in CARD
     assert ", in 30 updates. It was made with" in CARD and "After 20 updates, on at most 8 rows of `held.txt`:" in CARD
     assert "| metric | value | teacher |" in CARD and "| ppl | 4.25 | 3.75 |" in CARD and "| kl | 0.5 |  |" in CARD

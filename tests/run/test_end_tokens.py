@@ -43,7 +43,12 @@ def test_several_ends_of_a_teacher(teacher, student, monkeypatch):
         assert greedy(Config().evaluate, model, pair.tokenizer).end_ids == (9, 11, eos)
 
     made = []
-    monkeypatch.setattr(on_policy, "make_sampler", lambda **given: made.append(given["decoding"]))
+
+    def make_sampler(**given):
+        made.append(given["decoding"])
+        return lambda *arguments: {}
+
+    monkeypatch.setattr(on_policy, "make_sampler", make_sampler)
     layout = on_policy.BatchLayout(max_length=32, accumulation=1, group=1, mesh=sharding.make_mesh(data=-1, fsdp=1))
     on_policy._make_writer(Config().sample, pair, layout, mixture=0.0, seed=0)
     assert (made[0].end_ids, made[0].pad_id) == ((9, 11, eos), eos)

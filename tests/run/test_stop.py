@@ -21,7 +21,9 @@ import jax
 from jaxdistill import train
 
 jax.config.update("jax_num_cpu_devices", 8)  # as in the tests, for the same bits
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell inherits "ignored"
+# A job in the background of a shell inherits SIGINT as ignored, one of nohup SIGHUP.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 where, names, argv = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
 
 
