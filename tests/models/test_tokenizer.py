@@ -246,7 +246,7 @@ def test_files_that_are_none(tmp_path):
 
 # Folders of families whose vocabulary is a SentencePiece model: the file, its kind, what stands beside it, what the
 # tokenizer puts around a text.
-LLAMA = {"tokenizer_class": "LlamaTokenizer"}
+LLAMA = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
 SENTENCEPIECE: dict[str, tuple[str, str, dict, tuple[str, ...]]] = {
     "xlm-roberta": ("sentencepiece.bpe.model", "unigram", {}, ("<s>", "</s>")),
     "albert": ("spiece.model", "unigram", {}, ("[CLS]", "[SEP]")),
