@@ -14,7 +14,7 @@ import tiny_run
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill import cli
-from jaxdistill.cost import depth, estimate, hlo, plan, program
+from jaxdistill.cost import depth, estimate, hlo, plan, program, roofline
 from jaxdistill.step import chips
 
 CHIP = chips.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
