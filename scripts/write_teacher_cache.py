@@ -67,11 +67,11 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     flags, overrides = parser.parse_known_args()
     config = recipe.read(flags.config, overrides)
-    teacher = transformers.AutoConfig.from_pretrained(config.teacher.name)
+    teacher = transformers.AutoConfig.from_pretrained(config.teacher.name, trust_remote_code=False)
     causal = not any(name.endswith("ForMaskedLM") for name in teacher.architectures or ())
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
-    model = auto.from_pretrained(config.teacher.name).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(config.teacher.name)
+    model = auto.from_pretrained(config.teacher.name, trust_remote_code=False).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(config.teacher.name, trust_remote_code=False)
     words = len(tokenizer)
     sizes = {"k": min(flags.k, words), "words": words, "temperature": config.loss.temperature}
 

@@ -20,6 +20,7 @@ from jaxdistill.models.model import build_model
 from jaxdistill.models.tokenizer import load_tokenizer
 
 PACKAGE = Path(jaxdistill.__file__).parent
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 # Calls that can run code of what they read: name -> the keyword without which they may, and its only safe value.
 READERS = {
     "from_pretrained": ("trust_remote_code", False),
@@ -52,8 +53,8 @@ def faults(source: str) -> list[str]:
     return wrong
 
 
-def test_every_reader_in_the_package_is_told_to_run_nothing():
-    sources = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+def test_every_reader_in_the_package_and_its_scripts_is_told_to_run_nothing():
+    sources = {path: path.read_text() for folder in (PACKAGE, SCRIPTS) for path in folder.rglob("*.py")}
     assert {path.name: wrong for path, text in sources.items() if (wrong := faults(text))} == {}
     found = [name.split(".")[-1] for text in sources.values() for name, _ in calls(text)]
     assert {"from_pretrained", "from_config", "load_dataset"} <= {*found}  # the scan finds what it looks for
