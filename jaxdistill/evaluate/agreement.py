@@ -1,6 +1,6 @@
 """How closely the student follows its teacher on held-out text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +42,17 @@ def _compare(
     student: Float[Array, "batch tokens vocab"],
     teacher: Float[Array, "batch tokens vocab"],
 ) -> dict[str, Float[Array, "batch tokens"]]:
+    return agreement_of(student, teacher, ranks=(1, 5))
+
+
+def agreement_of(
+    student: Float[Array, "*tokens vocab"], teacher: Float[Array, "*tokens vocab"], *, ranks: Sequence[int]
+) -> dict[str, Float[Array, "*tokens"]]:
+    """kl as in `make_agreement`, and for every K of `ranks` topK: 1 where the teacher's word is among the student's K
+    most likely words, else 0."""
     rank = rank_of(student, teacher.argmax(axis=-1))
-    return {
-        "kl": forward_kl(student, teacher, temperature=1.0),
-        "top1": (rank < 1).astype("float32"),
-        "top5": (rank < 5).astype("float32"),
-    }
+    tops = {f"top{k}": (rank < k).astype("float32") for k in ranks}
+    return {"kl": forward_kl(student, teacher, temperature=1.0), **tops}
 
 
 def rank_of(logits: Float[Array, "*tokens vocab"], words: Int[Array, "*tokens"]) -> Int[Array, "*tokens"]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int64, PyTree
 
-from jaxdistill.evaluate.agreement import rank_of
+from jaxdistill.evaluate.agreement import agreement_of
 from jaxdistill.evaluate.context import Context, MeasuredTokens, measured_tokens, token_sums, totals
-from jaxdistill.losses.divergences import cross_entropy, forward_kl
+from jaxdistill.losses.divergences import cross_entropy
 from jaxdistill.models import intercept
 from jaxdistill.models.model import Model
 from jaxdistill.step import sharding
@@ -92,9 +92,7 @@ def _beside(
     student: Float[Array, "batch tokens vocab"],
     teacher: Float[Array, "batch tokens vocab"],
 ) -> dict[str, Float[Array, "batch tokens"]]:
-    rank = rank_of(student, teacher.argmax(axis=-1))
-    tops = {f"top{k}": (rank < k).astype("float32") for k in RANKS}
-    return {"kl": forward_kl(student, teacher, temperature=1.0), **tops}
+    return agreement_of(student, teacher, ranks=RANKS)
 
 
 def _figures(total: Mapping[str, float]) -> Measured:
