@@ -1,20 +1,57 @@
 """What the experiments in this folder share: runs that go on where they stopped, and tables of figures over seeds.
 
 Every experiment is a folder with one subfolder for a seed, `seed0`, `seed1` and so on, which holds a run folder for
-each arm, and a file `complete` once all arms are measured.
+each arm, and in it the figures of the arm, `result.json`, once they are measured.
 """
 
+import argparse
 import glob
 import gzip
 import json
-import sys
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 Figures = Mapping[str, float]  # of one run: {name: value}
+
+
+def add_flags(parser: argparse.ArgumentParser, *, section: str, arms: Iterable[str]) -> None:
+    """The flags of every experiment. Seeds and arms may run side by side in several processes."""
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas; default: %(default)s")
+    parser.add_argument("--arms", default=";".join(arms), help="to run and to report, separated by semicolons")
+    parser.add_argument("--out", type=Path, help="file for the tables; default: results.md in --workdir")
+    parser.add_argument("--section", default=section, help="the tables' place in --out; default: <!-- %(default)s -->")
+
+
+def arms_of(flags: argparse.Namespace, known: Iterable[str]) -> list[str]:
+    """The arms that --arms names, in the order of `known`.
+
+    Raises:
+      UserError: --arms names another one.
+    """
+    from jaxdistill.errors import UserError
+
+    known, wanted = list(known), flags.arms.split(";")
+    if strange := [arm for arm in wanted if arm not in known]:
+        raise UserError(f"--arms names {strange[0]!r}, which is no arm; take some of {'; '.join(known)}")
+    return [arm for arm in known if arm in wanted]
+
+
+def seeds_of(flags: argparse.Namespace) -> list[int]:
+    return [int(seed) for seed in flags.seeds.split(",")]
+
+
+def folder_of(workdir: Path, seed: int, arm: str) -> Path:
+    """The run folder of an arm: its name, with one dash for what is no letter, digit or point."""
+    return workdir / f"seed{seed}" / re.sub(r"[^\w.]+", "-", arm).strip("-")
+
+
+def result_of(workdir: Path) -> Figures:
+    return json.loads((workdir / "result.json").read_text())
 
 
 def run(recipe: str, workdir: Path, settings: Mapping[str, Any]) -> Path:
@@ -39,7 +76,7 @@ def measured(workdir: Path, measure: Callable[[], Figures]) -> Figures:
     result = workdir / "result.json"
     if not result.exists():
         files.write_text(result, json.dumps(dict(measure()), indent=2))
-    return json.loads(result.read_text())
+    return result_of(workdir)
 
 
 def records(workdir: Path, kind: str) -> list[dict[str, Any]]:
@@ -48,9 +85,10 @@ def records(workdir: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in lines if record["kind"] == kind]
 
 
-def complete_seeds(workdir: Path) -> list[int]:
-    """The seeds of which all arms are measured. A spread over seeds takes two, so fewer are said and count as none."""
-    seeds = sorted(int(path.parent.name.removeprefix("seed")) for path in workdir.glob("seed*/complete"))
+def complete_seeds(workdir: Path, arms: Iterable[str]) -> list[int]:
+    """The seeds of which all `arms` are measured. A spread takes two, so fewer are said and count as none."""
+    arms, seeds = list(arms), sorted(int(path.name.removeprefix("seed")) for path in workdir.glob("seed*"))
+    seeds = [seed for seed in seeds if all((folder_of(workdir, seed, arm) / "result.json").exists() for arm in arms)]
     if len(seeds) < 2:
         print(f"{len(seeds)} complete seed(s); the report needs two, for a spread")
         return []
@@ -61,12 +99,16 @@ def write_text(patterns: str, option: str, path: Path) -> Path:
     """One file of the text that file names or globs, separated by commas, name.
 
     WikiText's tokenisation is undone where it is an escape (` @-@ `, <unk>), so that one tokenizer reads all texts.
+
+    Raises:
+      UserError: there is no such file.
     """
     from jaxdistill import files
+    from jaxdistill.errors import UserError
 
     paths = [Path(name) for pattern in patterns.split(",") for name in sorted(glob.glob(pattern))]
     if not paths:
-        sys.exit(f"error: {option}={patterns} names no file; give the text to use")
+        raise UserError(f"{option} {patterns} names no file; give the text to use")
     text = ""
     for source in paths:
         with (gzip.open if source.suffix == ".gz" else open)(source, "rb") as file:
@@ -134,6 +176,15 @@ def write_between(out: Path, marker: str, text: str) -> None:
     written = out.read_text(encoding="utf-8") if out.exists() else f"{begin}\n{end}\n"
     before, _, rest = written.partition(begin)
     files.write_text(out, f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+def write_report(flags: argparse.Namespace, seeds: Sequence[int], paragraphs: Iterable[str]) -> Path:
+    """Writes and prints what an experiment found, below a line of its seeds and versions; returns the file."""
+    said = "\n\n".join((f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation; {versions()}.", *paragraphs))
+    out = flags.out or flags.workdir / "results.md"
+    write_between(out, flags.section, said)
+    print(f"{said}\n\n{out} has these tables of {len(seeds)} seeds")
+    return out
 
 
 def versions() -> str:

@@ -9,8 +9,12 @@ modelling -0.31, and from random weights -3.69. The same arms here, and some mor
 trained for: loss and accuracy on the masked words of WikiText-2. Every arm has the same text, masks, number of updates
 and settings of configs/bert_mlm.py; the evaluation draws the masked words uniformly.
 
+Methods that are no part of that recipe have arms as well, and a table of their own beside the full recipe:
+
+    python scripts/reproduce_distilbert.py ... --section distilbert-methods --arms 'full recipe;uniform masks;...'
+
 Resumable: the same command goes on. Seeds and arms may run side by side in several processes (--seeds, --arms); the
-report is of all seeds that are complete. On one accelerator, at the size of the paper:
+report is of all seeds of which the arms are complete. On one accelerator, at the size of the paper:
 
     python scripts/reproduce_distilbert.py --teacher bert-base-uncased --student-layers 6 --train wikipedia.txt \
         --rows 256 --accumulation 4 --steps 50000 --dtype bfloat16 ...
@@ -23,41 +27,56 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment import (
     Figures,
+    add_flags,
+    arms_of,
     complete_seeds,
     draw_band,
+    folder_of,
     measured,
     paired_table,
     records,
+    result_of,
     run,
     save_figure,
+    seeds_of,
     table,
-    versions,
-    write_between,
+    write_report,
     write_text,
 )
 
 FULL = "full recipe"
+NO_MLM = "without masked language modelling"
+NARROW = "narrow by importance"
 # arm -> what differs from the full recipe, which starts from layers of the teacher, spread evenly
-ARMS: dict[str, dict[str, Any]] = {
+PARTS: dict[str, dict[str, Any]] = {
     FULL: {},
     "without the divergence": {"loss.alpha_ce": 0.0},
     "without the cosine": {"loss.alpha_cos": 0.0},
-    "without masked language modelling": {"loss.alpha_mlm": 0.0},
+    NO_MLM: {"loss.alpha_mlm": 0.0},
     "random start": {"student.init": "random"},
     "start of the reference scripts": {"student.reference_init": True},
     "no teacher, same start": {"loss.alpha_ce": 0.0, "loss.alpha_cos": 0.0},
     "no teacher, random start": {"loss.alpha_ce": 0.0, "loss.alpha_cos": 0.0, "student.init": "random"},
 }
+METHODS: dict[str, dict[str, Any]] = {
+    "uniform masks": {"mask.smoothing": 0.0},
+    "uniform masks, without masked language modelling": {"mask.smoothing": 0.0, "loss.alpha_mlm": 0.0},
+    "self-attention relations": {"loss.alpha_relation": 1.0},
+    # All layers, at other widths than the teacher's, so that hidden states have no cosine.
+    NARROW: {"student.family": "", "loss.alpha_cos": 0.0},
+    "narrow, random start": {"student.family": "", "loss.alpha_cos": 0.0, "student.init": "random"},
+}
+ARMS = PARTS | METHODS
 PUBLISHED = {
     "without the divergence": -2.96,
     "without the cosine": -1.46,
-    "without masked language modelling": -0.31,
+    NO_MLM: -0.31,
     "random start": -3.69,
 }
 COLUMNS = {
@@ -91,6 +110,7 @@ def settings_of(flags: argparse.Namespace, text: dict[str, Path], arm: str, *, s
         "train.batch_size": flags.rows,
         "train.accumulation": flags.accumulation,
         "loss.tokens": flags.tokens,
+        "loss.relation_heads": flags.relation_heads,
         "evaluate.every": max(flags.steps // 8, 1),
         "evaluate.batches": 8,
         "evaluate.prompts": "()",
@@ -99,12 +119,31 @@ def settings_of(flags: argparse.Namespace, text: dict[str, Path], arm: str, *, s
         "checkpoint.best": "",
         "log.every": max(flags.steps // 100, 1),
     }
-    changes = dict(ARMS[arm])
-    if changes.get("student.init") == "random":
-        changes["student.overrides"] = {"n_layers": flags.student_layers}
-    else:
-        changes["student.layers"] = f"spread:{flags.student_layers}"
-    return settings | changes
+    return settings | student_of(flags, text, arm) | ARMS[arm]
+
+
+def student_of(flags: argparse.Namespace, text: dict[str, Path], arm: str) -> dict[str, Any]:
+    """What a student is made from: layers of the teacher, a narrower teacher, or random weights of either size."""
+    is_narrow, is_random = "student.family" in ARMS[arm], "student.init" in ARMS[arm]
+    if is_narrow and is_random:
+        sizes = {"hidden_size": flags.width, "intermediate_size": flags.inner, "num_attention_heads": flags.heads}
+        return {"student.overrides": sizes}
+    if is_narrow:
+        return {"student.name": narrow_teacher(flags, text)}
+    if is_random:
+        return {"student.overrides": {"n_layers": flags.student_layers}}
+    return {"student.layers": f"spread:{flags.student_layers}"}
+
+
+def narrow_teacher(flags: argparse.Namespace, text: dict[str, Path]) -> Path:
+    """The channels, units and heads that matter most on the text for training; one folder for all seeds."""
+    from jaxdistill.run.cut import Cut, init_student
+
+    folder = flags.workdir / "narrow"
+    if not folder.exists():
+        cut = Cut(flags.teacher, "", text=str(text["train"]), width=flags.width, inner=flags.inner, heads=flags.heads)
+        init_student(cut, folder, allow_pickle=False, report=print)
+    return folder
 
 
 def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> Figures:
@@ -127,16 +166,10 @@ def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> 
     return measured(workdir, figures)
 
 
-def folder_of(workdir: Path, seed: int, arm: str) -> Path:
-    return workdir / f"seed{seed}" / arm.replace(",", "").replace(" ", "-")
-
-
 def run_seed(flags: argparse.Namespace, text: dict[str, Path], *, seed: int) -> None:
-    for arm in flags.arms.split(";"):
+    for arm in arms_of(flags, ARMS):
         workdir = run("bert_mlm.py", folder_of(flags.workdir, seed, arm), settings_of(flags, text, arm, seed=seed))
         measure(flags, text, workdir)
-    if all((folder_of(flags.workdir, seed, arm) / "result.json").exists() for arm in ARMS):
-        (flags.workdir / f"seed{seed}" / "complete").touch()
 
 
 def size_and_time(flags: argparse.Namespace) -> list[str]:
@@ -169,36 +202,34 @@ def figures_of(workdir: Path) -> Figures:
     """Those of the test text with masks drawn uniformly, and of the validation text with the masks of the recipe."""
     last = records(workdir, "eval")[-1]
     own = {f"{of}recipe_loss": last[f"{of}mlm_loss"] for of in ("", "teacher_")}
-    return json.loads((workdir / "result.json").read_text()) | own
+    return {**result_of(workdir), **own}
 
 
 def report(flags: argparse.Namespace) -> None:
     """The tables and the curves of all complete seeds."""
-    seeds = complete_seeds(flags.workdir)
+    arms = arms_of(flags, ARMS)
+    seeds = complete_seeds(flags.workdir, arms)
     if not seeds:
         return
-    results: dict[str, list[Figures]] = {}
-    for arm in ARMS:
-        results[arm] = [figures_of(folder_of(flags.workdir, seed, arm)) for seed in seeds]
+    folders = {arm: [folder_of(flags.workdir, seed, arm) for seed in seeds] for arm in arms}
+    results = {arm: [figures_of(workdir) for workdir in of] for arm, of in folders.items()}
     # The teacher is measured with every arm, with the same masks: once is enough.
-    first = results[FULL][0]
+    first = next(iter(results.values()))[0]
     teacher = {name.removeprefix("teacher_"): value for name, value in first.items() if name.startswith("teacher_")}
-    others = {arm: runs for arm, runs in results.items() if arm != FULL}
     said = [
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation.",
-        f"A forward pass of 1 x {flags.length} tokens in float32: {'; '.join(size_and_time(flags))} ({versions()}).",
+        f"A forward pass of 1 x {flags.length} tokens in float32: {'; '.join(size_and_time(flags))}.",
         "\n".join(table("arm", {"teacher": [teacher], **results}, COLUMNS, DIGITS)),
-        "\n".join(paired_table(f"difference to the {FULL}", others, results[FULL], COMPARED)),
-        "\n".join(order(results)),
     ]
-    out = flags.out or flags.workdir / "results.md"
-    write_between(out, "distilbert", "\n\n".join(said))
-    curves = out.with_name("distilbert.png")
-    draw(flags.workdir, seeds, curves)
-    print("\n\n".join(said), f"\n\n{out} has these tables of {len(seeds)} seeds, {curves} the curves")
+    if FULL in arms:
+        others = {arm: runs for arm, runs in results.items() if arm != FULL}
+        said.append("\n".join(paired_table(f"difference to the {FULL}", others, results[FULL], COMPARED)))
+        if all(arm in arms for arm in PUBLISHED):
+            said.append("\n".join(order(results)))
+    out = write_report(flags, seeds, said)
+    draw(folders, out.with_name(f"{flags.section}.png"))
 
 
-def order(results: dict[str, list[Figures]]) -> list[str]:
+def order(results: Mapping[str, Sequence[Figures]]) -> list[str]:
     """The published ablation beside this one, the arm that loses most first."""
     lost = {arm: paired_mean(results, arm, "mlm_accuracy") for arm in PUBLISHED}
     lines = ["| arm | published, GLUE score | here, points of accuracy |", "|---|---|---|"]
@@ -207,12 +238,12 @@ def order(results: dict[str, list[Figures]]) -> list[str]:
     return lines
 
 
-def paired_mean(results: dict[str, list[Figures]], arm: str, key: str) -> float:
+def paired_mean(results: Mapping[str, Sequence[Figures]], arm: str, key: str) -> float:
     pairs = zip(results[arm], results[FULL], strict=True)
     return statistics.mean(run[key] - full[key] for run, full in pairs)
 
 
-def draw(workdir: Path, seeds: Sequence[int], path: Path) -> None:
+def draw(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
     """Held-out loss over updates, mean and range over seeds, of every arm."""
     import matplotlib
 
@@ -220,8 +251,8 @@ def draw(workdir: Path, seeds: Sequence[int], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.6), constrained_layout=True)
-    for arm in ARMS:
-        found = [records(folder_of(workdir, seed, arm), "eval") for seed in seeds]
+    for arm, of_seeds in folders.items():
+        found = [records(workdir, "eval") for workdir in of_seeds]
         curves = [[(record["step"], record["mlm_loss"]) for record in one if record["step"]] for one in found]
         draw_band(axes, curves, arm, linestyle="--" if "random" in arm else "-")
     axes.set(
@@ -241,28 +272,27 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="text files or quoted globs, separated by commas")
     parser.add_argument("--valid", required=True, help="held-out text for the curves")
     parser.add_argument("--test", required=True, help="held-out text for the tables")
-    parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", default=";".join(ARMS), help="those to run, separated by semicolons")
+    add_flags(parser, section="distilbert", arms=PARTS)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--tokens", default="all", choices=["all", "masked"], help="of the divergence")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--relation-heads", type=int, default=48, help="of the arm with relations")
+    parser.add_argument("--width", type=int, default=256, help="channels of the narrow students")
+    parser.add_argument("--inner", type=int, default=1024, help="units of each of their MLPs")
+    parser.add_argument("--heads", type=int, default=8, help="heads of each of their layers")
     parser.add_argument("--batches", type=int, default=32, help="of 32 rows, of the final measurement; 0 = all")
     parser.add_argument("--pseudo-rows", type=int, default=16)
     parser.add_argument("--report-only", action="store_true", help="run nothing; write the tables of what is complete")
-    parser.add_argument("--out", type=Path, help="file for the tables; the curves go beside it; default in --workdir")
     flags = parser.parse_args()
+    arms_of(flags, ARMS)
     if flags.report_only:
         return report(flags)
     splits = {"train": flags.train, "valid": flags.valid, "test": flags.test}
     text = {name: write_text(value, f"--{name}", flags.workdir / f"text/{name}.txt") for name, value in splits.items()}
-    for arm in flags.arms.split(";"):
-        if arm not in ARMS:
-            sys.exit(f"error: --arms holds {arm!r}; there are {'; '.join(ARMS)}")
-    for seed in map(int, flags.seeds.split(",")):
+    for seed in seeds_of(flags):
         run_seed(flags, text, seed=seed)
     report(flags)
 

@@ -19,7 +19,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiment import Figures, complete_seeds, measured, run, table, write_between
+from experiment import (
+    Figures,
+    add_flags,
+    arms_of,
+    complete_seeds,
+    folder_of,
+    measured,
+    result_of,
+    run,
+    seeds_of,
+    table,
+    write_report,
+)
 
 # name -> (recipe, settings). All have a teacher, so that agreement with it is measured of all.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,32 +145,23 @@ def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -
 def run_seed(flags: argparse.Namespace, teacher: Path, *, seed: int) -> None:
     start = make_start(flags, teacher, seed=seed)
     measure(flags, start.parent, teacher=teacher)
-    for name, (recipe, changes) in METHODS.items():
+    for name in arms_of(flags, METHODS):
+        recipe, changes = METHODS[name]
         settings = on_pairs(flags, seed=seed, steps=flags.steps) | changes
         settings |= {"teacher.name": teacher, "student.name": start, "export.to": "()"}
-        measure(flags, run(recipe, folder_of(flags, seed, name), settings), teacher=teacher)
-    (flags.workdir / f"seed{seed}" / "complete").touch()
-
-
-def folder_of(flags: argparse.Namespace, seed: int, name: str) -> Path:
-    return flags.workdir / f"seed{seed}" / name.replace(" ", "-").lower()
+        measure(flags, run(recipe, folder_of(flags.workdir, seed, name), settings), teacher=teacher)
 
 
 def report(flags: argparse.Namespace) -> None:
     """The table of all complete seeds."""
-    seeds = complete_seeds(flags.workdir)
+    arms = arms_of(flags, METHODS)
+    seeds = complete_seeds(flags.workdir, ["start", *arms])
     if not seeds:
         return
-    read = lambda path: json.loads((path / "result.json").read_text())  # noqa: E731
-    rows = {"teacher": [read(flags.workdir / "teacher")]}
-    rows["the students' start"] = [read(flags.workdir / f"seed{seed}" / "start") for seed in seeds]
-    rows |= {name: [read(folder_of(flags, seed, name)) for seed in seeds] for name in METHODS}
-    lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation.", ""]
-    lines += table("student", rows, COLUMNS, digits={"perplexity": 1, "minutes": 1})
-    said = "\n".join(lines)
-    out = flags.out or flags.workdir / "results.md"
-    write_between(out, "gpt2", said)
-    print(f"{said}\n\n{out} has this table of {len(seeds)} seeds")
+    results = {name: [result_of(folder_of(flags.workdir, seed, name)) for seed in seeds] for name in ("start", *arms)}
+    rows = {"teacher": [result_of(flags.workdir / "teacher")], "the students' start": results.pop("start"), **results}
+    lines = table("student", rows, COLUMNS, digits={"perplexity": 1, "minutes": 1})
+    write_report(flags, seeds, ["\n".join(lines)])
 
 
 def main() -> None:
@@ -168,8 +171,7 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="JSONL with article and highlights")
     parser.add_argument("--tokenizer", default="gpt2", help="folder or hub name")
     parser.add_argument("--start", default="", help="a GPT-2 to fine-tune as the teacher, in place of one trained here")
-    parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
+    add_flags(parser, section="gpt2", arms=METHODS)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--pretrain-steps", type=int, default=500, help="of 16 rows of 128 tokens")
@@ -181,11 +183,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--batches", type=int, default=16, help="of 8 rows, for the final perplexity; 0 = all")
     parser.add_argument("--rouge-rows", type=int, default=100)
-    parser.add_argument("--out", type=Path, help="file for the table; default in --workdir")
     flags = parser.parse_args()
+    arms_of(flags, METHODS)
     teacher = make_teacher(flags)
     measure(flags, teacher.parent, teacher=None)
-    for seed in map(int, flags.seeds.split(",")):
+    for seed in seeds_of(flags):
         run_seed(flags, teacher, seed=seed)
     report(flags)
 

@@ -12,6 +12,11 @@ order, masks and the teachers' start, and differences are tested in pairs.
 Teachers go on from --start for --teacher-steps updates of 16 rows of 64 tokens. Resumable: the same command goes on.
 Seeds may run side by side in several processes (--seeds 0,1 and --seeds 2,3,4); the report, tables and a plot, is of
 all that are complete. pip install 'jaxdistill[report]' for the plot.
+
+Whether the head start of a LayerDrop student lasts is a question of three arms and a longer distillation:
+
+    python scripts/reproduce_layerdrop.py ... --student-steps 800 --seeds 0,1,2 --section layerdrop-long --arms \
+        'rate 0 taught by rate 0;rate 0.2 taught by rate 0.2;rate 0.2 taught by rate 0'
 """
 
 import argparse
@@ -24,24 +29,46 @@ from typing import Any
 from experiment import (
     ROOT,
     Figures,
+    add_flags,
+    arms_of,
     complete_seeds,
     draw_band,
+    folder_of,
     measured,
     paired_table,
     records,
+    result_of,
     run,
     save_figure,
+    seeds_of,
     table,
-    write_between,
+    write_report,
     write_text,
 )
 
 RATES = (0.0, 0.1, 0.2)
-# (what the student starts from, its teacher's rate): a rate, or None for random weights.
-Arm = tuple[float | None, float]
-ARMS: tuple[Arm, ...] = ((0.0, 0.0), (0.1, 0.1), (0.2, 0.2), (0.1, 0.0), (0.2, 0.0), (None, 0.0))
-BASELINE = (0.0, 0.0)
+Arm = tuple[
+    float | None, float
+]  # the rate of what the student starts from, None for random weights; its teacher's rate
+BASELINE = "rate 0 taught by rate 0"
+ARMS: dict[str, Arm] = {
+    BASELINE: (0.0, 0.0),
+    "rate 0.1 taught by rate 0.1": (0.1, 0.1),
+    "rate 0.2 taught by rate 0.2": (0.2, 0.2),
+    "rate 0.1 taught by rate 0": (0.1, 0.0),
+    "rate 0.2 taught by rate 0": (0.2, 0.0),
+    "random weights taught by rate 0": (None, 0.0),
+}
 KEPT = "every_other"
+
+
+def rates_of(arms: Sequence[str]) -> list[float]:
+    """The teachers that arms start from or learn from."""
+    return [rate for rate in RATES if any(rate in ARMS[arm] for arm in arms)]
+
+
+def name_of(rate: float) -> str:
+    return f"teacher, rate {rate:g}"
 
 
 def teacher(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, rate: float) -> Path:
@@ -54,15 +81,15 @@ def teacher(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, rate
         "tokenizer.name": flags.start,
         "evaluate.pruned": f"('{KEPT}',)",
     }
-    return run("bert_layerdrop_teacher.py", folders(flags.workdir, seed)[rate], settings)
+    return run("bert_layerdrop_teacher.py", folder_of(flags.workdir, seed, name_of(rate)), settings)
 
 
 def student(
-    flags: argparse.Namespace, text: dict[str, Path], *, seed: int, arm: Arm, teachers: dict[float, Path]
+    flags: argparse.Namespace, text: dict[str, Path], *, seed: int, arm: str, teachers: dict[float, Path]
 ) -> Path:
     from jaxdistill.run.cut import Cut, init_student
 
-    start, taught = arm[0], teachers[arm[1]]
+    start, taught = ARMS[arm][0], teachers[ARMS[arm][1]]
     settings = common(flags, text, seed=seed, steps=flags.student_steps) | {
         "teacher.name": taught / "export-pytorch",
         "student.family": "",
@@ -79,7 +106,7 @@ def student(
             cut = Cut(str(teachers[start] / "export-pytorch"), KEPT, family="distilbert", seed=seed)
             init_student(cut, folder, allow_pickle=False, report=print)
         settings |= {"student.name": folder}
-    return run("bert_mlm.py", folders(flags.workdir, seed)[arm], settings)
+    return run("bert_mlm.py", folder_of(flags.workdir, seed, arm), settings)
 
 
 def common(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, steps: int) -> dict[str, Any]:
@@ -123,50 +150,47 @@ def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> 
 
 
 def run_seed(flags: argparse.Namespace, text: dict[str, Path], *, seed: int) -> None:
-    teachers = {rate: teacher(flags, text, seed=seed, rate=rate) for rate in RATES}
+    arms = arms_of(flags, ARMS)
+    teachers = {rate: teacher(flags, text, seed=seed, rate=rate) for rate in rates_of(arms)}
     for workdir in teachers.values():
         measure(flags, text, workdir)
-    for arm in ARMS:
+    for arm in arms:
         measure(flags, text, student(flags, text, seed=seed, arm=arm, teachers=teachers))
-    (flags.workdir / f"seed{seed}" / "complete").touch()
-
-
-def name_of(arm: Arm) -> str:
-    start, taught = arm
-    source = "random weights" if start is None else f"every other layer of teacher {start:g}"
-    return f"{source}, taught by teacher {taught:g}"
-
-
-def folders(workdir: Path, seed: int) -> dict[Any, Path]:
-    """The runs of a seed: teachers by rate, students by arm."""
-    base = workdir / f"seed{seed}"
-    names = {arm: "random" if arm[0] is None else f"{arm[0]:g}" for arm in ARMS}
-    return {rate: base / f"teacher-{rate:g}" for rate in RATES} | {
-        arm: base / f"student-{names[arm]}-of-teacher-{arm[1]:g}" for arm in ARMS
-    }
 
 
 def report(flags: argparse.Namespace) -> None:
-    """The table and the curves of all complete seeds."""
-    seeds = complete_seeds(flags.workdir)
+    """The tables and the curves of all complete seeds."""
+    arms = arms_of(flags, ARMS)
+    teachers = [name_of(rate) for rate in rates_of(arms)]
+    seeds = complete_seeds(flags.workdir, [*teachers, *arms])
     if not seeds:
         return
-    runs = [folders(flags.workdir, seed) for seed in seeds]
-    results = {key: [json.loads((run[key] / "result.json").read_text()) for run in runs] for key in runs[0]}
-    teachers = {f"teacher, rate {rate:g}": results[rate] for rate in RATES}
-    students = {name_of(arm): results[arm] for arm in ARMS}
-    others = {name_of(arm): results[arm] for arm in ARMS if arm != BASELINE}
+    folders = {name: [folder_of(flags.workdir, seed, name) for seed in seeds] for name in (*teachers, *arms)}
+    results = {name: [result_of(workdir) for workdir in of] for name, of in folders.items()}
+    others = {arm: results[arm] for arm in arms if arm != BASELINE}
     tables = [
-        table("", teachers, TEACHER_COLUMNS),
-        table("student: start, teacher", students, STUDENT_COLUMNS),
-        paired_table("difference to the first student", others, results[BASELINE], STUDENT_COLUMNS),
+        table("", {name: results[name] for name in teachers}, TEACHER_COLUMNS),
+        table("student", {arm: results[arm] for arm in arms}, STUDENT_COLUMNS),
+        paired_table(f"difference to {BASELINE}", others, results[BASELINE], STUDENT_COLUMNS),
+        head_start({arm: folders[arm] for arm in arms}),
     ]
-    said = "\n\n".join("\n".join(lines) for lines in [[f"Seeds {', '.join(map(str, seeds))}."], *tables])
-    out = flags.out or flags.workdir / "results.md"
-    write_between(out, "layerdrop", said)
-    curves = out.with_name("layerdrop.png")
-    draw(runs, curves)
-    print(f"{said}\n\n{out} has these tables of {len(seeds)} seeds, {curves} the curves")
+    out = write_report(flags, seeds, ["\n".join(lines) for lines in tables])
+    draw(folders, out.with_name(f"{flags.section}.png"))
+
+
+def head_start(folders: dict[str, list[Path]]) -> list[str]:
+    """How far each arm is ahead of the first by its held-out loss, after so many updates."""
+
+    def losses(arm: str) -> list[Figures]:
+        of_seeds = [records(workdir, "eval") for workdir in folders[arm]]
+        return [{str(record["step"]): record["mlm_loss"] for record in of_seed} for of_seed in of_seeds]
+
+    first, rows = losses(BASELINE), {}
+    for arm in folders:
+        if arm != BASELINE:
+            pairs = zip(losses(arm), first, strict=True)
+            rows[arm] = [{step: mine[step] - theirs[step] for step in theirs} for mine, theirs in pairs]
+    return table("validation loss less that of the first, after updates", rows, {step: step for step in first[0]})
 
 
 TEACHER_COLUMNS = {
@@ -186,7 +210,7 @@ STUDENT_COLUMNS = {
 }
 
 
-def draw(runs: Sequence[dict[Any, Path]], path: Path) -> None:
+def draw(folders: dict[str, list[Path]], path: Path) -> None:
     """Held-out loss over updates, mean and range over seeds: teachers whole and cut, students."""
     import matplotlib
 
@@ -195,18 +219,20 @@ def draw(runs: Sequence[dict[Any, Path]], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
 
-    def curve(axes: Any, key: Any, figure: str, label: str, **style: Any) -> None:
-        curves = [[(record["step"], record[figure]) for record in records(run[key], "eval")] for run in runs]
+    def curve(axes: Any, name: str, figure: str, label: str, **style: Any) -> None:
+        curves = [[(record["step"], record[figure]) for record in records(run, "eval")] for run in folders[name]]
         draw_band(axes, curves, label, **style)
 
     for i, rate in enumerate(RATES):
-        curve(left, rate, "mlm_loss", f"rate {rate:g}", color=f"C{i}")
-        curve(left, rate, f"mlm_loss/{KEPT}", f"rate {rate:g}, cut", color=f"C{i}", linestyle="--")
-    for i, (start, taught) in enumerate(ARMS):
+        if name_of(rate) in folders:
+            curve(left, name_of(rate), "mlm_loss", f"rate {rate:g}", color=f"C{i}")
+            curve(left, name_of(rate), f"mlm_loss/{KEPT}", f"rate {rate:g}, cut", color=f"C{i}", linestyle="--")
+    for arm in (name for name in ARMS if name in folders):
+        start, taught = ARMS[arm]
         label = "random" if start is None else f"cut of {start:g}"
         style = "-" if start == taught else "--"
         color = f"C{RATES.index(start)}" if start is not None else "0.5"
-        curve(right, ARMS[i], "mlm_loss", f"{label}, teacher {taught:g}", linestyle=style, color=color)
+        curve(right, arm, "mlm_loss", f"{label}, teacher {taught:g}", linestyle=style, color=color)
     left.set(title="Teachers: whole, and cut to every other layer", xlabel="updates")
     right.set(title="Students: what they start from, who teaches", xlabel="updates")
     for axes, top in ((left, 0.85), (right, 0.65)):  # where a legend hides no curve
@@ -221,17 +247,16 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="text file or quoted glob; WikiText-2's training split fits")
     parser.add_argument("--valid", required=True, help="WikiText-2's validation split")
     parser.add_argument("--test", required=True, help="WikiText-2's test split")
-    parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    add_flags(parser, section="layerdrop", arms=ARMS)
     parser.add_argument("--start", default=str(ROOT / "configs" / "quickstart" / "teacher"), help="BERT folder")
     parser.add_argument("--teacher-steps", type=int, default=400)
     parser.add_argument("--student-steps", type=int, default=200)
     parser.add_argument("--batches", type=int, default=32, help="of 32 rows, of each final measurement; 0 = all")
-    parser.add_argument("--out", type=Path, help="file for the tables; the curves go beside it; default in --workdir")
     flags = parser.parse_args()
+    arms_of(flags, ARMS)
     splits = {"train": flags.train, "valid": flags.valid, "test": flags.test}
     text = {name: write_text(value, f"--{name}", flags.workdir / f"text/{name}.txt") for name, value in splits.items()}
-    for seed in map(int, flags.seeds.split(",")):
+    for seed in seeds_of(flags):
         run_seed(flags, text, seed=seed)
     report(flags)
 

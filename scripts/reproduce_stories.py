@@ -6,6 +6,9 @@
 A Llama with real weights is cut to some of its layers, and the student learns by each objective from the same stories.
 An update by samples costs several times one by cross entropy, so a comparison by updates favours the dear objectives:
 here each has as many updates as fit into --seconds, by the time of its own updates in a short run of the same shape.
+These times are measured once, for all seeds. On a machine that has other work, measure them first, while it is quiet:
+
+    python scripts/reproduce_stories.py --teacher ... --stories ... --workdir runs/stories --time-only
 
 Besides perplexity and the agreement with the teacher, students are measured by a figure that none of them was trained
 for: they continue the beginnings of held-out stories, greedily and by sampling, and the teacher says how probable the
@@ -16,14 +19,27 @@ side by side in several processes.
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiment import Figures, complete_seeds, measured, paired_table, records, run, table, versions, write_between
+from experiment import (
+    Figures,
+    add_flags,
+    arms_of,
+    complete_seeds,
+    folder_of,
+    measured,
+    paired_table,
+    records,
+    result_of,
+    run,
+    seeds_of,
+    table,
+    write_report,
+)
 
 # objective -> (recipe, what differs from it)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,6 +53,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FIRST = "forward KL"
 COLUMNS = {
+    "ms an update": "milliseconds",
     "updates": "updates",
     "perplexity": "perplexity",
     "KL to the teacher": "kl",
@@ -46,9 +63,9 @@ COLUMNS = {
     "sampled: teacher's perplexity": "sampled_perplexity",
     "repeated ": "sampled_repeated",
 }
-DIGITS = {"updates": 0, "perplexity": 2, "greedy_perplexity": 2, "sampled_perplexity": 2}
+DIGITS = {"milliseconds": 0, "updates": 0, "perplexity": 2, "greedy_perplexity": 2, "sampled_perplexity": 2}
 COMPARED = {name: COLUMNS[name] for name in ("perplexity", "KL to the teacher", "sampled: teacher's perplexity")}
-PROBED = 24  # updates of the short run that times an objective
+PROBED = 64  # updates of the short run that times an objective
 
 
 def write_stories(flags: argparse.Namespace) -> dict[str, Path]:
@@ -96,16 +113,26 @@ def settings_of(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, 
     }
 
 
-def updates_in(flags: argparse.Namespace, text: dict[str, Path], name: str) -> int:
-    """How many updates of an objective fit into --seconds, by the second half of a short run, after compilation."""
-    if not flags.seconds:
-        return flags.steps
-    recipe, changes = METHODS[name]
-    workdir = folder_of(flags.workdir / "probe", 0, name)
-    run(recipe, workdir, settings_of(flags, text, seed=0, steps=PROBED) | changes)
+def seconds_of_updates(flags: argparse.Namespace, text: dict[str, Path]) -> dict[str, float]:
+    """How long an update of each objective takes, by the second half of a short run; measured once, and then read."""
+    from jaxdistill import files
+
+    path = flags.workdir / "times.json"
+    times: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    for name in arms_of(flags, METHODS):
+        if name not in times:
+            recipe, changes = METHODS[name]
+            settings = settings_of(flags, text, seed=0, steps=PROBED) | changes | {"log.every": 1}
+            times[name] = seconds_of_update(run(recipe, folder_of(flags.workdir / "times", 0, name), settings))
+            files.write_text(path, json.dumps(times, indent=2))
+    return times
+
+
+def seconds_of_update(workdir: Path) -> float:
+    """A mean, not a median: of the updates on policy some use samples and take longer, and some do not."""
     times = [record["time"] for record in records(workdir, "train")]
-    taken = [later - earlier for earlier, later in itertools.pairwise(times)][len(times) // 2 :]
-    return max(int(flags.seconds / statistics.median(taken)), 1)
+    half = len(times) // 2
+    return (times[-1] - times[half]) / (len(times) - 1 - half)
 
 
 def continued(flags: argparse.Namespace, text: dict[str, Path], student: Any, *, temperature: float) -> Figures:
@@ -134,12 +161,12 @@ def repeated(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path, updates: int) -> Figures:
+def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path, known: dict[str, float]) -> Figures:
     def figures() -> Figures:
         import jaxdistill
 
         student = jaxdistill.load(str(workdir))
-        found = dict(jaxdistill.evaluate(student, settings={"evaluate.batches": 0}), updates=updates)
+        found = jaxdistill.evaluate(student, settings={"evaluate.batches": 0}) | known
         for name, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
             of_text = continued(flags, text, student, temperature=temperature)
             found |= {f"{name}_{key}": value for key, value in of_text.items()}
@@ -148,37 +175,31 @@ def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path, upd
     return measured(workdir, figures)
 
 
-def folder_of(workdir: Path, seed: int, name: str) -> Path:
-    return workdir / f"seed{seed}" / name.translate(str.maketrans(" ", "-", "()"))
-
-
-def run_seed(flags: argparse.Namespace, text: dict[str, Path], updates: dict[str, int], *, seed: int) -> None:
-    for name, steps in updates.items():
+def run_seed(flags: argparse.Namespace, text: dict[str, Path], times: dict[str, float], *, seed: int) -> None:
+    for name in arms_of(flags, METHODS):
         recipe, changes = METHODS[name]
+        steps = max(int(flags.seconds / times[name]), 1) if flags.seconds else flags.steps
         settings = settings_of(flags, text, seed=seed, steps=steps) | changes
-        measure(flags, text, run(recipe, folder_of(flags.workdir, seed, name), settings), steps)
-    if all((folder_of(flags.workdir, seed, name) / "result.json").exists() for name in METHODS):
-        (flags.workdir / f"seed{seed}" / "complete").touch()
+        known = {"updates": steps} | ({"milliseconds": 1000 * times[name]} if flags.seconds else {})
+        measure(flags, text, run(recipe, folder_of(flags.workdir, seed, name), settings), known)
 
 
 def report(flags: argparse.Namespace, text: dict[str, Path]) -> None:
     """The tables of all complete seeds."""
-    seeds = complete_seeds(flags.workdir)
+    arms = arms_of(flags, METHODS)
+    seeds = complete_seeds(flags.workdir, arms)
     if not seeds:
         return
-    read = lambda name, seed: json.loads((folder_of(flags.workdir, seed, name) / "result.json").read_text())  # noqa: E731
-    results = {name: [read(name, seed) for seed in seeds] for name in METHODS}
-    rows = {"teacher": [of_teacher(flags, text, results[FIRST][0])], **results}
-    others = {name: runs for name, runs in results.items() if name != FIRST}
-    budget = f"{flags.seconds:g} seconds each" if flags.seconds else f"{flags.steps} updates each"
+    results = {name: [result_of(folder_of(flags.workdir, seed, name)) for seed in seeds] for name in arms}
+    rows = {"teacher": [of_teacher(flags, text, next(iter(results.values()))[0])], **results}
     said = [
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation; {budget}; {versions()}.",
+        f"Every objective has {flags.seconds:g} seconds." if flags.seconds else f"{flags.steps} updates each.",
         "\n".join(table("objective", rows, COLUMNS, DIGITS)),
-        "\n".join(paired_table(f"difference to {FIRST}", others, results[FIRST], COMPARED)),
     ]
-    out = flags.out or flags.workdir / "results.md"
-    write_between(out, "stories", "\n\n".join(said))
-    print("\n\n".join(said), f"\n\n{out} has these tables of {len(seeds)} seeds")
+    if FIRST in results:
+        others = {name: runs for name, runs in results.items() if name != FIRST}
+        said.append("\n".join(paired_table(f"difference to {FIRST}", others, results[FIRST], COMPARED)))
+    write_report(flags, seeds, said)
 
 
 def of_teacher(flags: argparse.Namespace, text: dict[str, Path], of_student: Figures) -> Figures:
@@ -199,10 +220,9 @@ def main() -> None:
     parser.add_argument("--teacher", required=True, help="folder or hub name of a causal model")
     parser.add_argument("--student-layers", type=int, default=3)
     parser.add_argument("--stories", required=True, type=Path, help="a JSON list of texts")
-    parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--objectives", default=";".join(METHODS), help="those to run, separated by semicolons")
+    add_flags(parser, section="stories", arms=METHODS)
     parser.add_argument("--seconds", type=float, default=60, help="of training for each objective; 0 = --steps each")
+    parser.add_argument("--time-only", action="store_true", help="measure how long updates take, and stop")
     parser.add_argument("--steps", type=int, default=300, help="updates of each objective, with --seconds 0")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
@@ -211,15 +231,14 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--continued", type=int, default=64, help="held-out beginnings that students continue")
-    parser.add_argument("--out", type=Path, help="file for the tables; default in --workdir")
     flags = parser.parse_args()
+    arms_of(flags, METHODS)
     text = write_stories(flags)
-    for name in flags.objectives.split(";"):
-        if name not in METHODS:
-            sys.exit(f"error: --objectives holds {name!r}; there are {'; '.join(METHODS)}")
-    updates = {name: updates_in(flags, text, name) for name in flags.objectives.split(";")}
-    for seed in map(int, flags.seeds.split(",")):
-        run_seed(flags, text, updates, seed=seed)
+    times = seconds_of_updates(flags, text) if flags.seconds else {}
+    if flags.time_only:
+        return
+    for seed in seeds_of(flags):
+        run_seed(flags, text, times, seed=seed)
     report(flags, text)
 
 

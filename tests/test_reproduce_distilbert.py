@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from experiment import folder_of
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "reproduce_distilbert.py"
@@ -22,8 +23,8 @@ def script():
 def test_the_report(script, tmp_path, monkeypatch):
     """The arm that loses most by the paper comes first, and its loss here is a mean over seeds."""
     for seed in (0, 1):
-        for arm in script["ARMS"]:
-            folder = script["folder_of"](tmp_path, seed, arm)
+        for arm in script["PARTS"]:
+            folder = folder_of(tmp_path, seed, arm)
             folder.mkdir(parents=True)
             figures = dict.fromkeys(script["COLUMNS"].values(), 1.0 + seed)
             figures |= {"mlm_accuracy": 0.5 - LOST.get(arm, 0) * (1 + 0.1 * seed), "teacher_mlm_accuracy": 0.75}
@@ -31,10 +32,11 @@ def test_the_report(script, tmp_path, monkeypatch):
             losses = {"mlm_loss": 2.5, "teacher_mlm_loss": 2.0}
             lines = [{"step": step, "kind": "eval", **losses} for step in (0, 1, 2)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (tmp_path / f"seed{seed}" / "complete").touch()
     monkeypatch.setitem(script["report"].__globals__, "size_and_time", lambda flags: ["teacher 2 M", "student 1 M"])
     out = tmp_path / "results.md"
-    script["report"](argparse.Namespace(workdir=tmp_path, out=out, length=64))
+    flags = argparse.Namespace(workdir=tmp_path, out=out, length=64, section="distilbert")
+    flags.arms = ";".join(script["PARTS"])
+    script["report"](flags)
     lines = out.read_text().splitlines()
     assert any(line.startswith("| teacher |  | 0.750 |") and line.endswith("| 2.000 |  |") for line in lines)
     order = lines[next(i for i, line in enumerate(lines) if "GLUE score" in line) + 2 :][:4]
@@ -48,16 +50,22 @@ def test_the_report(script, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_arm_runs_and_is_measured(tmp_path):
+def test_arms_of_other_methods_run_and_are_measured(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("We must work for peace and for the good of all nations of the world today.\n" * 200)
     same = [option for name in ("train", "valid", "test") for option in (f"--{name}", str(text))]
     steps = ["--student-layers", "2", "--seeds", "0", "--steps", "2", "--rows", "8", "--length", "32"]
     sizes = [*steps, "--batches", "1", "--pseudo-rows", "1"]
-    teacher = ["--teacher", str(ROOT / "configs" / "quickstart" / "teacher"), "--arms", "random start"]
+    narrow = ["--width", "64", "--inner", "256", "--heads", "2", "--relation-heads", "16"]
+    arms = ["--arms", "self-attention relations;narrow by importance"]
+    teacher = ["--teacher", str(ROOT / "configs" / "quickstart" / "teacher"), *arms, *narrow]
     command = [sys.executable, str(SCRIPT), *teacher, *same, *sizes, "--workdir", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "0 complete seed(s)" in done.stdout
-    found = json.loads((tmp_path / "runs" / "seed0" / "random-start" / "result.json").read_text())
+    assert "1 complete seed(s)" in done.stdout
+    config = json.loads(
+        (folder_of(tmp_path / "runs", 0, "narrow by importance") / "student" / "config.json").read_text()
+    )
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (64, 4)
+    found = json.loads((folder_of(tmp_path / "runs", 0, "self-attention relations") / "result.json").read_text())
     assert found["share"] == found["mlm_accuracy"] / found["teacher_mlm_accuracy"] and found["minutes"] > 0
