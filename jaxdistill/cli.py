@@ -2,11 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from jaxdistill import __version__, processes, train
+from jaxdistill.arguments import Parser, did_you_mean, parse
 from jaxdistill.commands import (
     cache,
     completion,
@@ -52,9 +53,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
         return train.main(argv[1:])
-    parser = argparse.ArgumentParser(
-        prog="jaxdistill", description="Distils large transformer language models into small ones."
-    )
+    parser, parsers = make_parsers()
+    name = argv[0] if argv else ""
+    if name.startswith("-"):
+        parse(parser, argv, takes_config=False)  # --help and --version end here
+    if name not in COMMANDS:
+        wrong = f"unknown command {name!r}{did_you_mean(name, parsers)}" if name else "name a command, such as train"
+        parser.error(wrong)
+    command = COMMANDS[name]
+    flags, overrides = parse(parsers[name], argv[1:], takes_config=command.TAKES_CONFIG)
+
+    def run() -> None:
+        with interruptible(f"interrupted; {command.INTERRUPTED}"):
+            _name_paths(flags)
+            if name in TOGETHER:
+                processes.join(processes.cluster_of(flags))
+            command.main(flags, overrides)
+            processes.wait("end")
+
+    return train.guarded(run, less_memory=command.LESS_MEMORY, interrupted=command.INTERRUPTED)
+
+
+def make_parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the program, and that of each command by name."""
+    parser = Parser(prog="jaxdistill", description="Distils large transformer language models into small ones.")
     parser.add_argument("--version", action="version", version=__version__)
     parsers = parser.add_subparsers(dest="command", required=True)
     parsers.add_parser("train", help="distil a student, or resume a run", add_help=False)
@@ -70,21 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_flags(own)
         if name in TOGETHER:
             processes.add_flags(own)
-    parser.set_defaults(parsers={**parsers.choices, "train": train.make_parser()})  # for `completion`
-    flags, overrides = parser.parse_known_args(argv)
-    command = COMMANDS[flags.command]
-    if overrides and not command.TAKES_CONFIG:
-        parser.error(f"unknown argument {overrides[0]!r}")
-
-    def run() -> None:
-        with interruptible(f"interrupted; {command.INTERRUPTED}"):
-            _name_paths(flags)
-            if flags.command in TOGETHER:
-                processes.join(processes.cluster_of(flags))
-            command.main(flags, overrides)
-            processes.wait("end")
-
-    return train.guarded(run, less_memory=command.LESS_MEMORY, interrupted=command.INTERRUPTED)
+    all_of_them = {**parsers.choices, "train": train.make_parser()}
+    parsers.choices["completion"].set_defaults(parsers=all_of_them)
+    return parser, all_of_them
 
 
 def _name_paths(flags: argparse.Namespace) -> None:

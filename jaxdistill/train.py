@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from jaxdistill import processes
+from jaxdistill.arguments import Parser, parse
 from jaxdistill.console import LOADING, say_last, taking
 from jaxdistill.errors import explained
 from jaxdistill.run import mirror
@@ -29,9 +30,9 @@ LESS_MEMORY = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The flags of training; `--config.KEY=VALUE` are not among them."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="jaxdistill train",
         usage="%(prog)s [-h] --config RECIPE --workdir RUN [--allow-pickle] [--coordinator HOST:PORT --processes N "
         "--process-id I] [--config.KEY=VALUE ...]",
@@ -59,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the flags and the recipe, then trains; returns the exit code as `guarded` does."""
-    flags, overrides = make_parser().parse_known_args(argv)
+    flags, overrides = parse(make_parser(), sys.argv[1:] if argv is None else argv, takes_config=True)
 
     def run() -> None:
         with taking(LOADING):

@@ -27,7 +27,7 @@ LAYERS = (
     ("models",),
     ("data",),
     ("processes",),
-    ("knobs", "files", "console", "network"),
+    ("knobs", "files", "console", "network", "arguments"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}

@@ -69,7 +69,7 @@ def test_a_shell_completes(tmp_path):
         (["jaxdistill", "export", "--to-p"], "--to-pytorch"),
         (["jaxdistill", "train", "--config.loss.div"], "--config.loss.divergence="),
         (["jaxdistill", "train", "--config.loss.divergence", "=", "js"], "jsd"),
-        (["jaxdistill", "train", "--config.student.init", "="], "teacher random"),
+        (["jaxdistill", "train", "--config.loss.ramp", "="], "linear cosine"),
         (["jaxdistill", "train", "--config", "=", "qwen"], "qwen3_kd"),
         (["jaxdistill", "export", "--config.loss"], ""),
     ):

@@ -119,6 +119,37 @@ def test_flags_that_do_not_go_together(argv, said, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "name a command"),
+        (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
+        (["--vresion"], "unknown flag '--vresion' (did you mean '--version'?)"),
+        (["-x"], "unknown flag '-x'"),
+        (["train", "--confg=c", "--workdir=w"], "unknown flag '--confg' (did you mean '--config'?)"),
+        (["train", "--config=c"], "required: --workdir"),
+        (["train", "--config=c", "--workdir=w", "--steps", "3"], "unknown flag '--steps'; settings are given as"),
+        (["train", "--config=c", "--workdir=w", "--config.train.steps", "3"], "'--config.train.steps' has no value"),
+        (["train", "--config=c", "--workdir=ftp://a/b"], "addresses begin with gs:// or s3://"),
+        (["evaluate", "--workdir=w", "--stpe=best"], "unknown flag '--stpe' (did you mean '--step'?)"),
+        (["export", "--workdir=w", "--out"], "--out: expected one argument"),
+        (["export", "more", "--workdir=w", "--out=o"], "unknown argument 'more'"),
+        (["generate", "--model=m", "--max-new-tokens=many"], "invalid int value: 'many'"),
+        (["recipes", "--config.train.steps=3"], "'--config.train.steps=3': this command has no settings"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_one_line(argv, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err and "--help` explains" in err
+
+
+def test_a_flag_may_be_shortened_where_the_command_has_no_settings(capsys, tmp_path):
+    code, _, err = tiny_run.call(cli.main, ["export", "--to-py", f"--work={tmp_path}", f"--out={tmp_path / 'out'}"])
+    assert code == 2 and "is no run folder" in err
+
+
 def test_a_step_is_of_a_run(tiny, tmp_path):
     (tmp_path / "prompts.txt").write_text("the cat\n")
     argv = ["generate", f"--model={tiny.teacher}", f"--input={tmp_path / 'prompts.txt'}", "--step=3"]
