@@ -178,9 +178,14 @@ def draw_words(
     temperature: Scalar,
     count: int,
 ) -> Int[Array, "*tokens count"]:
-    """Words drawn with replacement from all words but these, with probability ~ exp(logit / T); each token has a key.
+    """Words drawn from all words but these, with probability ~ exp(logit / T); each token has a key.
 
-    A block of words is drawn first and then a word in it, so that the sums of float32 are of a few hundred numbers and
+    Systematic sampling (Cochran 1977, chapter 8): the words lie side by side on [0, 1), each as wide as its
+    probability, and the draws are the words at (u + i) / count, with one random u for all. A word comes count x p
+    times, rounded down or up, and on average exactly so. Independent draws would scatter more: on the quickstart's
+    teacher, 12 of them have 1.4 times the variance in the gradient of features at T = 1, and 50 of them twice.
+
+    A block of words is found first and then a word in it, so that the sums of float32 are of a few hundred numbers and
     a rare word keeps its share. Where no words are left, one of them comes.
     """
     rest = _outside(logits, words).astype(jnp.float32) / temperature
@@ -191,18 +196,22 @@ def draw_words(
     flat = weights.reshape(-1, blocks, _BLOCK)
 
     def one(key: Array, weights: Array) -> Array:
-        of_block, in_block = jax.random.uniform(key, (2, count))
-        block = _at_share(jnp.cumsum(weights.sum(axis=-1)), of_block)
-        inside = jax.vmap(lambda row, share: _at_share(jnp.cumsum(row), share[None])[0])(weights[block], in_block)
-        return block * _BLOCK + inside
+        uniform = jax.random.uniform(key, (1 + count,))
+        ends = jnp.cumsum(weights.sum(axis=-1))
+        at = (uniform[0] + jnp.arange(count)) / count * ends[-1]
+        block = _at(ends, at)
+        # What float32 rounds off of a place among all words is drawn anew, as it is much in a block of rare ones.
+        inside = at - ends[block] + weights[block].sum(axis=-1)
+        inside += uniform[1:] * jnp.finfo(jnp.float32).eps * ends[-1]
+        return block * _BLOCK + jax.vmap(lambda row, at: _at(jnp.cumsum(row), at))(weights[block], inside)
 
     drawn = jax.vmap(one)(key.reshape(-1), flat)
     return jnp.minimum(drawn, logits.shape[-1] - 1).reshape(*logits.shape[:-1], count)
 
 
-def _at_share(sums: Float[Array, " n"], shares: Float[Array, " m"]) -> Int[Array, " m"]:
-    """The places in running sums that stand for shares of the whole; never one of weight 0."""
-    found = jnp.searchsorted(sums, shares * sums[-1], side="right")
+def _at(sums: Float[Array, " n"], at: Float[Array, "*m"]) -> Int[Array, "*m"]:
+    """The places in running sums where `at` lies; never one of weight 0."""
+    found = jnp.searchsorted(sums, jnp.maximum(at, 0.0), side="right")
     last = jnp.searchsorted(sums, sums[-1])  # the last place with a weight, where rounding leads beyond
     return jnp.minimum(found, last)
 

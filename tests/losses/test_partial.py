@@ -108,7 +108,7 @@ def test_with_all_words_it_is_the_live_teacher(temperature: float) -> None:
 @temperatures
 @pytest.mark.parametrize("k", [0, K])
 def test_samples_are_unbiased_in_value_and_gradient(temperature: float, k: int) -> None:
-    """The mean over 4,000 draws for each token, within four standard errors of the live teacher's."""
+    """The mean over 4,000 draws for each token, within four standard errors of independent draws."""
     count = 4_000
     target = known(TEACHER, k=k, temperature=temperature) if k else Partial()
     target = with_samples(target, TEACHER, count=count, temperature=temperature)
@@ -125,7 +125,7 @@ def test_samples_are_unbiased_in_value_and_gradient(temperature: float, k: int) 
     slope = partial_kl_slope(jnp.asarray(STUDENT), target, temperature, 0.0)
     error = np.abs(slope - temperature * (q - p))
     assert (error < 4 * temperature * np.sqrt(share[:, None] * p / count) + 1e-4).all()
-    assert error.max() > 1e-4  # the test sees samples, and no exact answers
+    assert error.max() > 2e-5  # the test sees samples, and no exact answers
 
 
 def test_draws_keep_the_share_of_rare_words_and_leave_out_what_is_known() -> None:
@@ -137,12 +137,25 @@ def test_draws_keep_the_share_of_rare_words_and_leave_out_what_is_known() -> Non
     )
     counts = np.bincount(drawn[0], minlength=words)
     expected = 40_000 * np.exp(logits.astype(np.float64))
-    assert (np.abs(counts - expected) < 6 * np.sqrt(expected)).all()
+    assert (np.abs(counts - expected) < 1.5).all()  # a word comes as often as its share says, rounded down or up
     out = jnp.arange(10)[None]
     rest = np.asarray(
         draw_words(jax.random.key(0)[None], jnp.asarray(logits[None]), out, temperature=2.0, count=20_000)
     )
     assert rest.min() == 10 and len(np.unique(rest)) == words - 10
+
+
+def test_few_draws_keep_the_shares_on_average() -> None:
+    """Over 4,000 tokens; 12 draws of each scatter less than independent ones."""
+    logits = RNG.normal(size=300).astype(np.float32) * 2
+    keys = jax.random.split(jax.random.key(1), 4_000)
+    drawn = draw_words(keys, jnp.broadcast_to(jnp.asarray(logits), (4_000, 300)), None, temperature=1.0, count=12)
+    counts = np.stack([np.bincount(row, minlength=300) for row in np.asarray(drawn)])
+    p = softmax(logits[None], 1.0)[0]
+    assert (np.abs(counts - 12 * p) < 1 + 1e-4).all()
+    independent = 12 * p * (1 - p)
+    assert (np.abs(counts.mean(axis=0) - 12 * p) < 5 * np.sqrt(independent / 4_000) + 1e-3).all()
+    assert counts.var(axis=0).sum() < 0.9 * independent.sum()
 
 
 @pytest.mark.parametrize("k", [1, 7, 40, 100])
