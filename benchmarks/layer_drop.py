@@ -19,6 +19,7 @@ from transformers import BertConfig
 
 from jaxdistill.losses.divergences import cross_entropy
 from jaxdistill.models import intercept, layer_drop
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import build_model, init_params
 
 
@@ -34,9 +35,7 @@ def main() -> None:
 
     def loss(params: Any, kept: Any) -> jax.Array:
         dropped = () if kept is None else (layer_drop.keep_layers(model.family, kept),)
-        logits = intercept.apply(
-            model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool), interceptors=dropped
-        ).logits
+        logits = intercept.apply(model, params, Inputs(ids, jnp.ones_like(ids, bool)), interceptors=dropped).logits
         return cross_entropy(logits, ids).mean()
 
     step = jax.jit(jax.value_and_grad(loss))

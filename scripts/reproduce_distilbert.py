@@ -178,6 +178,7 @@ def size_and_time(flags: argparse.Namespace) -> list[str]:
     import jax.numpy as jnp
 
     import jaxdistill
+    from jaxdistill.models.inputs import Inputs
     from jaxdistill.models.intercept import apply
     from jaxdistill.models.model import in_millions
 
@@ -187,7 +188,7 @@ def size_and_time(flags: argparse.Namespace) -> list[str]:
     lines = []
     for name, language_model in {"teacher": teacher, "student": student}.items():
         model, params = language_model.model, jax.device_put(language_model.params)
-        forward = jax.jit(lambda params, model=model: apply(model, params, input_ids=ids, attention_mask=seen).logits)
+        forward = jax.jit(lambda params, model=model: apply(model, params, Inputs(ids, seen)).logits)
         seconds = []
         for _ in range(25):
             began = time.perf_counter()

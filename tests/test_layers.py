@@ -31,6 +31,8 @@ LAYERS = (
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
+# The files that ask what only transformers' Flax classes need, which can be dropped with these classes.
+ASK_FOR_FLAX_CLASSES = {"models/model.py", "models/intercept.py", "sampling/generate.py"}
 SEE_THE_CONFIG = {"train", "cli", "api", "commands", "cost", "run", "recipe", "reference", "config"}
 HEAVY = (
     "jax",
@@ -122,6 +124,11 @@ def test_the_config_dict_is_seen_by_few() -> None:
         if part_of(module) not in SEE_THE_CONFIG:
             for name in imports(module):
                 assert not name.startswith(("ml_collections", "jaxdistill.config")), f"{module} imports {name}"
+
+
+def test_flax_classes_are_asked_for_in_few_places() -> None:
+    asking = {str(m) for m in MODULES if any(name.startswith("jaxdistill.models.flax.") for name in imports(m))}
+    assert {name for name in asking if not name.startswith("models/flax/")} == ASK_FOR_FLAX_CLASSES
 
 
 def test_torch_is_for_pickles_alone() -> None:

@@ -179,6 +179,7 @@ def test_export_opens_in_torch(run, tmp_path):
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+    from jaxdistill.models.inputs import Inputs
     from jaxdistill.models.intercept import apply
     from jaxdistill.run import folder as folders
 
@@ -189,7 +190,7 @@ def test_export_opens_in_torch(run, tmp_path):
     ours = folders.load_student(run, report=print)
     inputs = AutoTokenizer.from_pretrained(out)(tiny_run.lines(8, seed=3), return_tensors="np", padding=True)
     ids, mask = inputs["input_ids"], inputs["attention_mask"].astype(bool)
-    outputs = apply(ours.model, ours.params, input_ids=jnp.asarray(ids, jnp.int32), attention_mask=jnp.asarray(mask))
+    outputs = apply(ours.model, ours.params, Inputs(jnp.asarray(ids, jnp.int32), jnp.asarray(mask)))
     logits = np.asarray(outputs.logits)
     with torch.no_grad():
         got = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int))).logits.numpy()

@@ -14,6 +14,7 @@ from jaxdistill.evaluate.agreement import agreement_of
 from jaxdistill.evaluate.context import Context, MeasuredTokens, measured_tokens, token_sums, totals
 from jaxdistill.losses.divergences import cross_entropy
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.model import Model
 from jaxdistill.step import sharding
 
@@ -139,10 +140,8 @@ def _hidden_states(context: Context, model: Model, params: PyTree) -> Float[np.n
         outputs = intercept.apply(
             model,
             params,
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            segment_ids=batch.get("segment_ids"),
-            hidden_states=True,
+            Inputs(batch["input_ids"], batch["attention_mask"], batch.get("segment_ids")),
+            asked=Asked(hidden_states=True),
             mesh=context.mesh,
         )
         positions, valid = _spread(batch["attention_mask"], each)
@@ -190,12 +189,9 @@ class Speed(NamedTuple):
 def measure_speed(model: Model, params: PyTree, *, rows: int, length: int, repetitions: int = 30) -> Speed:
     """Times the forward pass, with the logits of all positions."""
     device = jax.local_devices()[0]
-    inputs: Any = {
-        "input_ids": np.ones((rows, length), np.int32),
-        "attention_mask": np.ones((rows, length), bool),
-    }
+    inputs = Inputs(jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), bool))
     params, inputs = jax.device_put((params, inputs), device)
-    run = jax.jit(lambda params, inputs: intercept.apply(model, params, **inputs).logits)
+    run = jax.jit(lambda params, inputs: intercept.apply(model, params, inputs).logits)
     compiled = run.lower(params, inputs).compile()
     jax.block_until_ready(compiled(params, inputs))
     times = []

@@ -17,7 +17,9 @@ from jaxdistill.losses.fused_head import chunk_size
 from jaxdistill.models import intercept
 from jaxdistill.models.axes import row_devices
 from jaxdistill.models.head import Head, logits, over_words
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import Model
+from jaxdistill.models.positions import gather_tokens, head_positions
 from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step import sharding
 
@@ -67,14 +69,12 @@ def measured_tokens(
     if not model.family.causal:
         # Held-out rows are masked one by one, so a group is one row.
         capacity = masked_capacity(fraction=context.mask_fraction, group=1, width=labels.shape[1])
-        positions, valid = intercept.head_positions(valid, group=1, capacity=capacity)
-        labels = intercept.gather_tokens(labels, positions)
+        positions, valid = head_positions(valid, group=1, capacity=capacity)
+        labels = gather_tokens(labels, positions)
     outputs = intercept.apply(
         model,
         params,
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        segment_ids=batch.get("segment_ids"),
+        Inputs(batch["input_ids"], batch["attention_mask"], batch.get("segment_ids")),
         positions=positions,
         interceptors=layer_interceptors(model, kept=kept),
         mesh=context.mesh,

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from jaxdistill.data.prompts import framed_ids
 from jaxdistill.errors import UserError
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import Model
 
 PROMPTS = "config.evaluate.prompts"
@@ -30,7 +31,7 @@ def fill_mask(
     for encoded in encode_prompts(tokenizer, texts, max_length=model.max_length, where=where):
         ids = jnp.asarray(encoded)[None]
         masked = jnp.flatnonzero(ids[0] == tokenizer.mask_token_id)
-        logits = intercept.apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits
+        logits = intercept.apply(model, params, Inputs(ids, jnp.ones_like(ids, bool))).logits
         best, words = jax.lax.top_k(jax.nn.softmax(logits[0, masked[0]].astype(jnp.float32)), top)
         results.append([(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(words, best, strict=True)])
     return results

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxdistill.evaluate.context import Context
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import Model, param_shapes
 from jaxdistill.models.narrow import Scores, inputs_of, is_norm, layer_of
 from jaxdistill.step import sharding
@@ -76,14 +77,7 @@ def _sums(model: Model, params: PyTree, batch: Mapping[str, Array]) -> Sums:
             add("heads", path, _over_rows(jnp.linalg.norm(by_head, axis=-1), mask))
         return output
 
-    intercept.apply(
-        model,
-        params,
-        input_ids=batch["input_ids"],
-        attention_mask=mask,
-        segment_ids=batch.get("segment_ids"),
-        interceptors=[record],
-    )
+    intercept.apply(model, params, Inputs(batch["input_ids"], mask, batch.get("segment_ids")), interceptors=[record])
     return sums
 
 

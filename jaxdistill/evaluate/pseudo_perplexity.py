@@ -13,6 +13,7 @@ from jaxdistill.evaluate.context import Context, Evaluator
 from jaxdistill.knobs import Section, knob
 from jaxdistill.losses.divergences import cross_entropy
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.step import sharding
 
 
@@ -62,8 +63,7 @@ def _make_scorer(context: Context) -> Callable[[PyTree, np.ndarray, np.ndarray, 
         outputs = intercept.apply(
             context.student,
             params,
-            input_ids=masked,
-            attention_mask=jnp.broadcast_to(attention_mask, copies.shape),
+            Inputs(masked, jnp.broadcast_to(attention_mask, copies.shape)),
             positions=positions[:, None],
         )
         return cross_entropy(outputs.logits[:, 0], row[positions])

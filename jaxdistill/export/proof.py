@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxdistill.models import hub, weights
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
@@ -31,16 +31,13 @@ def reread_difference(folder: Path, *, model: Model, params: PyTree, probe: Mapp
     written = build_model(hub.load_config(folder), dtype=jnp.float32, classes=model.classes)
     check_tokenizer(load_tokenizer(folder), written.config)
     reread = weights.load_params(folder, written)
-    inputs = {
-        "input_ids": jnp.asarray(probe["input_ids"]),
-        "attention_mask": jnp.asarray(probe["attention_mask"], bool),
-    }
+    inputs = Inputs(jnp.asarray(probe["input_ids"]), jnp.asarray(probe["attention_mask"], bool))
     original = build_model(model.config, dtype=jnp.float32, classes=model.classes)
-    expected = _logits(original, params, **inputs)
-    got = _logits(written, reread, **inputs)
-    return float(np.max(np.abs(expected - got), where=inputs["attention_mask"][:, :, None], initial=0.0))
+    expected = _logits(original, params, inputs)
+    got = _logits(written, reread, inputs)
+    return float(np.max(np.abs(expected - got), where=inputs.attention_mask[:, :, None], initial=0.0))
 
 
-def _logits(model: Model, params: PyTree, **inputs: Any) -> np.ndarray:
+def _logits(model: Model, params: PyTree, inputs: Inputs) -> np.ndarray:
     params = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float32), params)
-    return np.asarray(jax.jit(lambda params, inputs: apply(model, params, **inputs).logits)(params, inputs))
+    return np.asarray(jax.jit(lambda params, inputs: apply(model, params, inputs).logits)(params, inputs))

@@ -14,9 +14,9 @@ from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.losses.settings import LossConfig
 from jaxdistill.losses.term import Objective, Relation, Term
 from jaxdistill.losses.terms import TERMS, enabled
+from jaxdistill.models.config_fields import head_size
 from jaxdistill.models.model import Model
 from jaxdistill.models.pair import Pair
-from jaxdistill.models.supported import head_size
 
 
 class OwnLoss(NamedTuple):

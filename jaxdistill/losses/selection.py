@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdistill.losses.divergences import log_softmax
 from jaxdistill.losses.fused_head import chunk_size
 from jaxdistill.models.head import Head, logits
-from jaxdistill.models.intercept import gather_tokens
+from jaxdistill.models.positions import gather_tokens
 
 
 def chosen(mask: Bool[Array, "batch length"], *, share: float, group: int) -> Int[Array, "groups"]:
@@ -29,7 +29,7 @@ def chosen(mask: Bool[Array, "batch length"], *, share: float, group: int) -> In
 def most_uncertain(
     entropies: Float[Array, "batch length"], mask: Bool[Array, "batch length"], *, share: float, group: int
 ) -> tuple[Int[Array, "groups k"], Bool[Array, "groups k"]]:
-    """The positions of the tokens in the mask with the highest entropy, as of `intercept.head_positions`."""
+    """The positions of the tokens in the mask with the highest entropy, as of `positions.head_positions`."""
     masked = jnp.where(mask, entropies, -1.0).reshape(len(mask) // group, -1)
     capacity = int(np.ceil(masked.shape[1] * share - 1e-9))
     positions = jnp.argsort(-masked, axis=1)[:, :capacity]

@@ -122,6 +122,11 @@ def check_fields(where: str, fields: Mapping[str, Any], *, kind: str) -> None:
     _check_sizes(where, {name: sizes.get(schema.names.get(name, name)) for name in _SIZES}, kind=kind)
 
 
+def head_size(config: Any) -> int:
+    """Entries of an attention head: head_dim where the configuration has one, else width / heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 class _Schema(NamedTuple):
     adapter: pydantic.TypeAdapter[Any]
     words: Mapping[str, str]  # what each field must be

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdistill.models.families import Family
-from jaxdistill.models.intercept import Interceptor, Layer, around_layers
+from jaxdistill.models.interceptors import Interceptor, Layer, around_layers
 from jaxdistill.models.settings import StudentConfig
 
 DropRates = Callable[[Int[Array, ""]], Float[Array, "layers"]]  # training step -> probability of each layer

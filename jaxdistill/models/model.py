@@ -14,16 +14,16 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.config_fields import check_fields
+from jaxdistill.models.config_fields import check_fields, head_size
 from jaxdistill.models.core import network
 from jaxdistill.models.core.rows import ROWS, read_settings
 from jaxdistill.models.core.settings import Settings
 from jaxdistill.models.families import FAMILIES, Family
+from jaxdistill.models.flax.build import draw_params, flax_class
+from jaxdistill.models.flax.supported import check_supported, has_flax_class
 from jaxdistill.models.host_memory import memory_allowed
 from jaxdistill.models.layer_choice import period_of
-from jaxdistill.models.library_messages import quiet
 from jaxdistill.models.settings import Classes, StudentConfig, TeacherConfig
-from jaxdistill.models.supported import check_supported, fewest_positions, has_flax_class, head_size
 
 Kernel = Literal["", "xla", "cudnn", "tiles", "splash"]
 
@@ -115,13 +115,8 @@ def build_model(
         core = read_settings(config)
         return Model(None, config, family, attention=attention, core=core, dtype=dtype, scan=scan)
     _check_of_the_core_alone(config.model_type, attention, scan=scan)
-    from transformers import FlaxAutoModelForCausalLM, FlaxAutoModelForMaskedLM
-
     check_supported(config)
-    auto = FlaxAutoModelForCausalLM if family.causal else FlaxAutoModelForMaskedLM
-    with quiet(), jax.numpy_rank_promotion("allow"):  # the library's classes broadcast biases implicitly
-        flax = auto.from_config(_flax_config(config, family), trust_remote_code=False, _do_init=False, dtype=dtype)
-    return Model(flax, config, family, attention=attention, dtype=dtype)
+    return Model(flax_class(config, family, dtype), config, family, attention=attention, dtype=dtype)
 
 
 def _core_computes(config: Any, classes: Classes) -> bool:
@@ -177,20 +172,6 @@ def build_model_for(config: Any, settings: TeacherConfig | StudentConfig) -> Mod
     )
 
 
-def _flax_config(config: Any, family: Family) -> Any:
-    """The configuration with which the Flax class computes what torch computes with `config`."""
-    if not family.causal:
-        return config
-    changed = copy.deepcopy(config)
-    changed.tie_word_embeddings = False  # with_tied_head ties them
-    if config.model_type == "mistral":
-        # Torch sees a window of w keys, the query's own included; Flax w + 1, and without a window the query's alone.
-        changed.sliding_window = (config.sliding_window or config.max_position_embeddings) - 1
-    if config.model_type == "gemma":
-        changed.hidden_activation = config.hidden_act  # torch ignores hidden_activation
-    return changed
-
-
 # Variants of a model, with the same parameters.
 
 
@@ -201,7 +182,7 @@ def without_attention_dropout(model: Model) -> Model:
     """
     config = copy.deepcopy(model.config)
     setattr(config, _attention_dropout_field(config), 0.0)
-    return _rebuilt(model, config)
+    return rebuilt(model, config)
 
 
 def attention_dropout(config: Any) -> float:
@@ -214,23 +195,8 @@ def _attention_dropout_field(config: Any) -> str:
     return next(name for name in names if hasattr(config, name))
 
 
-def shortened(model: Model, length: int) -> Model:
-    """The same computation for sequences of at most `length` tokens, where positions are rotary and have no parameters.
-
-    Each layer of those Flax classes makes a causal mask of all its positions squared: 1 GB at 32,768 positions, again
-    for every token that is generated.
-    """
-    if not model.family.rotary or model.core is not None:
-        return model
-    positions = max(length, fewest_positions(model.config))
-    if positions >= model.config.max_position_embeddings:
-        return model
-    config = copy.deepcopy(model.config)
-    config.max_position_embeddings = positions
-    return _rebuilt(model, config)
-
-
-def _rebuilt(model: Model, config: Any) -> Model:
+def rebuilt(model: Model, config: Any) -> Model:
+    """The model with another configuration."""
     return build_model(config, dtype=model.dtype, attention=model.attention, classes=model.classes, scan=model.scan)
 
 
@@ -251,16 +217,8 @@ def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
         )
     if (core := model.core) is not None:
         return jax.jit(lambda key: network.init_params(core, key))(key)
-
-    def draw(key: Key[Array, ""]) -> dict[str, Any]:
-        params = _without_tied_head(model, model.flax.init_weights(key, (1, 8)))
-        if model.config.model_type == "gemma":
-            # Its norms multiply by 1 + weight, and the Flax class begins with a weight of 1 where torch has 0.
-            params = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if "norm" in path[-2].key else x, params)
-        return params
-
-    with jax.numpy_rank_promotion("allow"):
-        return jax.jit(draw)(key)  # without jit every array is a compilation
+    # Without jit every array is a compilation.
+    return jax.jit(lambda key: _without_tied_head(model, draw_params(model.flax, key)))(key)
 
 
 def param_shapes(model: Model) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int, PyTree
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.config_fields import head_size
 from jaxdistill.models.families import Family
 from jaxdistill.models.model import Model
 from jaxdistill.models.student import INNER_FIELD
-from jaxdistill.models.supported import head_size
 
 Indexes = Int[np.ndarray, " _"]
 Role = Literal["channels", "inner", "heads", "key_heads"]

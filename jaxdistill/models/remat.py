@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array
 
 from jaxdistill.models.families import Family
-from jaxdistill.models.intercept import Interceptor, Layer, around_layers
+from jaxdistill.models.interceptors import Interceptor, Layer, around_layers
 
 # name -> which values of a layer are kept besides its input; the others are computed again.
 POLICIES = {

@@ -19,7 +19,7 @@ from jaxdistill.models.core.attention import Reach
 from jaxdistill.models.core.modules import LayerOutput, Seen
 from jaxdistill.models.core.rope import Rotation
 from jaxdistill.models.families import Family
-from jaxdistill.models.intercept import Interceptor
+from jaxdistill.models.interceptors import Interceptor
 from jaxdistill.models.layer_drop import keep_layers
 from jaxdistill.models.model import Model
 from jaxdistill.models.remat import POLICIES, rematerialise

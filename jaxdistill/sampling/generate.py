@@ -19,9 +19,12 @@ from jaxdistill.console import counted
 from jaxdistill.errors import UserError
 from jaxdistill.models.core import network
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.flax.forward import empty_flax_cache, forward_flax_cached, shortened
 from jaxdistill.models.head import first_words
-from jaxdistill.models.intercept import gather_before, places, position_ids
-from jaxdistill.models.model import Model, common_words, shortened, with_tied_head
+from jaxdistill.models.intercept import places
+from jaxdistill.models.interceptors import gather_before
+from jaxdistill.models.model import Model, common_words
+from jaxdistill.models.positions import position_ids
 from jaxdistill.sampling.decoding import Decoding, check_decoding, choose, mix, repeated
 
 _NARROWEST = 8  # tokens; shorter prompts share one compilation
@@ -210,9 +213,7 @@ def empty_cache(model: Model, *, batch: int, length: int) -> PyTree:
     """Room for the keys and values of `length` tokens, at most the positions of the model."""
     if model.core is not None:
         return network.empty_cache(model.core, batch=batch, length=length, dtype=model.dtype)
-    with jax.numpy_rank_promotion("allow"):
-        shapes = jax.eval_shape(lambda: model.flax.init_cache(batch, length))
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return empty_flax_cache(model, batch=batch, length=length)
 
 
 def forward_cached(
@@ -230,29 +231,19 @@ def forward_cached(
     """
     rows, width = input_ids.shape
     last = gather_before(model.family.head, jnp.full((rows, 1), width - 1))
-    if model.core is not None:
-        with nn.intercept_methods(last):
-            out = network.forward_cached(
-                model.core,
-                params,
-                input_ids,
-                network.real_tokens(attention_mask, places(model, attention_mask)),
-                network.How(kernel="own", dtype=model.dtype),
-                cache,
-            )
-        return out.logits[:, 0], out.cache
-    mode = {"deterministic": True} if model.family.deterministic_argument else {"train": False}
-    with nn.intercept_methods(last), jax.numpy_rank_promotion("allow"):
-        out = model.flax(
+    with nn.intercept_methods(last):
+        if model.core is None:
+            logits, filled = forward_flax_cached(model, params, input_ids, attention_mask, position_ids, cache)
+            return logits[:, 0], filled
+        out = network.forward_cached(
+            model.core,
+            params,
             input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            params=with_tied_head(model, params),
-            past_key_values=cache,
-            return_dict=True,
-            **mode,
+            network.real_tokens(attention_mask, places(model, attention_mask)),
+            network.How(kernel="own", dtype=model.dtype),
+            cache,
         )
-    return out.logits[:, 0], out.past_key_values
+    return out.logits[:, 0], out.cache
 
 
 def _nothing(live: Bool[Array, "batch"], decoding: Decoding) -> Decoded:

@@ -20,6 +20,7 @@ from jaxdistill.losses import policy as policies
 from jaxdistill.losses.policy import PolicyConfig
 from jaxdistill.models import intercept
 from jaxdistill.models.head import first_words
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import Model, common_words
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.tokenizer import end_ids
@@ -201,7 +202,7 @@ def make_scorer(
 
 def _log_probs(model: Model, params: PyTree, rows: Batch, words: int) -> Float[Array, "batch length"]:
     """log-probabilities of the sampled tokens; arbitrary, but finite, at other positions."""
-    logits = intercept.apply(model, params, input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    logits = intercept.apply(model, params, Inputs(rows["input_ids"], rows["attention_mask"])).logits
     logits = first_words(logits, words)
     return policies.token_log_probs(logits, jnp.where(rows["sampled_mask"], rows["labels"], 0))
 

@@ -13,7 +13,9 @@ from jaxdistill.losses.fused_head import chunk_size
 from jaxdistill.losses.partial import best_words, draw_words, floor_of, log_tail
 from jaxdistill.models import intercept
 from jaxdistill.models.head import Head, logits, over_words
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.model import Model
+from jaxdistill.models.positions import gather_tokens, head_positions
 from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step import sharding
 
@@ -42,15 +44,13 @@ def make_answer(
         example, place, positions = batch["example"], batch["place"], None
         if capacity is not None:
             mask = batch["label_mask"]
-            positions, _ = intercept.head_positions(mask, group=1, capacity=capacity(mask.shape[1]))
-            example, place = (intercept.gather_tokens(x, positions) for x in (example, place))
+            positions, _ = head_positions(mask, group=1, capacity=capacity(mask.shape[1]))
+            example, place = (gather_tokens(x, positions) for x in (example, place))
         outputs = intercept.apply(
             teacher,
             params,
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            segment_ids=batch.get("segment_ids"),
-            hidden_states=bool(meta.layers),
+            Inputs(batch["input_ids"], batch["attention_mask"], batch.get("segment_ids")),
+            asked=Asked(hidden_states=bool(meta.layers)),
             positions=positions,
             interceptors=layer_interceptors(teacher),
             mesh=mesh,

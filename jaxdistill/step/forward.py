@@ -15,9 +15,12 @@ from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.losses.terms import needs_teacher_head, teacher_layers, uses_fused_head
 from jaxdistill.models import intercept
 from jaxdistill.models.head import Head, first_words, over_words
-from jaxdistill.models.intercept import Interceptor, Outputs
+from jaxdistill.models.inputs import Asked, Inputs
+from jaxdistill.models.intercept import Outputs
+from jaxdistill.models.interceptors import Interceptor
 from jaxdistill.models.model import Model, common_words, embedding_of
 from jaxdistill.models.pair import CachedTeacher
+from jaxdistill.models.positions import gather_tokens, head_positions
 from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step.batch import Batch
 
@@ -87,10 +90,16 @@ def teacher_outputs(
     """Runs the teacher, under `stop_gradient`, and keeps the outputs that the enabled losses use."""
     teacher, objective = distillation.teacher, distillation.objective
     assert teacher is not None
-    inputs, _ = _model_inputs(distillation, batch)
-    around = layer_interceptors(teacher)
     layer = None if objective.relation is None else objective.relation.layer
-    outputs = intercept.apply(teacher, params, **inputs, projected=layer, interceptors=around, mesh=mesh)
+    outputs = intercept.apply(
+        teacher,
+        params,
+        _rows(batch),
+        asked=_asked(objective, projected=layer),
+        positions=_masked_positions(distillation, batch)[0],
+        interceptors=layer_interceptors(teacher),
+        mesh=mesh,
+    )
     outputs = _over_words(outputs, distillation.words)
     return jax.lax.stop_gradient(TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params)))
 
@@ -136,17 +145,17 @@ def student_loss(
 ) -> Loss:
     """As `loss_fn`, with the teacher's outputs given."""
     objective, student = distillation.objective, distillation.student
-    inputs, valid = _model_inputs(distillation, batch)
+    positions, valid = _masked_positions(distillation, batch)
     labels, masks = batch["labels"], terms.masks_of(objective, batch)
-    if valid is not None:
-        labels = intercept.gather_tokens(labels, inputs["positions"])
+    if positions is not None and valid is not None:
+        labels = gather_tokens(labels, positions)
         masks |= {"labels": valid, "head": valid}
     outputs = intercept.apply(
         student,
         params["student"],
-        **inputs,
-        projected=None if objective.relation is None else student.num_layers - 1,
-        dropout_key=how.dropout_key,
+        _rows(batch)._replace(dropout_key=how.dropout_key),
+        asked=_asked(objective, projected=None if objective.relation is None else student.num_layers - 1),
+        positions=positions,
         interceptors=how.interceptors,
         mesh=how.mesh,
     )
@@ -213,27 +222,26 @@ def _at_uncertain(chosen: tuple[Int[Array, "groups k"], Bool[Array, "groups k"]]
     return signals._replace(student=student, teacher=teacher)
 
 
-def _model_inputs(distillation: Distillation, batch: Batch) -> tuple[dict[str, Any], Bool[Array, "groups k"] | None]:
-    """(arguments of intercept.apply for both models, valid head positions).
+def _rows(batch: Batch) -> Inputs:
+    return Inputs(batch["input_ids"], batch["attention_mask"], batch.get("segment_ids"))
 
-    The second is None where all tokens go through the head.
+
+def _asked(objective: Objective, *, projected: int | None) -> Asked:
+    return Asked(terms.needs_hidden_states(objective), terms.needs_attentions(objective), projected)
+
+
+def _masked_positions(
+    distillation: Distillation, batch: Batch
+) -> tuple[Int[Array, "groups k"] | None, Bool[Array, "groups k"] | None]:
+    """(the positions of the masked tokens, which of these are valid); None where all tokens go through the head.
+
+    Where no loss needs other logits, the head gets the masked positions alone: 15 % of its work.
     """
-    objective = distillation.objective
-    positions = valid = None
-    # Where no loss needs other logits, the head gets the masked positions alone: 15 % of its work.
-    if objective.tokens == "masked":
-        label_mask = batch["label_mask"]
-        capacity = distillation.capacity(label_mask.shape[1])
-        positions, valid = intercept.head_positions(label_mask, group=distillation.group, capacity=capacity)
-    inputs = {
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "segment_ids": batch.get("segment_ids"),
-        "hidden_states": terms.needs_hidden_states(objective),
-        "attentions": terms.needs_attentions(objective),
-        "positions": positions,
-    }
-    return inputs, valid
+    if distillation.objective.tokens != "masked":
+        return None, None
+    label_mask = batch["label_mask"]
+    capacity = distillation.capacity(label_mask.shape[1])
+    return head_positions(label_mask, group=distillation.group, capacity=capacity)
 
 
 def _documents(batch: Batch, *, causal: bool) -> Int[Array, "batch length"]:

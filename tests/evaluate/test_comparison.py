@@ -14,6 +14,7 @@ import tiny
 
 from jaxdistill.evaluate import comparison
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2"])
@@ -30,8 +31,8 @@ def context(kind: str) -> Any:
 
 def logits_of(kind: str, params: Any) -> np.ndarray:
     batch = test_evaluators.held_out(kind)
-    inputs = {name: jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask")}
-    outputs = intercept.apply(tiny.model(kind), params, **inputs)
+    inputs = Inputs(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"]))
+    outputs = intercept.apply(tiny.model(kind), params, inputs)
     return np.asarray(outputs.logits, np.float64)[batch["label_mask"]]
 
 

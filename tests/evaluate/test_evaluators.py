@@ -13,6 +13,7 @@ from jaxdistill.evaluate import EVALUATORS
 from jaxdistill.evaluate import context as contexts
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import build_model, init_params
 from jaxdistill.step import sharding
 
@@ -42,9 +43,9 @@ def context(kind: str, devices: int) -> contexts.Context:
 def all_at_once(kind: str) -> dict[str, float]:
     """Of the figures of both evaluators, in float64."""
     batch = held_out(kind)
-    inputs = {name: jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask")}
+    inputs = Inputs(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"]))
     student, teacher = (
-        np.asarray(intercept.apply(tiny.model(kind), params, **inputs).logits)[batch["label_mask"]]
+        np.asarray(intercept.apply(tiny.model(kind), params, inputs).logits)[batch["label_mask"]]
         for params in (tiny.params(kind), other(kind))
     )
     q, p = (scipy.special.log_softmax(x.astype(np.float64), -1) for x in (student, teacher))

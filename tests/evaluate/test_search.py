@@ -18,6 +18,7 @@ from jaxdistill.data import text as texts
 from jaxdistill.evaluate import search
 from jaxdistill.evaluate.evaluator import make_context
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import build_model
 from jaxdistill.models.student import albert_choices, cut_student, student_config
 from jaxdistill.run.assemble import held_out_of
@@ -43,8 +44,8 @@ def by_cutting(measured, layers: tuple[int, ...]) -> tuple[float, float]:
     """(mlm_loss, kl) of the student cut out, in NumPy float64 from all its logits."""
 
     def log_probabilities(model, params) -> np.ndarray:
-        inputs = {name: jnp.asarray(measured.batch[name]) for name in ("input_ids", "attention_mask")}
-        logits = jax.jit(lambda params: intercept.apply(model, params, **inputs).logits)(params)
+        inputs = Inputs(*(jnp.asarray(measured.batch[name]) for name in ("input_ids", "attention_mask")))
+        logits = jax.jit(lambda params: intercept.apply(model, params, inputs).logits)(params)
         return scipy.special.log_softmax(np.asarray(logits, np.float64), -1)[measured.batch["label_mask"]]
 
     params = jax.device_get(measured.params)

@@ -15,6 +15,7 @@ from jaxdistill.export.card import Card, Results, model_card
 from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin, Source
 from jaxdistill.models import hub, torch_names, weights
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, init_params
 
@@ -82,8 +83,7 @@ def test_the_folder_opens_in_torch(arguments, tmp_path):
     ours = apply(
         arguments["model"],
         arguments["params"],
-        input_ids=jnp.asarray(probe["input_ids"]),
-        attention_mask=jnp.asarray(probe["attention_mask"], bool),
+        Inputs(jnp.asarray(probe["input_ids"]), jnp.asarray(probe["attention_mask"], bool)),
     ).logits
     with torch.no_grad():
         got = theirs.eval()(**{name: torch.tensor(array) for name, array in probe.items()}).logits.numpy()

@@ -24,6 +24,8 @@ from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.models import intercept
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.head import Head, logits
+from jaxdistill.models.inputs import Inputs
+from jaxdistill.models.positions import gather_tokens, head_positions
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 
@@ -414,8 +416,8 @@ def test_every_family_fused_is_dense(kind: str, tie: bool) -> None:
     rng = np.random.default_rng(12)
     ids, mask = (jnp.asarray(array) for array in tiny.batch(kind, rows=4))
     label_mask = mask & jnp.asarray(rng.random(mask.shape) < 0.4)
-    positions, valid = intercept.head_positions(label_mask, group=2, capacity=7)
-    labels = intercept.gather_tokens(jnp.asarray(rng.integers(0, 101, mask.shape)), positions)
+    positions, valid = head_positions(label_mask, group=2, capacity=7)
+    labels = gather_tokens(jnp.asarray(rng.integers(0, 101, mask.shape)), positions)
     masks = {"tokens": mask, "labels": valid, "head": valid}
     aim = Objective({"ce": 5.0, "mlm": 2.0, "mse": 0.1}, TEMPERATURE, "masked", ())
     counts = objectives.token_counts(objectives.masks_of(aim, {"attention_mask": mask, "label_mask": label_mask}))
@@ -424,7 +426,7 @@ def test_every_family_fused_is_dense(kind: str, tie: bool) -> None:
     taught = Head(teacher_logits, jnp.eye(101))
 
     def both(params: Any) -> Any:
-        student = intercept.apply(model, params, input_ids=ids, attention_mask=mask, positions=positions)
+        student = intercept.apply(model, params, Inputs(ids, mask), positions=positions)
         dense = objectives.weighted_sum(aim, Signals(student, teacher, labels, masks, {}), counts)
         heads = (intercept.head_of(model, params, student.features), taught)
         blind = student._replace(logits=jnp.full((), jnp.nan))

@@ -12,6 +12,7 @@ from jaxdistill.losses import selection, terms
 from jaxdistill.losses.term import Objective
 from jaxdistill.models import intercept
 from jaxdistill.models.head import Head, logits
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.step import sharding
 from jaxdistill.step.forward import Distillation, loss_fn
 
@@ -56,8 +57,8 @@ def test_loss_and_gradient_are_those_of_the_chosen_tokens(kind, head):
     label_mask = mask & (RNG.random(mask.shape) < 0.8)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids[:, ::-1].copy(), "label_mask": label_mask}
     batch = jax.tree.map(jnp.asarray, batch)
-    run = functools.partial(intercept.apply, student, attention_mask=batch["attention_mask"])
-    found = selection.entropy(jax.jit(lambda params: run(params, input_ids=batch["input_ids"]).logits)(params))
+    inputs = Inputs(batch["input_ids"], batch["attention_mask"])
+    found = selection.entropy(jax.jit(lambda params: intercept.apply(student, params, inputs).logits)(params))
     positions, valid = selection.most_uncertain(found, batch["label_mask"], share=0.4, group=2)
     chosen = np.zeros((2, 2 * mask.shape[1]), bool)
     for group in range(2):

@@ -9,7 +9,9 @@ import pytest
 import tiny
 
 from jaxdistill.errors import UserError
-from jaxdistill.models import attention, intercept
+from jaxdistill.models import intercept
+from jaxdistill.models.flax import attention
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.model import build_model, build_model_for, init_params, without_attention_dropout
 from jaxdistill.models.settings import StudentConfig
 
@@ -18,13 +20,14 @@ CAUSAL = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "gemma")
 KINDS = MASKED + CAUSAL
 
 
-def run(kind: str, implementation: str, params: Any, *, dropout: bool = True, **wanted: Any) -> intercept.Outputs:
+def run(
+    kind: str, implementation: str, params: Any, *, dropout: bool = True, attentions: bool = False, **inputs: Any
+) -> intercept.Outputs:
     model = build_model(tiny.model(kind).config, attention=implementation)
     model = model if dropout else without_attention_dropout(model)
     ids, mask = tiny.batch(kind)
-    return intercept.apply(
-        model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True, **wanted
-    )
+    rows = Inputs(jnp.asarray(ids), jnp.asarray(mask), **inputs)
+    return intercept.apply(model, params, rows, asked=Asked(hidden_states=True, attentions=attentions))
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ def test_cudnn_s_kernels_take_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     ids, mask = map(jnp.asarray, tiny.batch(kind))
 
     def number(params: Any) -> jax.Array:
-        return jnp.sum(intercept.apply(model, params, input_ids=ids, attention_mask=mask).logits.astype(jnp.float32))
+        return jnp.sum(intercept.apply(model, params, Inputs(ids, mask)).logits.astype(jnp.float32))
 
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     kernels = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")

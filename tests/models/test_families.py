@@ -7,8 +7,9 @@ import tiny
 from flax.traverse_util import flatten_dict
 
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.flax.forward import shortened
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
-from jaxdistill.models.model import shortened
 
 
 def test_every_family_has_a_tiny_config():
@@ -30,7 +31,7 @@ def test_row_matches_the_class(kind):
     ids, mask = tiny.batch(kind)
     model = shortened(model, ids.shape[1])  # or `apply` builds it, and a model runs while it is built
     with nn.intercept_methods(record):
-        apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask))
+        apply(model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask)))
     order = [path for path, _ in calls]
     layers = [path for path in order if path in {family.layers.format(i) for i in range(model.num_layers)}]
     assert len(layers) == model.num_layers

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.intercept import apply, gather_tokens, head_positions
+from jaxdistill.models.inputs import Asked, Inputs
+from jaxdistill.models.intercept import apply
+from jaxdistill.models.positions import gather_tokens, head_positions
 
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 jitted_positions = jax.jit(head_positions, static_argnames=("group", "capacity"))
@@ -48,7 +50,7 @@ def test_gather_before_the_head_is_gather_after(kind):
 
     def loss(params, before):
         positions, valid = head_positions(labels, group=2, capacity=6)
-        out = apply(model, params, input_ids=ids, attention_mask=mask, positions=positions if before else None)
+        out = apply(model, params, Inputs(ids, mask), positions=positions if before else None)
         logits = out.logits if before else gather_tokens(out.logits, positions)
         assert logits.shape == (2, 6, model.vocab_size)
         # Summed over labelled tokens, so that a gradient entry is of order one.
@@ -74,7 +76,7 @@ def test_padded_tokens_are_not_seen(kind):
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def run(ids):
-        return apply(model, params, input_ids=ids, attention_mask=jnp.asarray(mask)).logits
+        return apply(model, params, Inputs(ids, jnp.asarray(mask))).logits
 
     np.testing.assert_allclose(run(jnp.asarray(ids))[mask], run(jnp.asarray(other))[mask], atol=1e-6)
     # and a real token is
@@ -100,10 +102,8 @@ def test_padding_on_either_side_changes_nothing(kind):
         out = apply(
             model,
             params,
-            input_ids=jnp.asarray(rows),
-            attention_mask=jnp.asarray(mask),
-            hidden_states=True,
-            attentions=True,
+            Inputs(jnp.asarray(rows), jnp.asarray(mask)),
+            asked=Asked(hidden_states=True, attentions=True),
         )
         real = slice(left, left + 6)
         return [
@@ -127,7 +127,7 @@ def test_no_token_sees_a_later_one(kind):
     path = model.family.embedding.split("/")
 
     def of_logits(params, place):
-        out = apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool), hidden_states=True)
+        out = apply(model, params, Inputs(ids, jnp.ones_like(ids, bool)), asked=Asked(hidden_states=True))
         # Hidden states after the final norm, not logits: a tied head would add gradients of the whole table.
         return jnp.sum(out.hidden_states[-1][0, place] * jnp.arange(1, model.width + 1))
 
@@ -160,15 +160,7 @@ def test_documents_packed_in_a_row_are_each_alone(kind):
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def run(ids, mask, segments):
-        out = apply(
-            model,
-            params,
-            input_ids=ids,
-            attention_mask=mask,
-            segment_ids=segments,
-            hidden_states=True,
-            attentions=True,
-        )
+        out = apply(model, params, Inputs(ids, mask, segments), asked=Asked(hidden_states=True, attentions=True))
         return jnp.concatenate([out.logits, *out.hidden_states], axis=-1), jnp.stack(out.attentions)
 
     # Two rows, the second padded on the left: segments are those of each row, and not of the first.
@@ -199,11 +191,7 @@ def test_no_gradient_leaves_a_document_or_comes_from_later_tokens(kind):
 
     def of_logits(params, place):
         out = apply(
-            model,
-            params,
-            input_ids=jnp.asarray(ids)[None],
-            attention_mask=jnp.asarray(segments > 0)[None],
-            segment_ids=jnp.asarray(segments)[None],
+            model, params, Inputs(jnp.asarray(ids)[None], jnp.asarray(segments > 0)[None], jnp.asarray(segments)[None])
         )
         return jnp.sum(out.logits[0, place] * weights)
 
@@ -224,7 +212,7 @@ def test_dropout_needs_a_key_and_follows_it():
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def run(key):
-        return apply(model, params, input_ids=ids, attention_mask=mask, dropout_key=key).logits
+        return apply(model, params, Inputs(ids, mask, dropout_key=key)).logits
 
     first, again, second = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
     np.testing.assert_array_equal(first, again)
@@ -239,7 +227,7 @@ def test_vmap_over_parameters():
     ids, mask = (jnp.asarray(array) for array in tiny.batch("distilbert"))
 
     def run(params):
-        return apply(model, params, input_ids=ids, attention_mask=mask).logits
+        return apply(model, params, Inputs(ids, mask)).logits
 
     both = jax.vmap(run)(stacked)
     np.testing.assert_allclose(both[0], run(params), atol=1e-5)
@@ -256,8 +244,8 @@ def test_further_interceptors_are_run():
             return (args[0],)
         return next_call(*args, **kwargs)
 
-    skipped = apply(model, params, input_ids=ids, attention_mask=mask, hidden_states=True, interceptors=[skip])
-    plain = apply(model, params, input_ids=ids, attention_mask=mask, hidden_states=True)
+    skipped = apply(model, params, Inputs(ids, mask), asked=Asked(hidden_states=True), interceptors=[skip])
+    plain = apply(model, params, Inputs(ids, mask), asked=Asked(hidden_states=True))
     assert skipped.hidden_states is not None and plain.hidden_states is not None
     np.testing.assert_array_equal(skipped.hidden_states[2], plain.hidden_states[1])
     assert float(jnp.abs(skipped.logits - plain.logits).max()) > 1e-3

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from jaxdistill.models import intercept, layer_drop
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.model import build_model
 from jaxdistill.models.settings import StudentConfig
 from jaxdistill.models.student import cut_student, student_config
@@ -30,11 +31,8 @@ def graded(kind: str, plain: bool) -> Any:
         outputs = intercept.apply(
             model,
             params,
-            input_ids=jnp.asarray(ids),
-            attention_mask=jnp.asarray(mask),
-            dropout_key=key,
-            hidden_states=True,
-            attentions=True,
+            Inputs(jnp.asarray(ids), jnp.asarray(mask), dropout_key=key),
+            asked=Asked(hidden_states=True, attentions=True),
             interceptors=dropped,
         )
         return jnp.sum(jnp.sin(outputs.logits)), outputs
@@ -60,10 +58,9 @@ def test_a_sub_network_is_the_student_that_is_cut_out(kind: str) -> None:
     student = build_model(student_config(teacher.config, family=kind, layers=layers))
     cut = cut_student(params, teacher=teacher, student=student, layers=layers)
     ids, mask = tiny.batch(kind)
-    run = lambda params: intercept.apply(  # noqa: E731
-        student, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True
-    )
-    wanted = jax.jit(run, compiler_options=tiny.QUICK)(cut)
+    inputs = Inputs(jnp.asarray(ids), jnp.asarray(mask))
+    run = functools.partial(intercept.apply, student, asked=Asked(hidden_states=True))
+    wanted = jax.jit(run, compiler_options=tiny.QUICK)(cut, inputs)
     kept = layer_drop.kept_mask(layers, of=teacher.num_layers)
     (_, outputs), _ = graded(kind, False)(params, kept, None)
     np.testing.assert_allclose(outputs.logits[mask], wanted.logits[mask], rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, init_params
 
@@ -36,12 +37,7 @@ def test_sizes(kind, length):
     model = tiny.model(kind)
     assert (model.width, model.vocab_size, model.max_length) == (16, 101, length)
     ids = np.full((1, length), 9, np.int32)
-    out = apply(
-        model,
-        tiny.params(kind),
-        input_ids=jax.numpy.asarray(ids),
-        attention_mask=jax.numpy.ones((1, length), bool),
-    )
+    out = apply(model, tiny.params(kind), Inputs(jax.numpy.asarray(ids), jax.numpy.ones((1, length), bool)))
     assert np.isfinite(out.logits).all()
 
 

@@ -13,6 +13,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate import importance
 from jaxdistill.models import narrow as narrowing
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, param_shapes
 from jaxdistill.models.narrow import Kept, Scores, Sizes, full_sizes, narrow, narrow_config, resolve_sizes, take
@@ -21,9 +22,9 @@ RNG = np.random.default_rng(0)
 
 
 def logits(model, params, kind):
-    ids, mask = (jnp.asarray(x) for x in tiny.batch(kind))
-    run = functools.partial(apply, model, input_ids=ids, attention_mask=mask)
-    return np.asarray(jax.jit(lambda params: run(params).logits, compiler_options=tiny.QUICK)(params))[np.asarray(mask)]
+    rows = Inputs(*(jnp.asarray(x) for x in tiny.batch(kind)))
+    run = jax.jit(lambda params: apply(model, params, rows).logits, compiler_options=tiny.QUICK)
+    return np.asarray(run(params))[np.asarray(rows.attention_mask)]
 
 
 def layers_of(model):
@@ -130,8 +131,8 @@ def test_scores_are_those_of_the_formula_and_padding_has_none():
     ids, mask = tiny.batch("bert", rows=4)
     found = scores_of(model, params, "bert")
     assert isinstance(found, Scores)
-    run = functools.partial(apply, model, params, attention_mask=jnp.asarray(mask), hidden_states=True)
-    states = run(input_ids=jnp.asarray(ids)).hidden_states
+    inputs = Inputs(jnp.asarray(ids), jnp.asarray(mask))
+    states = apply(model, params, inputs, asked=Asked(hidden_states=True)).hidden_states
     layer = params["bert"]["encoder"]["layer"]["1"]
     # The last norm of the body gives the last hidden states.
     rows = [np.abs(np.asarray(states[-1][i])[mask[i]]).mean(axis=0) for i in range(4)]

@@ -11,6 +11,7 @@ import tiny
 from jax.ad_checkpoint import print_saved_residuals
 
 from jaxdistill.models import intercept, layer_drop, remat
+from jaxdistill.models.inputs import Asked, Inputs
 
 KINDS = ("bert", "distilbert", "albert", "gpt2", "llama")  # every way of calling a layer
 
@@ -26,11 +27,8 @@ def value(kind: str, policy: str, *, attentions: bool = False) -> Any:
         outputs = intercept.apply(
             model,
             params,
-            input_ids=jnp.asarray(ids),
-            attention_mask=jnp.asarray(mask),
-            dropout_key=key,
-            hidden_states=True,
-            attentions=attentions,
+            Inputs(jnp.asarray(ids), jnp.asarray(mask), dropout_key=key),
+            asked=Asked(hidden_states=True, attentions=attentions),
             interceptors=around,
         )
         return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(outputs))

@@ -10,11 +10,12 @@ import tiny
 from flax.traverse_util import flatten_dict
 
 from jaxdistill.errors import UserError
+from jaxdistill.models.config_fields import head_size
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model
 from jaxdistill.models.student import cut_student, student_config
-from jaxdistill.models.supported import head_size
 
 
 @pytest.mark.parametrize("kind", tiny.families(kind for kind in FAMILIES if kind != "albert"))
@@ -40,8 +41,8 @@ def test_distilbert_with_every_layer_is_its_bert_teacher(tie):
     student = build_model(student_config(teacher.config, family="distilbert", layers=(0, 1, 2)))
     cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1, 2))
     ids, mask = (jnp.asarray(array) for array in tiny.batch("bert"))
-    full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True)
-    half = apply(student, cut, input_ids=ids, attention_mask=mask, hidden_states=True)
+    full = apply(teacher, params, Inputs(ids, mask), asked=Asked(hidden_states=True))
+    half = apply(student, cut, Inputs(ids, mask), asked=Asked(hidden_states=True))
     assert full.hidden_states is not None and half.hidden_states is not None
     np.testing.assert_allclose(full.hidden_states[0], half.hidden_states[0], atol=1e-6)
     np.testing.assert_allclose(full.logits[mask], half.logits[mask], atol=1e-5)
@@ -61,8 +62,8 @@ def test_gpt_neo_layers_keep_their_kind_of_attention():
     student = build_model(config)
     cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1))
     ids, mask = (jnp.asarray(array) for array in tiny.batch("gpt_neo"))
-    full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
-    half = apply(student, cut, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
+    full = apply(teacher, params, Inputs(ids, mask), asked=Asked(hidden_states=True)).hidden_states
+    half = apply(student, cut, Inputs(ids, mask), asked=Asked(hidden_states=True)).hidden_states
     np.testing.assert_allclose(half[1], full[1], atol=1e-6)
     # A student of other sizes says which attention its layers have.
     random = {"num_layers": 3, "attention_types": [[["local"], 3]]}
@@ -125,8 +126,8 @@ def test_albert_cut_runs_the_chosen_layers():
     student = build_model(student_config(teacher.config, family="albert", layers=(0, 1)))
     cut = cut_student(params, teacher=teacher, student=student, layers=(0, 1))
     ids, mask = (jnp.asarray(array) for array in tiny.batch("albert"))
-    full = apply(teacher, params, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
-    half = apply(student, cut, input_ids=ids, attention_mask=mask, hidden_states=True).hidden_states
+    full = apply(teacher, params, Inputs(ids, mask), asked=Asked(hidden_states=True)).hidden_states
+    half = apply(student, cut, Inputs(ids, mask), asked=Asked(hidden_states=True)).hidden_states
     assert full is not None and half is not None
     for left, right in zip(half, full, strict=False):
         np.testing.assert_allclose(left, right, atol=1e-6)

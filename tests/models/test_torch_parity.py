@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jaxdistill.errors import UserError
 from jaxdistill.models import hub, torch_names, weights
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, count_params
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
@@ -73,7 +74,7 @@ def test_our_weights_in_torch(kind, tie, tmp_path):
     @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def ours(params):
         def loss(params):
-            out = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask))
+            out = apply(model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask)))
             return jnp.sum(jax.nn.log_softmax(out.logits) * weights) / mask.sum(), out.logits
 
         return jax.value_and_grad(loss, has_aux=True)(params)
@@ -102,12 +103,7 @@ def test_torch_weights_in_ours(kind, tie, tmp_path):
     params = weights.load_params(tmp_path, model)
     ids, mask = tiny.batch(kind)
     got = apply(
-        model,
-        params,
-        input_ids=jnp.asarray(ids),
-        attention_mask=jnp.asarray(mask),
-        hidden_states=True,
-        attentions=True,
+        model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask)), asked=Asked(hidden_states=True, attentions=True)
     )
     with torch.no_grad():
         out = theirs(
@@ -173,7 +169,7 @@ def test_variants_of_causal_families(kind, fields, tmp_path):
     theirs, info = torch_model(tmp_path, model)
     assert not any(info.values()), info
     ids, mask = tiny.batch(kind)
-    got = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), hidden_states=True)
+    got = apply(model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask)), asked=Asked(hidden_states=True))
     with torch.no_grad():
         out = theirs(**torch_inputs(kind, ids, mask), output_hidden_states=True)
     np.testing.assert_allclose(got.logits[mask], out.logits.numpy()[mask], atol=1e-4)
@@ -250,7 +246,7 @@ def test_real_weights(shared):
     text = ["The European [MASK] voted on the proposal.", "I declare resumed the session."]
     encoded = tokenizer(text, return_tensors="np", padding=True)
     ids, mask = encoded["input_ids"], encoded["attention_mask"].astype(bool)
-    got = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask))
+    got = apply(model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask)))
     place = list(ids[0]).index(tokenizer.mask_token_id)
     best = np.argsort(-np.asarray(got.logits[0, place]))[:3]
     assert tokenizer.convert_ids_to_tokens(best) == ["commission", "parliament", "council"]
@@ -271,7 +267,7 @@ def test_real_causal_weights(shared):
     width = max(map(len, encoded))
     ids = np.array([[0] * (width - len(row)) + row for row in encoded], np.int32)
     mask = np.array([[False] * (width - len(row)) + [True] * len(row) for row in encoded])
-    got = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask))
+    got = apply(model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask)))
     theirs = torch_class(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         out = theirs(**torch_inputs("llama", ids, mask))

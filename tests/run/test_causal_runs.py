@@ -24,6 +24,7 @@ from jaxdistill.losses import terms
 from jaxdistill.losses.objective import make_objective
 from jaxdistill.losses.term import Objective
 from jaxdistill.models import intercept, torch_names
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.pair import Pair
 from jaxdistill.run import folder as workdirs
 from jaxdistill.run.assemble import rollouts_of, train_batches_of
@@ -547,9 +548,7 @@ def test_what_is_exported_is_the_student_and_writes_as_it(varied, exported, tmp_
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported).eval(), AutoTokenizer.from_pretrained(exported)
     found = workdirs.load_student(varied, report=lambda line: None)
     ids = np.random.default_rng(0).integers(0, len(tokenizer), (3, 20)).astype(np.int32)
-    ours = intercept.apply(
-        found.model, found.params, input_ids=jnp.asarray(ids), attention_mask=jnp.ones(ids.shape, bool)
-    ).logits
+    ours = intercept.apply(found.model, found.params, Inputs(jnp.asarray(ids), jnp.ones(ids.shape, bool))).logits
     with torch.no_grad():
         theirs = model(torch.tensor(ids).long()).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5)

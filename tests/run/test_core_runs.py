@@ -12,6 +12,7 @@ import transformers
 
 from jaxdistill import cli, train
 from jaxdistill.models import hub, weights
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model
 
@@ -86,6 +87,6 @@ def test_a_whole_run(make, values, tmp_path, monkeypatch):
         "input_ids": jnp.asarray(probe["input_ids"]),
         "attention_mask": jnp.asarray(probe["attention_mask"], bool),
     }
-    got = np.asarray(apply(ours, weights.load_params(folder, ours), **inputs).logits)
+    got = np.asarray(apply(ours, weights.load_params(folder, ours), Inputs(**inputs)).logits)
     mask = np.asarray(probe["attention_mask"], bool)
     np.testing.assert_allclose(got[mask], theirs[mask], atol=1e-4)

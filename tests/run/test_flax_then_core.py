@@ -5,7 +5,7 @@ import pytest
 import tiny_run
 
 from jaxdistill import train
-from jaxdistill.models.supported import has_flax_class
+from jaxdistill.models.flax.supported import has_flax_class
 
 pytestmark = [
     pytest.mark.slow,

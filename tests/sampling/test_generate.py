@@ -25,8 +25,10 @@ from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin
 from jaxdistill.models import hub, weights
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.intercept import apply, position_ids
+from jaxdistill.models.inputs import Inputs
+from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model
+from jaxdistill.models.positions import position_ids
 from jaxdistill.models.tokenizer import end_ids, load_tokenizer
 from jaxdistill.sampling import generate
 from jaxdistill.sampling.decoding import Decoding, choose, mix, repeated, truncate
@@ -123,7 +125,7 @@ def test_exported_folder_generates_in_torch_what_we_generate(kind, tie, tokenize
     theirs.eval()
 
     ids, mask = tiny.batch(kind)
-    got = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask)).logits
+    got = apply(model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask))).logits
     places = torch.tensor(np.asarray(position_ids(jnp.asarray(mask)))).long()
     with torch.no_grad():
         logits = theirs(
@@ -157,7 +159,7 @@ def test_flax_class_opens_the_flax_folder(tokenizer, tmp_path):
     ids = jnp.asarray([PROMPTS[0]])
     with jax.numpy_rank_promotion("allow"):
         theirs = FlaxAutoModelForCausalLM.from_pretrained(folder)(ids).logits
-    ours = apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits
+    ours = apply(model, params, Inputs(ids, jnp.ones_like(ids, bool))).logits
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
@@ -170,7 +172,7 @@ def test_cached_decoding_is_the_full_forward_at_every_step(kind):
     ids = np.random.default_rng(2).integers(5, 101, (2, width + new)).astype(np.int32)
     mask = np.ones_like(ids, bool)
     mask[1, :4] = False
-    full = apply(model, params, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask)).logits
+    full = apply(model, params, Inputs(jnp.asarray(ids), jnp.asarray(mask))).logits
 
     @jax.jit
     def step(cache, tokens, places):
@@ -348,7 +350,7 @@ def test_sampled_sequences_follow_the_model():
 
     def probabilities(ids):
         ids = jnp.asarray(ids)
-        logits = apply(model, params, input_ids=ids, attention_mask=jnp.ones_like(ids, bool)).logits[:, -1]
+        logits = apply(model, params, Inputs(ids, jnp.ones_like(ids, bool))).logits[:, -1]
         return np.asarray(jax.nn.softmax(logits.astype(float) / 1.5), np.float64)
 
     first = probabilities([[4, 2]])[0]

@@ -15,6 +15,7 @@ import tiny
 
 from jaxdistill.losses import policy
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.pair import Pair
 from jaxdistill.sampling import on_policy
 from jaxdistill.sampling.on_policy import (
@@ -170,8 +171,7 @@ def test_micro_batches_are_undone(accumulation, groups, group):
 
 @functools.cache
 def logits_of(kind: str) -> Any:
-    run = functools.partial(intercept.apply, tiny.model(kind))
-    f = lambda params, ids, mask: run(params, input_ids=ids, attention_mask=mask).logits  # noqa: E731
+    f = lambda params, *rows: intercept.apply(tiny.model(kind), params, Inputs(*rows)).logits  # noqa: E731
     return jax.jit(f, compiler_options=tiny.QUICK)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdistill.errors import UserError
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.sampling.decoding import Decoding
 from jaxdistill.sampling.generate import make_generator
@@ -51,8 +52,8 @@ def new_tokens(batch):
 
 def logits_of(kind, batch, **overrides):
     model, params = tiny.model(kind, **overrides), params_of(kind, **overrides)
-    inputs = {name: jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask")}
-    return np.asarray(apply(model, params, **inputs).logits, np.float64)
+    inputs = Inputs(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"]))
+    return np.asarray(apply(model, params, inputs).logits, np.float64)
 
 
 @st.composite

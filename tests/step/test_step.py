@@ -20,6 +20,7 @@ from jaxdistill.losses import terms as objectives
 from jaxdistill.losses.objective import init_projections
 from jaxdistill.losses.term import Objective
 from jaxdistill.models import intercept
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.model import Model, build_model, param_shapes
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
@@ -163,9 +164,9 @@ def test_masked_is_the_arithmetic_of_all_at_the_masked_positions() -> None:
     batch = make_batch(np.random.default_rng(1), lengths=[8, 5, 3, 8])
 
     def by_hand(params: Any) -> tuple[Any, dict]:
-        inputs: dict[str, Any] = {name: jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask")}
-        s = intercept.apply(made.student, params["student"], **inputs).logits
-        t = intercept.apply(made.teacher, made.teacher_params, **inputs).logits
+        inputs = Inputs(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["attention_mask"]))
+        s = intercept.apply(made.student, params["student"], inputs).logits
+        t = intercept.apply(made.teacher, made.teacher_params, inputs).logits
         mean = lambda x: jnp.where(batch["label_mask"], x, 0).sum() / batch["label_mask"].sum()  # noqa: E731
         means = {
             "ce": mean(losses.forward_kl(s, t, temperature=2.0)),

@@ -9,10 +9,11 @@ from flax.traverse_util import flatten_dict
 
 from jaxdistill.models.core.rows import ROWS
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.flax.supported import has_flax_class
 from jaxdistill.models.head import logits as logits_of
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.intercept import apply, head_of
 from jaxdistill.models.model import build_model, param_shapes
-from jaxdistill.models.supported import has_flax_class
 from jaxdistill.sampling.decoding import Decoding
 from jaxdistill.sampling.generate import make_generator
 
@@ -25,9 +26,8 @@ def test_both_are_one_model(kind, tie):
     config = tiny.config(kind, tie_word_embeddings=tie)
     params = tiny.params(kind, tie_word_embeddings=tie)
     ids, mask = (jnp.asarray(x) for x in tiny.batch(kind))
-    asked = {"input_ids": ids, "attention_mask": mask, "hidden_states": True, "attentions": True}
-    if not FAMILIES[kind].causal:
-        asked["positions"] = jnp.asarray([[0, 2], [1, 2]])
+    asked = Asked(hidden_states=True, attentions=True)
+    positions = None if FAMILIES[kind].causal else jnp.asarray([[0, 2], [1, 2]])
     found = {}
     for classes in ("flax", "core"):
         model = build_model(config, classes=classes)
@@ -36,7 +36,7 @@ def test_both_are_one_model(kind, tie):
         assert shapes == {path: x.shape for path, x in flatten_dict(params, sep="/").items()}
 
         def loss(params, model=model):
-            out = apply(model, params, **asked)
+            out = apply(model, params, Inputs(ids, mask), asked=asked, positions=positions)
             return jnp.sum(jnp.sin(out.logits)), out
 
         (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

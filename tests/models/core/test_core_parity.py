@@ -12,7 +12,7 @@ from jaxdistill.models import torch_names
 from jaxdistill.models.core import network
 from jaxdistill.models.core.modules import How
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.intercept import position_ids
+from jaxdistill.models.positions import position_ids
 
 TOLERANCE = 1e-4
 FAST = {("qwen3", "plain"): "left", ("modernbert", "plain"): "right"}  # with the padding of their one cell

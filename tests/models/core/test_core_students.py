@@ -8,6 +8,7 @@ import tiny
 from refusal import refused
 
 from jaxdistill.models import layer_drop
+from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model
 from jaxdistill.models.student import cut_student, student_config
@@ -69,8 +70,8 @@ def test_a_sub_network_is_the_student_that_is_cut_out(kind):
     def both(params, cut):
         kept = jnp.asarray(layer_drop.kept_mask(layers, of=teacher.num_layers))
         dropped = (layer_drop.keep_layers(teacher.family, kept),)
-        part = apply(teacher, params, input_ids=ids, attention_mask=mask, interceptors=dropped).logits
-        return part, apply(student, cut, input_ids=ids, attention_mask=mask).logits
+        part = apply(teacher, params, Inputs(ids, mask), interceptors=dropped).logits
+        return part, apply(student, cut, Inputs(ids, mask)).logits
 
     part, alone = both(params, cut)
     np.testing.assert_allclose(part[mask], alone[mask], rtol=1e-5, atol=1e-5)

@@ -13,9 +13,9 @@ from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.models.core.attention import Reach, platform
 from jaxdistill.models.core.kernels import KERNELS, attend, kernel_for
+from jaxdistill.models.flax.supported import has_flax_class
 from jaxdistill.models.model import build_model_for
 from jaxdistill.models.settings import StudentConfig
-from jaxdistill.models.supported import has_flax_class
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step.sharding import make_mesh
 

@@ -13,6 +13,7 @@ import torch
 
 from jaxdistill.models import torch_names
 from jaxdistill.models.families import FAMILIES
+from jaxdistill.models.inputs import Asked, Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model
 from jaxdistill.models.scan import layer_interceptors
@@ -57,8 +58,9 @@ def check(model, params, theirs, kind, layer):
     if FAMILIES[kind].causal:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
     expected = torch_projected(model, theirs, inputs, layer)
-    run = functools.partial(apply, model, input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), projected=layer)
-    jitted = jax.jit(lambda params: run(params).projected, compiler_options=tiny.QUICK)
+    run = functools.partial(apply, model, asked=Asked(projected=layer))
+    rows = Inputs(jnp.asarray(ids), jnp.asarray(mask))
+    jitted = jax.jit(lambda params: run(params, rows).projected, compiler_options=tiny.QUICK)
     for ours, torchs in zip(jitted(params), expected, strict=True):
         # Head norms of torch see [batch length heads size], or with the heads before the length.
         flat = torchs.reshape(*mask.shape, -1) if torchs.ndim == 3 or torchs.shape[1] == mask.shape[1] else None
@@ -99,7 +101,7 @@ def test_however_the_layers_run(classes, how):
     around = layer_interceptors(model, kept=kept, remat="full" if how == "remat" else "")
 
     def value(params, model, around):
-        out = apply(model, params, input_ids=ids, attention_mask=mask, projected=1, interceptors=around)
+        out = apply(model, params, Inputs(ids, mask), asked=Asked(projected=1), interceptors=around)
         return sum(jnp.sum(jnp.sin(x)) for x in out.projected or ())
 
     results = [
@@ -120,7 +122,7 @@ def test_later_layers_are_not_computed(scan):
     def flops(layer):
         def projected(params):
             around = layer_interceptors(model)
-            out = apply(model, params, input_ids=ids, attention_mask=mask, projected=layer, interceptors=around)
+            out = apply(model, params, Inputs(ids, mask), asked=Asked(projected=layer), interceptors=around)
             return out.projected
 
         return (jax.jit(projected).lower(params).compile().cost_analysis() or {})["flops"]

@@ -20,8 +20,9 @@ from jaxdistill.models.core.attention import Tokens
 from jaxdistill.models.core.modules import How
 from jaxdistill.models.core.rows import read_settings
 from jaxdistill.models.families import FAMILIES
-from jaxdistill.models.intercept import Interceptor, position_ids
+from jaxdistill.models.interceptors import Interceptor
 from jaxdistill.models.layer_drop import keep_layers
+from jaxdistill.models.positions import position_ids
 
 WINDOWS = ("gemma3_text", "plain")  # and two ropes
 

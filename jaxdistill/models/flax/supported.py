@@ -4,7 +4,7 @@ import importlib.util
 from typing import Any
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.config_fields import check_fields
+from jaxdistill.models.config_fields import check_fields, head_size
 from jaxdistill.models.families import FAMILIES
 
 _ROPE_THETA = 10_000.0  # written into the Flax classes
@@ -127,11 +127,6 @@ def _check_dropout(config: Any) -> None:
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, int | float) and not 0 <= value <= 1:
             raise UserError(f"{config.model_type} config: {name} is {value!r}; a dropout must lie between 0 and 1")
-
-
-def head_size(config: Any) -> int:
-    """Entries of an attention head: head_dim where the configuration has one, else width / heads."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def fewest_positions(config: Any) -> int:
