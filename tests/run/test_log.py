@@ -21,7 +21,7 @@ def test_tokens_per_second_are_real_tokens_in_the_time_between_two_records(monke
         lambda step, kind, figures: written.append((step, kind, figures)), lambda step: 1e-3, last_good=lambda: ""
     )
     # Rows of 6 positions: 5 + 2 tokens are real in the first batch, 6 + 1 in the second, 3 + 0 in the third.
-    masks = [np.arange(6) < np.array(lengths)[:, None] for lengths in ([5, 2], [6, 1], [3, 0])]
+    masks = [np.arange(6) < np.array(lengths)[:, None] for lengths in ([5, 2], [6, 1], [3, 0], [4, 4])]
     batches = iter([{"attention_mask": mask} for mask in masks])
     metrics = {name: jnp.float32(1.5) for name in ("loss", "grad_norm")}
     to.next(batches)
@@ -37,7 +37,8 @@ def test_tokens_per_second_are_real_tokens_in_the_time_between_two_records(monke
         (2, "train", 14 / 4.0),
         (3, "train", 3 / 0.5),
     ]
-    # Time and tokens of an evaluation, or of a checkpoint, do not count.
+    # Neither time nor tokens before a restart count, as after compilation, an evaluation or a checkpoint.
+    to.next(batches)
     to.restart()
     to.put(4, metrics)
     to.read()

@@ -40,11 +40,18 @@ ON_SAMPLES = {"policy": 1.0, "repetition": 1.0, "diversity": 1.0, "entropy": 1.0
 
 
 def pad(tree: Any) -> Any:
-    """Parameters with rows after the last word that would draw every softmax to themselves."""
+    """Parameters with rows after the last word that would draw every softmax to themselves.
+
+    They have either sign in turn, as a hidden state whose numbers add up to less than 0 gives a row of 9s no weight.
+    """
 
     def padded(x: np.ndarray) -> np.ndarray:
-        more = [(0, PADDED - WORDS if size == WORDS else 0) for size in x.shape]
-        return np.pad(x, more, constant_values=9.0)
+        for axis, size in enumerate(x.shape):
+            if size == WORDS:
+                signs = np.where(np.arange(PADDED - WORDS) % 2, 9.0, -9.0).astype(x.dtype)
+                more = np.moveaxis(np.broadcast_to(signs, (*np.delete(x.shape, axis), len(signs))), -1, axis)
+                x = np.concatenate([x, more], axis)
+        return x
 
     return jax.tree.map(padded, tree)
 
