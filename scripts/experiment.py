@@ -12,7 +12,10 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdistill.run.hooks import Hooks
 
 ROOT = Path(__file__).resolve().parents[1]
 Figures = Mapping[str, float]  # of one run: {name: value}
@@ -54,17 +57,18 @@ def result_of(workdir: Path) -> Figures:
     return json.loads((workdir / "result.json").read_text())
 
 
-def run(recipe: str, workdir: Path, settings: Mapping[str, Any]) -> Path:
+def run(recipe: str, workdir: Path, settings: Mapping[str, Any], hooks: "Hooks | None" = None) -> Path:
     """A run of the ordinary trainer. One that is complete costs nothing."""
     from jaxdistill import files
     from jaxdistill import recipe as recipes
     from jaxdistill.run import loop
+    from jaxdistill.run.hooks import Hooks
 
     done = workdir / "done.json"
     if not done.exists():
         began = time.monotonic()
         overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-        loop.run(recipes.read(str(ROOT / "configs" / recipe), overrides), workdir)
+        loop.run(recipes.read(str(ROOT / "configs" / recipe), overrides), workdir, hooks=hooks or Hooks())
         files.write_text(done, json.dumps({"minutes": (time.monotonic() - began) / 60}))
     return workdir
 

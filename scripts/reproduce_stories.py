@@ -6,9 +6,8 @@
 A Llama with real weights is cut to some of its layers, and the student learns by each objective from the same stories.
 An update by samples costs several times one by cross entropy, so a comparison by updates favours the dear objectives:
 here each has as many updates as fit into --seconds, by the time of its own updates in a short run of the same shape.
-These times are measured once, for all seeds. On a machine that has other work, measure them first, while it is quiet:
-
-    python scripts/reproduce_stories.py --teacher ... --stories ... --workdir runs/stories --time-only
+These times are measured once, for all seeds. On a CPU the seconds are those of the processor, all threads together, so
+that other work on the machine does not count; on an accelerator they are those of a clock.
 
 Besides perplexity and the agreement with the teacher, students are measured by a figure that none of them was trained
 for: they continue the beginnings of held-out stories, greedily and by sampling, and the teacher says how probable the
@@ -22,6 +21,9 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ from experiment import (
     folder_of,
     measured,
     paired_table,
-    records,
     result_of,
     run,
     seeds_of,
@@ -65,7 +66,6 @@ COLUMNS = {
 }
 DIGITS = {"milliseconds": 0, "updates": 0, "perplexity": 2, "greedy_perplexity": 2, "sampled_perplexity": 2}
 COMPARED = {name: COLUMNS[name] for name in ("perplexity", "KL to the teacher", "sampled: teacher's perplexity")}
-PROBED = 64  # updates of the short run that times an objective
 
 
 def write_stories(flags: argparse.Namespace) -> dict[str, Path]:
@@ -114,25 +114,41 @@ def settings_of(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, 
 
 
 def seconds_of_updates(flags: argparse.Namespace, text: dict[str, Path]) -> dict[str, float]:
-    """How long an update of each objective takes, by the second half of a short run; measured once, and then read."""
+    """How long an update of each objective takes in a short run, measured once for all seeds, and then read."""
     from jaxdistill import files
 
     path = flags.workdir / "times.json"
     times: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     for name in arms_of(flags, METHODS):
         if name not in times:
-            recipe, changes = METHODS[name]
-            settings = settings_of(flags, text, seed=0, steps=PROBED) | changes | {"log.every": 1}
-            times[name] = seconds_of_update(run(recipe, folder_of(flags.workdir / "times", 0, name), settings))
+            times[name] = seconds_of_update(flags, text, name)
             files.write_text(path, json.dumps(times, indent=2))
     return times
 
 
-def seconds_of_update(workdir: Path) -> float:
-    """A mean, not a median: of the updates on policy some use samples and take longer, and some do not."""
-    times = [record["time"] for record in records(workdir, "train")]
-    half = len(times) // 2
-    return (times[-1] - times[half]) / (len(times) - 1 - half)
+def seconds_of_update(flags: argparse.Namespace, text: dict[str, Path], name: str) -> float:
+    import jax
+
+    from jaxdistill.run.hooks import Hooks
+
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    ticks: list[float] = []
+
+    def tick(step: int, kind: str, figures: Figures) -> None:
+        if kind == "train":
+            ticks.append(clock())
+
+    recipe, changes = METHODS[name]
+    settings = settings_of(flags, text, seed=0, steps=flags.probed) | changes | {"log.every": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        run(recipe, Path(folder) / "run", settings, Hooks(on_record=tick))
+    return after_compilation(ticks)
+
+
+def after_compilation(ticks: Sequence[float]) -> float:
+    """The time of an update in the second half, as a mean: on policy, updates with samples take longer than others."""
+    half = len(ticks) // 2
+    return (ticks[-1] - ticks[half]) / (len(ticks) - 1 - half)
 
 
 def continued(flags: argparse.Namespace, text: dict[str, Path], student: Any, *, temperature: float) -> Figures:
@@ -222,7 +238,7 @@ def main() -> None:
     parser.add_argument("--stories", required=True, type=Path, help="a JSON list of texts")
     add_flags(parser, section="stories", arms=METHODS)
     parser.add_argument("--seconds", type=float, default=60, help="of training for each objective; 0 = --steps each")
-    parser.add_argument("--time-only", action="store_true", help="measure how long updates take, and stop")
+    parser.add_argument("--probed", type=int, default=32, help="updates of the short run that times an objective")
     parser.add_argument("--steps", type=int, default=300, help="updates of each objective, with --seconds 0")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
@@ -235,8 +251,6 @@ def main() -> None:
     arms_of(flags, METHODS)
     text = write_stories(flags)
     times = seconds_of_updates(flags, text) if flags.seconds else {}
-    if flags.time_only:
-        return
     for seed in seeds_of(flags):
         run_seed(flags, text, times, seed=seed)
     report(flags, text)
