@@ -1,5 +1,6 @@
 """The compiled parts of a run's training, and where their arguments lie."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -119,10 +120,11 @@ def check_devices(config: Config, meshes: Meshes) -> None:
     for mesh, whose in ((meshes.student, "devices"), (meshes.teacher, "devices of the teacher")):
         size = row_devices(mesh)
         if config.train.batch_size % (pieces * size):
+            larger = math.ceil(config.train.batch_size / (pieces * size)) * pieces * size
             raise UserError(
                 f"config.train.batch_size={config.train.batch_size} must be a multiple of train.accumulation x "
                 f"mask.group={pieces} x {size} {whose}{_that_split_rows(mesh)} = {pieces * size}; "
-                f"{_remedy(config, mesh)}change one of them"
+                f"{_remedy(config, mesh)}set config.train.batch_size to {larger}"
             )
     check_evaluation(config, meshes.student)
 

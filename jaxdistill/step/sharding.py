@@ -32,7 +32,8 @@ def make_mesh(*, data: int, fsdp: int, tensor: int = 1, devices: Sequence[Any] |
     if data * fsdp * tensor != len(devices):
         split = f" x config.mesh.tensor={tensor}" if tensor > 1 else ""
         raise UserError(
-            f"config.mesh.data={data} x config.mesh.fsdp={fsdp}{split} must be the {len(devices)} devices here"
+            f"config.mesh.data={data} x config.mesh.fsdp={fsdp}{split} must be the {len(devices)} devices here; set "
+            f"config.mesh.data to -1, and config.mesh.fsdp and tensor so that their product divides {len(devices)}"
         )
     return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), AXES)
 

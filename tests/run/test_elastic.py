@@ -1,6 +1,8 @@
 """A run goes on, on other devices and in other pieces, with the same text and the same figures."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxdistill import train
+from jaxdistill import recipe, train
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.run import accumulation, training
@@ -101,6 +103,31 @@ def test_what_lets_all_devices_take_part_is_said(batch_size: int, pieces: int, s
     mesh = sharding.make_mesh(data=8, fsdp=1)
     with pytest.raises(UserError, match=rf"config.train.batch_size={batch_size} must be a multiple .*{said}"):
         training.check_devices(config, Meshes(mesh, mesh))
+
+
+RECIPES = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_on_any_slice_or_says_what_to_set(path: Path) -> None:
+    """With micro-batches chosen by the run, the batch, and so the mathematics, stays as it is."""
+    values = {"data.path": "none", "tokenizer.name": "none", "train.accumulation": 0, "mesh.fsdp": 1}
+    config = recipe.read(str(path), [f"--config.{key}={value}" for key, value in values.items()])
+    for count in (1, 8, 16, 64):
+        devices = [jax.devices()[0]] * count  # the number alone counts
+        mesh = sharding.make_mesh(data=-1, fsdp=1, devices=devices)
+        if config.train.batch_size // config.mask.group % count == 0:
+            training.check_devices(config, Meshes(mesh, mesh))
+            assert accumulation.possible(config, Meshes(mesh, mesh))
+            continue
+        with pytest.raises(UserError, match=r"config.train.batch_size=\d+ must be a multiple") as error:
+            training.check_devices(config, Meshes(mesh, mesh))
+        found = re.search(r"set config.train.batch_size to (\d+)$", str(error.value))
+        assert found, error.value
+        training.check_devices(config.changed(train={"batch_size": int(found[1])}), Meshes(mesh, mesh))
+        if shared := re.search(r"config.mesh.tensor=(\d)\)", str(error.value)):
+            mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=int(shared[1]), devices=devices)
+            training.check_devices(config, Meshes(mesh, mesh))
 
 
 def test_batches_of_evaluation_are_filled_up() -> None:
