@@ -16,6 +16,7 @@ from jaxdistill.errors import UserError, first_line
 
 _LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
 _UNFINISHED = ".jaxdistill-unfinished"  # how the name of a folder ends that is still being written
+_ADDRESS = re.compile(r"[a-z][a-z0-9]+:/.*")  # a Path drops the second slash
 _LARGEST_JSON = 1 << 28  # bytes; the largest tokenizer.json in use has 34 million
 
 
@@ -171,8 +172,13 @@ def named_path(name: str, *, key: str = "") -> Path:
       key: the setting that names it, for the message.
 
     Raises:
-      UserError: no file can have this name, or ~ stands for no folder.
+      UserError: no file can have this name, or ~ stands for no folder; it is an address, such as gs://bucket/name.
     """
+    if _ADDRESS.fullmatch(name):
+        raise UserError(
+            f"{f'{key}={name}' if key else name} is an address, and a path of this machine is needed: copy what is "
+            "there to a folder; --workdir, --out of export and config.data.path alone take gs:// and s3://"
+        )
     try:
         path = Path(name).expanduser()
         path.lstat()

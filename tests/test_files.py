@@ -40,10 +40,16 @@ def test_names_that_no_file_can_have(name):
     refused(lambda: named_path(name), "is not a path of this machine")
 
 
+@pytest.mark.parametrize("name", ["gs://bucket/a", "s3://bucket/a", "s3:/bucket/a", "hf://user/name"])
+def test_an_address_is_no_path(name):
+    refused(lambda: named_path(name, key="config.data.cache_dir"), f"config.data.cache_dir={name} is an address")
+
+
 def test_other_names_are_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert named_path("~/a b") == tmp_path / "a b"
     assert named_path(str(tmp_path)) == tmp_path
-    assert str(named_path("not/there")) == "not/there"
+    for name in ("not/there", "a:b/c", "./gs:/a", "C:/a"):
+        assert str(named_path(name)) == name.removeprefix("./")
     (tmp_path / "file").write_text("")
     assert named_path(f"{tmp_path}/file/below") == tmp_path / "file" / "below"
