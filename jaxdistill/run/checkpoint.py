@@ -34,13 +34,12 @@ from jaxdistill.errors import UserError
 from jaxdistill.files import os_error, refusal
 from jaxdistill.run import mirror
 
-FOLDER = "checkpoints"
+FOLDER = mirror.CHECKPOINTS
 
 
 def folder_of(workdir: Path) -> Any:
     """Where the checkpoints of a run are: in its folder, or at the address that the folder mirrors."""
-    place = mirror.place_of(workdir)
-    return place.absolute() / FOLDER if place == workdir else place / FOLDER
+    return mirror.place_of_checkpoints(workdir)
 
 
 def open_manager(

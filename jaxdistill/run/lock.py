@@ -44,13 +44,17 @@ class Held:
         is_own = self.is_own()
         if is_own:
             mirror.send(self.workdir, every=mirror.PERIOD)
-        gone = [name for name in self.needed if not (self.place / name).exists()]
+        gone = [name for name in self.needed if not self._has(name)]
         if not is_own or gone:
             what = self.place / gone[0] if is_own else f"--workdir {self.workdir}"
             raise GoneError(
                 f"{what} was deleted, moved or replaced while the run trained in it, so nothing more can be saved; if "
                 "the folder was moved, name its new place as --workdir to go on from its last checkpoint"
             )
+
+    def _has(self, name: str) -> bool:
+        # An address has no folders, but for names of files: before the first checkpoint there is none of checkpoints.
+        return (self.place / name).exists() or (self.place != self.workdir and name == mirror.CHECKPOINTS)
 
     def publish(self) -> None:
         """Sends what has changed to the address of the run, where it has one."""
@@ -71,8 +75,9 @@ def check_shared(held: Held) -> None:
     """Checks that all processes of a run see the folder that the first one holds, before any of them computes.
 
     Raises:
-      UserError: names the first process that does not, in all processes.
+      UserError: names the first process that does not, in all processes; no folder of this kind can be shared.
     """
+    mirror.check_processes(held.workdir, processes.count())
     if processes.count() == 1:
         return
     seen = Held(held.workdir, processes.gathered("holder", held.own)[0])

@@ -2,7 +2,8 @@
 
 Object storage has no locks, no appending and no renaming, which most files of a run need. So these files stand in a
 temporary folder here, which is filled from the address at the start, and sent to it while the run goes on. Checkpoints
-are no part of it: orbax writes and reads them at the address, every process its own part.
+are no part of it where orbax writes and reads them at the address, every process its own part. That is gs:// alone:
+checkpoints of a run at s3:// stand in the mirror, whole, so that one process trains there.
 """
 
 import argparse
@@ -21,9 +22,14 @@ from jaxdistill import console
 from jaxdistill.errors import UserError, first_line
 
 PERIOD = 30.0  # seconds between two times that changed files are sent
-_APART = ("checkpoints", "profile", "tensorboard", "wandb")  # not fetched
+_APART = ("profile", "tensorboard", "wandb")  # not fetched
 _OF_PROCESS = (".lock", ".holder.json")  # neither fetched nor sent
 _PACKAGES = {"gs": "gcs", "s3": "s3"}  # scheme -> the extra that reads it
+_OF_ORBAX = ("gs",)  # where orbax itself writes
+CHECKPOINTS = "checkpoints"
+_TORN = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+# A file of every checkpoint. It is sent after all others, and a checkpoint that has none is not fetched.
+_SENT_LAST = "_CHECKPOINT_METADATA"
 
 
 def folder(text: str) -> Path:
@@ -56,8 +62,32 @@ def place_of(workdir: Path) -> Any:
     return epath.Path(_addresses[workdir])
 
 
+def place_of_checkpoints(workdir: Path) -> Any:
+    """Where the checkpoints of a run are written and read."""
+    place = place_of(workdir)
+    return (workdir.absolute() if _holds_checkpoints(workdir) else place) / CHECKPOINTS
+
+
+def _holds_checkpoints(workdir: Path) -> bool:
+    """Whether the checkpoints of a run are in the folder itself, which may be a mirror."""
+    return _addresses.get(workdir, "").partition("://")[0] not in _OF_ORBAX
+
+
+def check_processes(mirror: Path, count: int) -> None:
+    """Checks that a run of this many processes can be saved where the folder is.
+
+    Raises:
+      UserError: each process would have a part of every checkpoint in a mirror of its own.
+    """
+    if count > 1 and place_of(mirror) != mirror and _holds_checkpoints(mirror):
+        raise UserError(
+            f"--workdir {place_of(mirror)}: {count} processes write their parts of a checkpoint into one folder, which "
+            "no library here does at s3://; name a folder that all hosts share, or an address of gs://"
+        )
+
+
 def fetch(mirror: Path) -> None:
-    """Fills a mirror with the small files of a run. Of exported folders, it only notes that they are there.
+    """Fills a mirror with what a run needs of its address. Of exported folders, it only notes that they are there.
 
     Raises:
       UserError: the address cannot be read.
@@ -67,7 +97,7 @@ def fetch(mirror: Path) -> None:
         return
     with _reaching(place):
         for path in list(place.iterdir()) if place.exists() else ():
-            if path.name in _APART or path.name in _OF_PROCESS:
+            if path.name in (*_APART, *_OF_PROCESS) or (path.name == CHECKPOINTS and not _holds_checkpoints(mirror)):
                 continue
             if path.name.startswith("export-"):
                 (mirror / path.name).mkdir(exist_ok=True)
@@ -77,12 +107,19 @@ def fetch(mirror: Path) -> None:
 
 
 def _copy(path: Any, to: Path) -> None:
+    if path.parent.name == CHECKPOINTS and not (path / _SENT_LAST).exists():
+        return
     if path.is_dir():
         to.mkdir(exist_ok=True)
         for inner in path.iterdir():
             _copy(inner, to / inner.name)
     else:
-        to.write_bytes(path.read_bytes())
+        _copy_file(path, to)
+
+
+def _copy_file(path: Any, to: Any) -> None:
+    with path.open("rb") as source, to.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 24)
 
 
 def check_empty(mirror: Path) -> None:
@@ -112,11 +149,16 @@ def send(mirror: Path, *, every: float = 0.0) -> None:
     sent = _sent.setdefault(mirror, {})
     with _reaching(place):
         for name, path in _files(mirror):
-            if sent.get(name) != (identity := _identity(path)):
-                target = place / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
-                sent[name] = identity
+            try:
+                if sent.get(name) != (identity := _identity(path)):
+                    target = place / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _copy_file(path, target)
+                    sent[name] = identity
+            except FileNotFoundError:
+                if path.exists():  # so it is the address that is gone
+                    raise
+                # Else orbax has just removed an old checkpoint.
         for name in sent.keys() - dict(_files(mirror)).keys():
             (place / name).unlink(missing_ok=True)
             del sent[name]
@@ -130,10 +172,10 @@ _when: dict[Path, float] = {}
 
 
 def _files(mirror: Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of the files of a run, without those that are of this machine alone."""
-    for path in sorted(mirror.rglob("*")):
+    """(name, path) of the files of a run, without those that are of this machine alone, or not whole yet."""
+    for path in sorted(mirror.rglob("*"), key=lambda path: (path.name == _SENT_LAST, path)):
         name = path.relative_to(mirror).as_posix()
-        if path.is_file() and name not in _OF_PROCESS and not name.endswith(".part"):
+        if path.is_file() and name not in _OF_PROCESS and not name.endswith(".part") and _TORN not in name:
             yield name, path
 
 
