@@ -124,6 +124,7 @@ FAMILIES: dict[str, Family] = {
     # Computed by the core alone, as transformers has no Flax classes for them.
     **dict.fromkeys(("ministral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3"), _ROTARY),
     **dict.fromkeys(("gemma2", "granite", "phi3"), _ROTARY),
+    "eurobert": replace(_ROTARY, causal=False, projection_bias="lm_head/bias"),  # needs transformers 5
     "gemma3_text": replace(_ROTARY, torch_class="Gemma3ForCausalLM"),
 }
 

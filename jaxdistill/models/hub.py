@@ -104,6 +104,7 @@ def load_config(folder: Path) -> Any:
         raise UserError(f"{path}: model_type {which} is none of the families here: {', '.join(FAMILIES)}")
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    transformers_5.check_class(str(path), model_type)
     check_fields(str(path), fields, kind=model_type)
     # AutoConfig goes by the folder's name where there is no model_type.
     reader = AutoConfig if "model_type" in fields else CONFIG_MAPPING[model_type]
@@ -165,7 +166,7 @@ def _type_of_class(name: str) -> str | None:
     """The family of a class by its name: "bert" for BertForMaskedLM, TFBertModel and BertLMHeadModel."""
     from transformers import CONFIG_MAPPING
 
-    for kind in FAMILIES:
+    for kind in filter(CONFIG_MAPPING.__contains__, FAMILIES):
         stem = CONFIG_MAPPING[kind].__name__.removesuffix("Config")
         if re.match(rf"(TF|Flax)?{stem}(For|Model|LMHead|DoubleHeads)", name):
             return kind

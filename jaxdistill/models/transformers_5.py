@@ -8,12 +8,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.errors import UserError
+
 
 def is_5() -> bool:
     """Whether the installed transformers is 5; it writes configurations and tokenizers in another form."""
     import transformers
 
     return int(transformers.__version__.partition(".")[0]) >= 5
+
+
+def check_class(where: str, kind: str) -> None:
+    """Checks that the installed transformers has a configuration for a family; of EuroBERT's kind 4.57 has none.
+
+    Raises:
+      UserError: it begins with `where`.
+    """
+    from transformers import CONFIG_MAPPING, __version__
+
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{where}: {kind} models need transformers 5, and {__version__} is installed: pip install "
+            "'transformers>=5,<6', in an environment without the extra flax"
+        )
 
 
 # Configurations. 5 writes rotary positions as `rope_parameters`, which 4.57 passes over in silence, and ModernBERT's

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, rouge
-from jaxdistill.models import hub, stored, weights
+from jaxdistill.models import hub, stored, transformers_5, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.layer_choice import half, resolve_layers
 from jaxdistill.models.model import Model, build_model_for, common_words, init_params, param_shapes
@@ -305,4 +305,5 @@ def _config_from_scratch(overrides: dict[str, Any], family: str) -> Any:
         raise UserError(
             f"config.student.overrides needs a model_type, one of {', '.join(FAMILIES)}; it has {kind or None!r}"
         )
+    transformers_5.check_class("config.student.overrides", kind)
     return AutoConfig.for_model(kind)

@@ -22,7 +22,6 @@ from jaxdistill.losses.divergences import CROSS_ENTROPY, DIVERGENCES, LOGIT_MSE
 from jaxdistill.losses.fused_head import HeadLoss
 from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.models import intercept
-from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.head import Head, logits
 from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.positions import gather_tokens, head_positions
@@ -403,7 +402,7 @@ def test_the_fused_objective_is_the_dense_one(divergence: str) -> None:
 QUICK = ("bert", "gpt2")  # of each kind of model one is in the fast part
 WHOLE = [
     pytest.param(kind, tie, marks=() if tie and kind in QUICK else pytest.mark.slow)
-    for kind in FAMILIES
+    for kind in tiny.INSTALLED
     for tie in (True, False)
 ]
 

@@ -10,7 +10,6 @@ from refusal import refused
 
 from jaxdistill.models import hub
 from jaxdistill.models.config_fields import check_fields
-from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.model import build_model, count_params, init_params, param_shapes
 from jaxdistill.models.student import student_config
 
@@ -24,7 +23,7 @@ def own(kind: str, name: str) -> str:
     return tiny.config(kind).attribute_map.get(name, name)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", tiny.INSTALLED)
 def test_every_size_of_every_family(kind):
     fields = json.loads(tiny.config(kind).to_json_string(use_diff=False))
     check_fields("it", fields, kind=kind)
@@ -35,7 +34,7 @@ def test_every_size_of_every_family(kind):
             refused(partial(check_fields, "it", changed, kind=kind), f"it: {name} is {wrong!r}")
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", tiny.INSTALLED)
 def test_sizes_that_no_machine_has_are_refused_with_their_bytes(kind):
     fields = tiny.CONFIGS[kind]
     layers, width = own(kind, "num_hidden_layers"), own(kind, "hidden_size")

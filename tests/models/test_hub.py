@@ -7,11 +7,13 @@ import time
 
 import pytest
 import tiny
+from real_configs import EUROBERT
 from refusal import refused
 
 from jaxdistill import network
-from jaxdistill.models import hub, tokenizer, weights
-from jaxdistill.models.families import FAMILIES
+from jaxdistill.models import hub, tokenizer, transformers_5, weights
+from jaxdistill.models.core.attention import FAR, Reach
+from jaxdistill.models.core.rope import Rope
 from jaxdistill.models.model import build_model
 from jaxdistill.models.tokenizer import load_tokenizer
 
@@ -200,7 +202,7 @@ def files_that_are_read() -> set[str]:
 
     names = {"config.json", "generation_config.json", *(name for names in tokenizer.FILES for name in names)}
     names |= {ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE}
-    for kind in FAMILIES:
+    for kind in tiny.INSTALLED:
         found = TOKENIZER_MAPPING.get(type(tiny.config(kind)), None)
         classes = found if isinstance(found, tuple) else (found,)  # transformers 5 has one class for each kind
         # The others are None, or stand in for a class that needs a package that is not installed.
@@ -260,3 +262,13 @@ def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path, monkeypatch):
         refs.parent.mkdir()
         refs.write_text("abc")
         assert hub.resolve("somebody/model") == snapshot
+
+
+def test_a_model_type_that_transformers_5_alone_knows(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(EUROBERT))
+    if not transformers_5.is_5():
+        refused(lambda: hub.load_config(tmp_path), "config.json: eurobert models need transformers 5", "pip install")
+        return
+    core = build_model(hub.load_config(tmp_path)).core
+    assert core is not None and {layer.reach for layer in core.layers} == {Reach(FAR, FAR)}
+    assert core.layers[0].rope == Rope(theta=250_000.0, size=64) and not core.projection_bias

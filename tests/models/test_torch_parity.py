@@ -22,7 +22,7 @@ from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, count_params
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 
-BOTH = [(kind, tie) for kind in FAMILIES for tie in (True, False)]
+BOTH = [(kind, tie) for kind in tiny.INSTALLED for tie in (True, False)]
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 
 

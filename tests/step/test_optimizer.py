@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 from jaxdistill.errors import UserError
-from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.model import param_shapes
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step.optimizer import OptimConfig
@@ -55,7 +54,7 @@ def paths(tree: Any) -> dict[str, Any]:
     return {optim.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", tiny.INSTALLED)
 def test_weight_decay_touches_matrices_alone(model_type: str) -> None:
     """Biases and layer norms are the vectors. The names in the reference scripts miss DistilBERT's layer norms."""
     params = {

@@ -121,8 +121,8 @@ class Body(_Part):
         return BodyOutput(features, [hidden, *between, features], layers, jnp.asarray(embed.embedding))
 
 
-class CausalModel(_Part):
-    """The language model."""
+class LanguageModel(_Part):
+    """The language model; causal, or masked (EuroBERT)."""
 
     @nn.compact
     def __call__(self, input_ids: Int[Array, "batch length"], seen: Sequence[Seen]) -> tuple[Array, BodyOutput]:

@@ -114,7 +114,7 @@ class Body(_Part):
         layers = Layers(lambda i, **place: Layer(self.settings, self.how, first=i == 0, **place), name="layers")(
             hidden, seen
         )
-        # As in torch, the last hidden states are those before the last norm.
+        # As in torch's class of transformers 4, the last hidden states are those before the last norm; 5 norms them.
         states = [hidden, *(layer.hidden for layer in layers)]
         return BodyOutput(self.norm("final_norm", layers[-1].hidden), states, layers, embedding)
 

@@ -26,7 +26,7 @@ from jaxdistill.models.core.settings import (
 
 # Settings -> the module that computes them.
 MODULES: dict[type[Settings], type[nn.Module]] = {
-    DecoderSettings: decoder.CausalModel,
+    DecoderSettings: decoder.LanguageModel,
     Gpt2Settings: gpt2.CausalModel,
     ModernBertSettings: modernbert.MaskedModel,
     BertSettings: bert.MaskedModel,

@@ -125,6 +125,17 @@ def _llama(read: Reader) -> DecoderSettings:
     )
 
 
+def _eurobert(read: Reader) -> DecoderSettings:
+    """A Llama that sees both sides (Boizard et al. 2025, arXiv:2503.05500)."""
+    # Of classifiers, and what files of the hub hold besides the fields of the class.
+    read.pass_over("classifier_pooling", "clf_pooling", "hidden_dropout")
+    read.pass_over("bos_token", "eos_token", "pad_token", "mask_token")
+    settings = _llama(read)
+    everything = tuple(replace(layer, reach=Reach(after=FAR)) for layer in settings.layers)
+    # The torch class gives its head the bias of the MLPs.
+    return replace(settings, layers=everything, projection_bias=settings.mlp_bias)
+
+
 def _mistral(read: Reader) -> DecoderSettings:
     common = _decoder(read)
     window = read.integer("sliding_window") if read.value("sliding_window") is not None else None
@@ -427,6 +438,7 @@ ROWS: dict[str, Callable[[Reader], Settings]] = {
     "phi3": _phi3,
     "gpt2": _gpt2,
     "modernbert": _modernbert,
+    "eurobert": _eurobert,
     "bert": _bert,
     "roberta": _roberta,
     "xlm-roberta": _roberta,

@@ -58,7 +58,7 @@ NORMS_AROUND = Norms(
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings(Settings):
-    """Llama and its kin: causal, RMS norms, a gated MLP, rotary positions."""
+    """Llama and its kin: RMS norms, a gated MLP, rotary positions; causal but for EuroBERT, by the layers' reach."""
 
     norms: Norms = NORMS_BEFORE
     norm_plus_one: bool = False  # gemma: norms multiply by 1 + weight

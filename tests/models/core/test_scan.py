@@ -57,7 +57,7 @@ def close(ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "form"), tiny_core.FORMS, ids="-".join)
+@pytest.mark.parametrize(("kind", "form"), tiny_core.INSTALLED, ids="-".join)
 def test_value_and_gradient(kind: str, form: str) -> None:
     """Of logits, all hidden states and all maps."""
     loop = scan.scan_layers(FAMILIES[kind])

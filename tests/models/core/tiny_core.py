@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+import transformers
 
 from jaxdistill.models import torch_names
 from jaxdistill.models.core import network
@@ -113,6 +114,8 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
         "hidden_activation": "silu",
         "classifier_activation": "relu",
     },
+    ("eurobert", "biases"): {"hidden_act": "gelu_new", "attention_bias": True, "mlp_bias": True, "head_dim": 6},
+    ("eurobert", "llama3"): {"rope_theta": 50_000.0, "rope_scaling": _LLAMA3, "tie_word_embeddings": True},
     ("bert", "plain"): {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3, "type_vocab_size": 2},
     ("roberta", "untied"): {"hidden_act": "silu", "layer_norm_eps": 1e-3, "tie_word_embeddings": False},
     ("xlm-roberta", "plain"): {"type_vocab_size": 1},
@@ -128,6 +131,9 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("phi3", "partial"): {"partial_rotary_factor": 0.5},
 }
+
+# The forms that the installed transformers has a configuration for.
+INSTALLED = [form for form in FORMS if form[0] in transformers.CONFIG_MAPPING]
 
 
 def config(kind: str, form: str, **overrides: Any) -> Any:
