@@ -3,13 +3,15 @@
     python benchmarks/narrow.py --teacher DIR --text train.txt --held-out test.txt --width 192 --inner 768
 
 The three students have the same sizes and are distilled alike. Random rows are cut as consistently as important ones.
-Prints a Markdown table of held-out loss (nats a masked token).
+Prints a Markdown table of held-out loss (nats a masked token), mean and standard deviation over seeds.
 """
 
 import argparse
 import json
 import math
+import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from jaxdistill.models import hub, stored, weights
 from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.narrow import Scores, Sizes, resolve_sizes
 from jaxdistill.models.tokenizer import load_tokenizer
-from jaxdistill.run.cut import Cut, importance_of, narrowed, write_cut
+from jaxdistill.run.cut import Cut, importance_of, write_cut
+from jaxdistill.run.importance import narrowed
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "bert_mlm.py"
 
@@ -34,7 +37,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=0)
     parser.add_argument("--inner", type=int, default=0)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--seeds", default="0", help="of random rows and numbers, data order and dropout: 0,1,2")
     flags = parser.parse_args()
     folder = Path(flags.teacher)
     model = build_model(hub.load_config(folder))
@@ -42,16 +46,24 @@ def main() -> None:
     tokenizer = load_tokenizer(folder)
     sizes = resolve_sizes(model, width=flags.width, inner=flags.inner)
     scores = importance_of(model, params, tokenizer, flags.text, say)
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, by in (("importance", scores), ("random rows", shuffled(scores, flags.seed)), ("random", None)):
-            start = Path(scratch) / name.replace(" ", "-")
-            if by is not None:
-                write(model, params, tokenizer, by, sizes, start, teacher=flags.teacher)
-            rows.append((name, *losses(flags, sizes, start if by is not None else None, Path(scratch) / f"run-{name}")))
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for seed in map(int, flags.seeds.split(",")):
+        for name, by in (("importance", scores), ("random rows", shuffled(scores, seed)), ("random", None)):
+            with tempfile.TemporaryDirectory() as scratch:
+                start = Path(scratch) / "start"
+                if by is not None:
+                    write(model, params, tokenizer, by, sizes, start, teacher=flags.teacher)
+                found = losses(flags, sizes, start if by is not None else None, Path(scratch) / "run", seed=seed)
+            rows.setdefault(name, []).append(found)
+            say(f"seed {seed}, {name}: {found[0]:.3f} at the start, {found[1]:.3f} after {flags.steps} steps")
     print(f"| student of width {sizes.width} | loss at the start | after {flags.steps} steps |\n|---|---|---|")
-    for name, first, last in rows:
-        print(f"| {name} | {first:.2f} | {last:.2f} |")
+    for name, found in rows.items():
+        print(f"| {name} | {' | '.join(mean_and_spread(values) for values in zip(*found, strict=True))} |")
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def shuffled(scores: Scores, seed: int) -> Scores:
@@ -68,7 +80,7 @@ def write(model: Model, params: Any, tokenizer: Any, scores: Scores, sizes: Size
     write_cut(Cut(teacher, ",".join(map(str, layers))), made, cut, tokenizer, layers, out)
 
 
-def losses(flags: argparse.Namespace, sizes: Sizes, start: Path | None, run: Path) -> tuple[float, float]:
+def losses(flags: argparse.Namespace, sizes: Sizes, start: Path | None, run: Path, *, seed: int) -> tuple[float, float]:
     """Held-out loss before and after the run that begins with the student in `start`, or with random numbers."""
     fields = {
         "hidden_size": sizes.width,
@@ -91,7 +103,9 @@ def losses(flags: argparse.Namespace, sizes: Sizes, start: Path | None, run: Pat
         "evaluate.every": flags.steps,
         "evaluate.batches": 8,
         "evaluate.prompts": (),
-        "seed": flags.seed,
+        "optim.learning_rate": flags.rate,
+        "export.to": (),
+        "seed": seed,
     }
     train.main([f"--config={RECIPE}", f"--workdir={run}", *(f"--config.{key}={x}" for key, x in values.items())])
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

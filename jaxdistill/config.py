@@ -271,7 +271,7 @@ def _cached_teacher(c: Config) -> None:
     if not c.teacher.cache:
         return
     key = f"config.teacher.cache={c.teacher.cache!r}"
-    if not c.student.name and c.student.init == "teacher":
+    if not c.student.name and c.student.init != "random":
         raise UserError(
             f"{key}: no teacher is read that a student could be cut from; cut it with `jaxdistill init-student` and "
             "name its folder as config.student.name, or set config.student.init=random"

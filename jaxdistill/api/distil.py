@@ -193,6 +193,7 @@ def _models(teacher: LanguageModel | Named | None, student: LanguageModel | Name
             "student.init": "teacher",
             "student.layers": student.layers,
             "student.family": student.family,
+            **dict.fromkeys(("student.width", "student.inner", "student.heads"), 0),
         }
     if student is not None:
         place = _place(student, "student")

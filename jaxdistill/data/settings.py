@@ -166,7 +166,14 @@ class CacheConfig(Section):
         "and the probability of all others together; `topk+sampled`, the most likely words, and draws from the others.",
         resumable=True,
     )
-    samples: int = knob(12, "Words drawn for each token; not used by `topk`.", ge=1, le=4096, resumable=True)
+    samples: int = knob(
+        50,
+        "Words drawn for each token; not used by `topk`. Their noise in the gradient falls as their number, or faster, "
+        "and grows with the square of the temperature.",
+        ge=1,
+        le=4096,
+        resumable=True,
+    )
     k: int = knob(
         32,
         "Most likely words of each token, or the whole vocabulary where that is smaller; not used by `sampled`.",

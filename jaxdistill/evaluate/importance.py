@@ -29,7 +29,8 @@ Sums = dict[str, dict[str, Float[Array, "..."]]]  # kind of score -> module path
 def score(context: Context, params: PyTree) -> Scores:
     """The scores of context.student on its held-out batches."""
     model = context.student
-    sums = jax.jit(lambda params, batch: _sums(model, params, batch))
+    everywhere = sharding.replicated(context.mesh)  # so that each of several processes has them
+    sums = jax.jit(lambda params, batch: _sums(model, params, batch), out_shardings=everywhere)
     total: Any = {}
     for batch in context.batches:
         found = jax.device_get(sums(params, sharding.put_batch(dict(batch), context.mesh)))

@@ -27,6 +27,7 @@ class Origin(pydantic.BaseModel):
     start: Source | None = None  # the model that the student began as
     is_cut: bool = False  # without a start: whether the student began as layers of the teacher, or else at random
     layers: tuple[int, ...] = ()  # which ones; () where that is not recorded
+    sizes: dict[str, int] = {}  # width, inner and heads that were kept by importance; {} = the teacher's
 
     @property
     def sources(self) -> list[Source]:
@@ -52,16 +53,20 @@ class Origin(pydantic.BaseModel):
             return f"fine-tuned from {self._begin()}"
         assert self.teacher is not None, "what is cut or distilled has a teacher"
         if self.how == "cut":
-            return f"cut from `{self.teacher.name}` ({_listed(self.layers)}) and not trained"
+            return f"cut from `{self.teacher.name}` ({self._kept()}) and not trained"
         return f"distilled from `{self.teacher.name}`, starting at {self._begin()}"
 
     def _begin(self) -> str:
         if self.start is not None:
             return f"`{self.start.name}`"
         if self.is_cut and self.teacher is not None:
-            return f"{_listed(self.layers)} of `{self.teacher.name}`"
+            return f"{self._kept()} of `{self.teacher.name}`"
         return "random parameters"
 
-
-def _listed(layers: tuple[int, ...]) -> str:
-    return f"layer{'' if len(layers) == 1 else 's'} {', '.join(map(str, layers))}".strip()
+    def _kept(self) -> str:
+        """What a student that is cut has of its teacher."""
+        layers = f"layer{'' if len(self.layers) == 1 else 's'} {', '.join(map(str, self.layers))}".strip()
+        if not self.sizes:
+            return layers
+        width, inner, heads = (self.sizes[name] for name in ("width", "inner", "heads"))
+        return f"{layers}, with {width} channels, {inner} inner units and {heads} heads chosen by importance,"

@@ -63,11 +63,21 @@ class StudentConfig(Section):
         resumable="content",
     )
     revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.", resumable="content")
-    init: Literal["teacher", "random"] = knob("teacher", "Start from copies of teacher layers, or from random numbers.")
+    init: Literal["teacher", "importance", "random"] = knob(
+        "teacher",
+        "Start from copies of teacher layers (`teacher`); from these with the channels, units and heads that matter "
+        "most on the training text (`importance`, with `width`, `inner` or `heads`); or from random numbers.",
+    )
+    width: int = knob(0, "With init=importance, channels to keep; 0 = all, or as `heads` asks for.", ge=0)
+    inner: int = knob(0, "With init=importance, units of each MLP to keep; 0 = all.", ge=0)
+    heads: int = knob(0, "With init=importance, heads of each layer to keep; 0 = all, or as `width` asks for.", ge=0)
+    score_rows: int = knob(
+        512, "With init=importance, rows of the training text, the first ones, on which the teacher is scored.", ge=1
+    )
     layers: int | str | tuple[Any, ...] | None = knob(
         None,
         "Teacher layers to copy: a list such as [0, 2, 4], a count (spread evenly), `every_other`, `first:N`, "
-        "`last:N` or `spread:N`; None copies half of the layers, spread evenly.",
+        "`last:N` or `spread:N`; None copies half of the layers, spread evenly, and with init=importance all.",
     )
     family: Literal["", "distilbert"] = knob(
         "",
@@ -111,6 +121,18 @@ class StudentConfig(Section):
 
     def check(self) -> None:
         _check_attention(self, "student")
+        sizes = {name: value for name in ("width", "inner", "heads") if (value := getattr(self, name))}
+        if sizes and self.init != "importance":
+            said = ", ".join(f"config.student.{name}={value}" for name, value in sizes.items())
+            raise UserError(
+                f"{said}: sizes are cut by config.student.init=importance, and it is {self.init}; set that, or for a "
+                "random student config.student.overrides"
+            )
+        if self.init == "importance" and not (sizes or self.name):
+            raise UserError(
+                "config.student.init=importance, and nothing says what to cut: set config.student.width, inner or "
+                "heads, or init to teacher, which keeps the teacher's sizes"
+            )
 
 
 class TokenizerConfig(Section):

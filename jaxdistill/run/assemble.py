@@ -23,7 +23,7 @@ from jaxdistill.evaluate.perplexity import pruned_layers
 from jaxdistill.losses.objective import make_objective
 from jaxdistill.losses.term import Objective
 from jaxdistill.models.pair import Pair
-from jaxdistill.run import resume, writers
+from jaxdistill.run import importance, resume, writers
 from jaxdistill.run.accumulation import with_accumulation
 from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.models import load_pair
@@ -81,6 +81,7 @@ def assemble(
 
     text = texts.prepare_text(config.data, source, pair.tokenizer, causal=pair.student.family.causal, report=say)
     held_out = held_out_of(config, text)
+    pair = importance.with_student(config, pair, text, meshes, allow_pickle=allow_pickle)
     context = make_context(config.evaluate, config.mask, pair, text, held_out, mesh=meshes.student)
     evaluate = make_evaluator(config.evaluate, context)
     if meshes.separate:

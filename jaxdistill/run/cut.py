@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -15,20 +14,19 @@ from jaxdistill.data.prompts import framed_ids, prompt_ids
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import importance, search
 from jaxdistill.evaluate.context import Context
-from jaxdistill.evaluate.evaluator import make_context
 from jaxdistill.evaluate.search import Score
 from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin
 from jaxdistill.knobs import check_seed
-from jaxdistill.models import hub, stored, weights
+from jaxdistill.models import hub, weights
 from jaxdistill.models.layer_choice import period_choices, resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
-from jaxdistill.models.narrow import Scores, Sizes, full_sizes, narrow, narrow_config, resolve_sizes
-from jaxdistill.models.pair import Pair
+from jaxdistill.models.narrow import Scores, Sizes, full_sizes, resolve_sizes
 from jaxdistill.models.student import albert_choices, cut_student, student_config
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 from jaxdistill.run.assemble import held_out_of
+from jaxdistill.run.importance import narrowed, to_score
 from jaxdistill.run.origin import source_named
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
@@ -165,12 +163,6 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
     return Made(cut, out, student_model.config.model_type, layers, made, of, found, full_sizes(student_model))
 
 
-def narrowed(model: Model, params: PyTree, scores: Scores, sizes: Sizes) -> tuple[Model, PyTree]:
-    """The model cut to smaller sizes, and its parameters."""
-    made = build_model(narrow_config(model, sizes), dtype=model.dtype, attention=model.attention)
-    return made, narrow(stored.on_host(params), model, scores, sizes)
-
-
 def importance_of(model: Model, params: PyTree, tokenizer: Any, text: str, report: Report) -> Scores:
     """The scores of channels, inner units and heads on the first rows of a text."""
     return importance.score(*_scoring(model, params, tokenizer, text, report, batches=SCORE_BATCHES))
@@ -215,13 +207,12 @@ def write_cut(
     Raises:
       UserError: as `export.export.export`.
     """
+    sizes = full_sizes(student_model)._asdict() if cut.is_narrower else {}
     recipe = {
         "teacher": {"name": cut.teacher, "revision": cut.revision},
-        "student": {"layers": list(layers), "reference_init": cut.reference_init},
+        "student": {"layers": list(layers), "reference_init": cut.reference_init, **sizes},
     }
-    if cut.is_narrower:
-        recipe["student"] |= full_sizes(student_model)._asdict()
-    origin = Origin(how="cut", teacher=source_named(cut.teacher, cut.revision), is_cut=True, layers=layers)
+    origin = Origin(how="cut", teacher=source_named(cut.teacher, cut.revision), is_cut=True, layers=layers, sizes=sizes)
     card = Card(name=out.name, origin=origin, recipe=recipe, causal=student_model.family.causal)
     encode = prompt_ids if student_model.family.causal else framed_ids
     ids = np.array(encode(tokenizer, ["The quick brown fox jumps over the lazy dog."]))
@@ -250,6 +241,4 @@ def _scoring(
     prepared = texts.prepare_text(config.data, sources, tokenizer, causal=model.family.causal, report=report)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
-    pair = Pair(model, params, None, {}, tokenizer, None)
-    context = make_context(config.evaluate, config.mask, pair, prepared, held_out_of(config, prepared), mesh=mesh)
-    return context, stored.placed(params, sharding.by_rule(params, mesh, family=model.family), jnp.float32)
+    return to_score(config, model, params, tokenizer, prepared, held_out_of(config, prepared), mesh)

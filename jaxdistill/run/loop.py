@@ -27,6 +27,7 @@ from jaxdistill.run.closing import Closing
 from jaxdistill.run.due import Due
 from jaxdistill.run.export import export_run
 from jaxdistill.run.hooks import Hooks
+from jaxdistill.run.importance import kept_sizes
 from jaxdistill.run.lock import Held, check_shared, locked
 from jaxdistill.run.log import Log, Report, beside_teacher, describe, open_writers
 from jaxdistill.run.origin import origin_of
@@ -128,7 +129,9 @@ def _open(
         folders.create(
             workdir,
             config=configs.to_json(config),
-            origin=origin_of(config, layers=parts.pair.layers, own=hooks.losses).model_dump_json(indent=2),
+            origin=origin_of(
+                config, layers=parts.pair.layers, sizes=kept_sizes(config, parts.pair), own=hooks.losses
+            ).model_dump_json(indent=2),
             student=parts.pair.student,
             tokenizer=parts.pair.tokenizer,
             probe=_probe(parts.held_out[0]),

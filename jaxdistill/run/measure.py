@@ -19,6 +19,7 @@ from jaxdistill.models.model import Model, build_model_for
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.settings import StudentConfig
 from jaxdistill.run import folder as folders
+from jaxdistill.run import importance
 from jaxdistill.run.assemble import held_out_of
 from jaxdistill.run.models import check_model, in_memory, load_teacher, pair_with
 from jaxdistill.run.training import check_evaluation
@@ -96,7 +97,7 @@ def evaluate_run(
     # In the data types of the run, so that its own figures come out again.
     pair = in_memory(pair, config.teacher.dtype, Meshes(mesh, mesh))
     name = f"{workdir}, step {student.step}"
-    return _measure(config, pair, mesh, name=name, predictions=predictions, report=report)
+    return _measure(config, pair, mesh, name=name, allow_pickle=allow_pickle, predictions=predictions, report=report)
 
 
 def evaluate_model(
@@ -119,7 +120,8 @@ def evaluate_model(
     Raises:
       UserError: what does not fit.
     """
-    made = {"init", "layers", "family", "reference_init", "overrides"}  # of a student that is made, not read
+    # Of a student that is made, not read.
+    made = {"init", "layers", "family", "reference_init", "overrides", "width", "inner", "heads"}
     as_it_is = {key: getattr(StudentConfig(), key) for key in made}
     return evaluate_config(
         config.changed(student={**as_it_is, "name": name, "revision": revision}),
@@ -161,7 +163,7 @@ def evaluate_config(
         missing="error",
         meshes=Meshes(mesh, mesh),
     )
-    return _measure(config, pair, mesh, name=name, predictions=predictions, report=report)
+    return _measure(config, pair, mesh, name=name, allow_pickle=allow_pickle, predictions=predictions, report=report)
 
 
 def _with_metrics(config: Config, metrics: Sequence[str] | None, predictions: Path | None) -> Config:
@@ -192,11 +194,19 @@ def _teacher(
 
 
 def _measure(
-    config: Config, pair: Pair, mesh: Mesh, *, name: str, predictions: Path | None, report: Report
+    config: Config,
+    pair: Pair,
+    mesh: Mesh,
+    *,
+    name: str,
+    allow_pickle: bool,
+    predictions: Path | None,
+    report: Report,
 ) -> dict[str, float]:
     sources = texts.open_text(config.data)
     text = texts.prepare_text(config.data, sources, pair.tokenizer, causal=pair.student.family.causal, report=report)
     check_evaluation(config, mesh)
+    pair = importance.with_student(config, pair, text, Meshes(mesh, mesh), allow_pickle=allow_pickle)
 
     def keep_completions(records: list[ScoredCompletion]) -> None:
         if predictions is not None:

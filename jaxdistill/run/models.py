@@ -16,6 +16,7 @@ from jaxdistill.models import hub, stored, transformers_5, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.layer_choice import half, resolve_layers
 from jaxdistill.models.model import Model, build_model_for, common_words, init_params, param_shapes
+from jaxdistill.models.narrow import Sizes, narrow_config, resolve_sizes
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.partition import check_heads
 from jaxdistill.models.settings import StudentConfig, TeacherConfig
@@ -45,6 +46,8 @@ def load_pair(
     config: Config, *, allow_pickle: bool, report: Callable[[str], None], meshes: Meshes | None = None
 ) -> Pair:
     """Loads the teacher, makes the student, and checks that both, and the tokenizer, go together.
+
+    A student that is cut by importance has shapes in place of parameters (run/importance.py makes them).
 
     Args:
       meshes: what holds the parameters, split over its devices; None = the host, in NumPy.
@@ -155,13 +158,26 @@ def in_memory(pair: Pair, teacher_dtype: str, meshes: Meshes | None) -> Pair:
     """
     if meshes is None:
         teacher_params = in_dtype(pair.teacher_params, teacher_dtype)
-        return pair._replace(student_params=stored.on_host(pair.student_params), teacher_params=teacher_params)
-    of_student = sharding.by_rule(pair.student_params, meshes.student, family=pair.student.family)
-    of_teacher = sharding.of_teacher(pair, meshes.teacher)
-    return pair._replace(
-        student_params=stored.placed(pair.student_params, of_student, jnp.float32),
-        teacher_params=stored.placed(pair.teacher_params, of_teacher, jnp.dtype(teacher_dtype)),
-    )
+    else:
+        of_teacher = sharding.of_teacher(pair, meshes.teacher)
+        teacher_params = stored.placed(pair.teacher_params, of_teacher, jnp.dtype(teacher_dtype))
+    return student_in_memory(pair._replace(teacher_params=teacher_params), meshes)
+
+
+def student_in_memory(pair: Pair, meshes: Meshes | None) -> Pair:
+    """As `in_memory`, of the student alone; parameters that are not made yet stay shapes."""
+    params = pair.student_params
+    if not is_made(params):
+        return pair
+    if meshes is None:
+        return pair._replace(student_params=stored.on_host(params))
+    shardings = sharding.by_rule(params, meshes.student, family=pair.student.family)
+    return pair._replace(student_params=stored.placed(params, shardings, jnp.float32))
+
+
+def is_made(params: PyTree) -> bool:
+    """Whether parameters are arrays, and not their shapes."""
+    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
 
 
 def check_model(config: Config, model: Model, role: str) -> None:
@@ -249,11 +265,25 @@ def _student_model(
         return StudentChoice(build_model_for(own, s), None, None)
     assert teacher is not None, "config.check lets no run without any start pass"
     depth, period = teacher.num_layers, teacher.period
-    spec = s.layers if s.layers is not None else half(of=depth, period=period)
-    layers = resolve_layers(spec, of=depth, period=period)
+    by_importance = s.init == "importance"
+    usual = f"first:{depth}" if by_importance else half(of=depth, period=period)
+    layers = resolve_layers(usual if s.layers is None else s.layers, of=depth, period=period)
     family = s.family or teacher.config.model_type
-    cut = student_config(teacher.config, family=family, layers=layers, overrides=overrides)
+    whole = narrow_config(teacher, narrower_sizes(s, teacher)) if by_importance else teacher.config
+    cut = student_config(whole, family=family, layers=layers, overrides=overrides)
     return StudentChoice(build_model_for(cut, s), layers, None)
+
+
+def narrower_sizes(settings: StudentConfig, teacher: Model) -> Sizes:
+    """The sizes of a student that is cut by importance.
+
+    Raises:
+      UserError: no model can have them, or they are larger than the teacher's.
+    """
+    try:
+        return resolve_sizes(teacher, width=settings.width, inner=settings.inner, heads=settings.heads)
+    except UserError as error:
+        raise UserError(f"config.student.width, inner and heads: {error}") from error
 
 
 def _unused(settings: StudentConfig, choice: StudentChoice) -> str:
@@ -261,7 +291,7 @@ def _unused(settings: StudentConfig, choice: StudentChoice) -> str:
     if choice.folder is None:
         return ""
     default = StudentConfig()
-    names = ("init", "layers", "family", "reference_init", "overrides")
+    names = ("init", "layers", "family", "reference_init", "overrides", "width", "inner", "heads")
     given = {name: getattr(settings, name) for name in names}
     if given["family"] == choice.model.config.model_type:
         del given["family"]
@@ -279,6 +309,8 @@ def _student_params(
     report: Callable[[str], None],
 ) -> PyTree:
     key = jax.random.key(config.seed)
+    if choice.layers is not None and config.student.init == "importance":
+        return param_shapes(choice.model)  # until the teacher is scored on the text: run/importance.py
     if choice.layers is not None:
         assert teacher is not None
         return cut_student(

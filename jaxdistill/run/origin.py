@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
@@ -18,11 +19,18 @@ from jaxdistill.run import folder as folders
 from jaxdistill.run import teacher_cache
 
 
-def origin_of(config: Config, *, layers: tuple[int, ...] | None, own: Mapping[str, OwnLoss] = NO_LOSSES) -> Origin:
+def origin_of(
+    config: Config,
+    *,
+    layers: tuple[int, ...] | None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
+    own: Mapping[str, OwnLoss] = NO_LOSSES,
+) -> Origin:
     """What a run of this config makes its student from.
 
     Args:
       layers: the teacher layers that the student is cut from; None where it is not cut.
+      sizes: of a student that is cut to smaller ones.
       own: the losses of a Python program.
     """
     rows = [TERMS[name] for name in config.losses] + [loss.row for loss in own.values()]
@@ -30,10 +38,10 @@ def origin_of(config: Config, *, layers: tuple[int, ...] | None, own: Mapping[st
     teacher = _teacher(config)
     start = source_named(config.student.name, config.student.revision) if config.student.name else None
     is_cut = layers is not None
+    made = {"start": start, "is_cut": is_cut, "layers": layers or (), "sizes": dict(sizes)}
     if teacher is not None and learns:
-        return Origin(how="distilled", teacher=teacher, start=start, is_cut=is_cut, layers=layers or ())
-    how = "fine-tuned" if start or is_cut else "trained"
-    return Origin(how=how, teacher=teacher if is_cut else None, start=start, is_cut=is_cut, layers=layers or ())
+        return Origin(how="distilled", teacher=teacher, **made)
+    return Origin(how="fine-tuned" if start or is_cut else "trained", teacher=teacher if is_cut else None, **made)
 
 
 def _teacher(config: Config) -> Source | None:
@@ -76,7 +84,7 @@ def read_origin(workdir: Path, config: Mapping[str, Any] | None = None) -> Origi
     start = Source(name=student["name"], base_models=_on_hub(student["name"])) if student["name"] else None
     if teacher:
         source = Source(name=teacher, base_models=_on_hub(teacher))
-        is_cut = not start and student["init"] == "teacher"
+        is_cut = not start and student["init"] != "random"
         return Origin(how="distilled", teacher=source, start=start, is_cut=is_cut)
     return Origin(how="fine-tuned" if start else "trained", start=start)
 
