@@ -5,11 +5,12 @@
     jaxdistill train --config configs/cached_mlm.py --workdir runs/cached --config.data.path=corpus.txt \
         --config.student.name=student/ --config.teacher.cache=cache/
 
-The cache keeps 12 words that are drawn from the teacher's distribution over each masked token (random-sampling
-distillation, Anshumann et al. 2025, arXiv:2503.16870), 26 bytes a masked token: 4 bytes of each token of the text, in
+The cache keeps 50 words that are drawn from the teacher's distribution over each masked token (random-sampling
+distillation, Anshumann et al. 2025, arXiv:2503.16870), 102 bytes a masked token: 15 bytes of each token of the text, in
 each of three epochs with masks of their own. Loss and gradient are those of the live teacher on average over the
-draws. docs/cache.md has the formulas. Losses of hidden states need cache.layers, and take far more room. Nobody has
-run this recipe at full size yet.
+draws. They scatter with the square of the temperature, which is therefore 1, where bert_mlm.py has 2. docs/cache.md has
+the formulas. Losses of hidden states need cache.layers, and take far more room. Nobody has run this recipe at full size
+yet.
 
 Without teacher.cache the same recipe runs the teacher itself, on the same masks. `:smoke` does so in seconds, on the
 teacher and text of the quickstart, and takes a cache of its own as well.
@@ -25,10 +26,10 @@ def get_config(variant: str = "") -> Config:
     check_variant(variant, "smoke")
     config = base()
     config.teacher.name = "bert-base-uncased"
-    config.cache.kind, config.cache.samples = "sampled", 12
+    config.cache.kind, config.cache.samples = "sampled", 50
     config.mask.epochs, config.mask.group = 3, 1
     config.loss.tokens = "masked"
-    config.loss.temperature = 2.0
+    config.loss.temperature = 1.0
     config.loss.alpha_ce, config.loss.alpha_mlm, config.loss.alpha_cos = 5.0, 2.0, 0.0
     config.train.batch_size = 256
     config.train.accumulation = 4  # micro-batches of 64 rows
