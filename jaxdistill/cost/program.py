@@ -301,9 +301,18 @@ def devices_of(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **_of_chips(topology)).devices
     except Exception as e:  # any error of libtpu: it is absent, or refuses the name
         raise UserError(
-            f"--topology {topology} cannot be compiled for ({str(e).splitlines()[0]}); slices are named as v5e:2x4, "
-            "and need pip install 'jaxdistill[tpu]'"
+            f"--topology {topology} cannot be compiled for ({str(e).splitlines()[0]}); slices are named by "
+            "their chips, as v5e:2x4 or v5p:2x2x1, and need pip install 'jaxdistill[tpu]'"
         ) from e
+
+
+def _of_chips(topology: str) -> dict[str, Any]:
+    """What libtpu has to be told so that a device of a slice is a chip, as on the machines that are rented."""
+    kind, _, sizes = topology.partition(":")
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}  # else a device is half a chip
+    if set(sizes.split("x")) == {"1"}:  # by default a host has four chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return options
