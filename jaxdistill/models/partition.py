@@ -32,7 +32,8 @@ MODULES = (
     (r"attention/(query|key|value)", "outputs"),  # ALBERT
     (r"attention/[qkv]_lin", "outputs"),  # DistilBERT
     (r"(self_attn|attn/attention)/[qkv]_proj", "outputs"),  # Llama and its kin, OPT, GPT-Neo
-    (r"intermediate/dense|ffn|ffn/lin1|fc1|c_fc|mlp/(gate|up)_proj", "outputs"),
+    # DistilBERT's `ffn` is a module of two products, ALBERT's the first of the two.
+    (r"intermediate/dense|albert_layers/\d+/ffn|ffn/lin1|fc1|c_fc|mlp/(gate|up)_proj", "outputs"),
     (r"output/dense|attention/dense|out_lin|out_proj|o_proj|c_proj|Wo", "inputs"),
     (r"ffn_output|ffn/lin2|fc2|down_proj", "inputs"),
     (r"(transform|predictions|head)/dense|vocab_transform", "head"),  # as "inputs", of hidden states that are whole

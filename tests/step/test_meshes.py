@@ -232,6 +232,9 @@ def test_the_table_knows_every_kernel_of_a_layer(kind: str) -> None:
             of_bias = partition.cut_of(f"{module}/bias", 1, model.family)
             assert of_bias.tensor == (0 if what == "outputs" else None), told
     assert "inputs" in found and found & {"outputs", "qkv"}
+    # What holds such modules is none of them: its hidden states are whole.
+    holders = {path.rsplit("/", i)[0] for path in shapes for i in range(2, path.count("/") + 1)}
+    assert {path: partition.kind_of(path) for path in holders if partition.kind_of(path)} == {}
     assert partition.cut_of(model.family.embedding, 2, model.family).tensor == 0
     if f"{model.family.projection}/kernel" in shapes:
         assert partition.cut_of(f"{model.family.projection}/kernel", 2, model.family).tensor == 1
