@@ -27,3 +27,13 @@ def test_a_step_of_both_libraries_is_the_same_and_is_timed() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "140"}, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "torch-eager" in done.stdout and "of peak" in done.stdout
+
+
+@pytest.mark.slow
+def test_both_libraries_write_the_same_text_and_are_timed() -> None:
+    """The benchmark itself compares the texts."""
+    sizes = "--layers 1 --prompts 2 --length 8 --new 4 --rounds 1"
+    command = [sys.executable, str(STEP.with_name("generate.py")), *sizes.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of the text is equal" in done.stdout and "jaxdistill" in done.stdout

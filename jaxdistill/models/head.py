@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdistill.models.products import times_rows
+
 
 @jax.tree_util.register_pytree_with_keys_class  # so that cap and scale are static: arrays alone are leaves
 class Head(NamedTuple):
@@ -44,8 +46,10 @@ def logits(head: Head) -> Float[Array, "*tokens vocab"]:
     """The logits of a few tokens at a time."""
     assert head.features is not None
     kernel = head.kernel.astype(head.features.dtype)
-    product = "...w,vw->...v" if head.tied else "...w,wv->...v"
-    values = jnp.einsum(product, head.features, kernel, preferred_element_type=jnp.float32)
+    if head.tied:
+        values = times_rows(head.features, kernel, sums=jnp.float32)
+    else:
+        values = jnp.einsum("...w,wv->...v", head.features, kernel, preferred_element_type=jnp.float32)
     if head.bias is not None:
         values += jnp.broadcast_to(head.bias.astype(jnp.float32), values.shape)
     return bounded(values, cap=head.cap, scale=head.scale).astype(head.features.dtype)

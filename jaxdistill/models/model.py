@@ -200,6 +200,16 @@ def rebuilt(model: Model, config: Any) -> Model:
     return build_model(config, dtype=model.dtype, attention=model.attention, classes=model.classes, scan=model.scan)
 
 
+def by_core(model: Model) -> Model:
+    """The model as the core computes it, with the same parameters; as it is, where the core cannot."""
+    if model.core is not None or model.config.model_type not in ROWS:
+        return model
+    try:
+        return build_model(model.config, dtype=model.dtype, attention=model.attention, classes="core")
+    except UserError:  # a field of the configuration that the core does not follow
+        return model
+
+
 # Parameters: nested dicts with the paths of the Flax class, without a head that is tied to the embeddings.
 
 

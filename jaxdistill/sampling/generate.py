@@ -23,7 +23,7 @@ from jaxdistill.models.flax.forward import empty_flax_cache, forward_flax_cached
 from jaxdistill.models.head import first_words
 from jaxdistill.models.intercept import places
 from jaxdistill.models.interceptors import gather_before
-from jaxdistill.models.model import Model, common_words
+from jaxdistill.models.model import Model, by_core, common_words
 from jaxdistill.models.positions import position_ids
 from jaxdistill.sampling.decoding import Decoding, check_decoding, choose, mix, repeated
 
@@ -150,6 +150,8 @@ def make_decoder(
       words: tokens are drawn from this many words; None = from all that the models have in common.
     """
     words = words or common_words(*models)
+    # The core's cache is read as it is; on a CPU, Flax classes copy theirs for every token.
+    models = [by_core(model) for model in models]
     used = [i for i, weight in enumerate(weights) if weight > 0]
     new = decoding.max_new_tokens
 

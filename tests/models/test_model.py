@@ -9,7 +9,7 @@ import tiny
 
 from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
-from jaxdistill.models.model import build_model, init_params
+from jaxdistill.models.model import build_model, by_core, init_params, param_shapes
 
 CAUSAL = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "gemma")
 
@@ -49,3 +49,12 @@ def test_gemma_begins_where_torch_does():
         if "norm" in path[-2].key
     ]
     assert len(norms) == 5 and all(not x.any() for x in norms)
+
+
+@pytest.mark.parametrize(("kind", "computed"), [("gpt2", True), ("gpt_neo", False)])
+def test_the_core_takes_over_from_a_flax_class_where_it_can(kind, computed):
+    model = tiny.model(kind)
+    core = by_core(model)
+    assert (core.core is not None) == computed and (core is model) != computed and by_core(core) is core
+    shapes = [jax.tree.map(lambda x: x.shape, param_shapes(one)) for one in (model, core)]
+    assert shapes[0] == shapes[1]

@@ -22,6 +22,7 @@ from jaxdistill.models.core.modules import (
     mix_values,
 )
 from jaxdistill.models.core.settings import Gpt2Settings
+from jaxdistill.models.products import times_rows
 
 
 class Conv1D(nn.Module):
@@ -35,7 +36,7 @@ class Conv1D(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.start, (self.size, x.shape[-1]), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.size,), jnp.float32)
-        product = jnp.matmul(x, jnp.asarray(kernel).T.astype(self.how.dtype))
+        product = times_rows(x, jnp.asarray(kernel).astype(self.how.dtype))
         return product + jnp.broadcast_to(jnp.asarray(bias).astype(self.how.dtype), product.shape)
 
 

@@ -27,10 +27,13 @@ class How(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """Keys and values of a layer for the tokens so far, with room for more."""
+    """Keys and values of a layer for the tokens so far, with room for more.
 
-    key: Float[Array, "batch length kv_heads size"]
-    value: Float[Array, "batch length kv_heads size"]
+    By head first, as the products of attention read them: any other order is copied for every token on a CPU.
+    """
+
+    key: Float[Array, "batch kv_heads length size"]
+    value: Float[Array, "batch kv_heads length size"]
     filled: Int[Array, ""]  # tokens that are held
 
 
@@ -165,7 +168,7 @@ def mix_values(
         query, key = rotate(query, seen.rotation), rotate(key, seen.rotation)
     cached = None if seen.cached is None else _extended(seen.cached, key, value)
     if cached is not None:
-        key, value = cached.key, cached.value
+        key, value = cached.key.swapaxes(1, 2), cached.value.swapaxes(1, 2)
     tokens = (seen.queries, seen.keys, seen.reach)
     maps = None
     if how.maps or (how.train and dropout):
@@ -179,6 +182,8 @@ def mix_values(
 
 def _extended(cached: Cached, key: Array, value: Array) -> Cached:
     """The cache with the keys and values of the next tokens."""
-    at = cached.filled
-    put = jax.lax.dynamic_update_slice_in_dim
-    return Cached(put(cached.key, key, at, axis=1), put(cached.value, value, at, axis=1), cached.filled + key.shape[1])
+
+    def put(held: Array, more: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(held, more.swapaxes(1, 2), cached.filled, axis=2)
+
+    return Cached(put(cached.key, key), put(cached.value, value), cached.filled + key.shape[1])

@@ -84,7 +84,7 @@ def forward(
 
 def empty_cache(settings: Settings, *, batch: int, length: int, dtype: Any) -> Cache:
     """Room for the keys and values of `length` tokens."""
-    zeros = jnp.zeros((batch, length, settings.kv_heads, settings.head_size), dtype)
+    zeros = jnp.zeros((batch, settings.kv_heads, length, settings.head_size), dtype)
     return [Cached(zeros, zeros, jnp.int32(0))] * len(settings.layers)
 
 
