@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxdistill.console import is_live
 from jaxdistill.errors import UserError, first_line
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -62,6 +63,8 @@ def push(folder: Path, target: Target) -> str:
     """
     import huggingface_hub
 
+    if not is_live():
+        huggingface_hub.utils.disable_progress_bars()  # they have no end of line, and would stand before an error's
     api = huggingface_hub.HfApi()
     with _explained(target):
         address = api.create_repo(target.name, private=target.private, exist_ok=True)
@@ -83,4 +86,5 @@ def _explained(target: Target) -> Iterator[None]:
     except Exception as error:  # the hub's own errors, and those of requests or httpx, by the version of its client
         status = getattr(getattr(error, "response", None), "status_code", None)
         hint = _LOGIN if status in (401, 403) else "check the name and the network, and try again"
-        raise UserError(f"--push {target.name}: the hub says: {first_line(error)}; {hint}") from error
+        cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""  # of an upload, why it failed
+        raise UserError(f"--push {target.name}: the hub says: {first_line(error)}{cause}; {hint}") from error

@@ -1,14 +1,16 @@
 """`jaxdistill export --push`: what goes to the hub, by a stand-in for it on this machine."""
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -33,15 +35,24 @@ except UserError as error:
 """
 
 
+REGULAR = 10_000_000  # bytes up to which a file goes with the commit itself; a larger one goes to LFS first
+PART = 4_000_000  # bytes of each part of an upload in parts
+
+
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as its client asks for; `refuses` answers that the token may not write."""
+    """As much of the hub as its client asks for: files in the commit itself, and through LFS, whole or in parts.
+
+    `refuses` answers that the token may not write, `in_parts` takes large files in parts, and `is_full` takes none.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.created: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.tokens: set[str] = set()
-        self.refuses = False
+        self.stored: dict[str, list[bytes]] = {}  # of LFS: oid -> parts
+        self.verified: list[dict[str, Any]] = []
+        self.refuses = self.in_parts = self.is_full = False
 
     @property
     def address(self) -> str:
@@ -70,14 +81,57 @@ class Answers(BaseHTTPRequestHandler):
             self.server.created.append(json.loads(body))
             return self.answer({"url": f"{self.server.address}/someone/tiny"})
         if "/preupload/" in self.path:
-            names = [one["path"] for one in json.loads(body)["files"]]
-            return self.answer({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
+            return self.answer({"files": list(map(self.preupload, json.loads(body)["files"]))})
+        if self.path.endswith(".git/info/lfs/objects/batch"):
+            asked = json.loads(body)
+            assert asked["operation"] == "upload" and asked["hash_algo"] == "sha256"
+            way = "multipart" if self.server.in_parts else "basic"
+            assert way in asked["transfers"]
+            return self.answer({"transfer": way, "objects": list(map(self.actions, asked["objects"]))})
+        if self.path.startswith("/lfs/"):  # all parts have come
+            data = self.server.stored[self.path.split("/")[2]]
+            etags = [f'"{i}"' for i in range(1, len(data) + 1)]
+            assert [one["etag"] for one in json.loads(body)["parts"]] == etags
+            return self.answer({})
+        if self.path == "/verify":
+            self.server.verified.append(json.loads(body))
+            return self.answer({})
         if "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "lfsFile":
+                    data = b"".join(self.server.stored[line["value"]["oid"]])
+                    assert hashlib.sha256(data).hexdigest() == line["value"]["oid"]
+                    self.server.files[line["value"]["path"]] = data
             return self.answer({"commitUrl": f"{self.server.address}/someone/tiny/commit/1", "commitOid": "1"})
         return self.answer({"errors": [], "warnings": []})  # validate-yaml
+
+    def do_PUT(self) -> None:
+        """A file of LFS, or a part of one; the store takes no token, as the address that it was given is signed."""
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.is_full:
+            return self.answer({"error": "no space"}, 507)
+        assert "Authorization" not in self.headers
+        _, _, oid, part = self.path.split("/")
+        parts = self.server.stored.setdefault(oid, [])
+        parts.extend([b""] * (int(part) - len(parts)))
+        parts[int(part) - 1] = data
+        return self.answer({}, headers={"ETag": f'"{part}"'})
+
+    def preupload(self, file: dict[str, Any]) -> dict[str, Any]:
+        mode = "lfs" if file["size"] > REGULAR else "regular"
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+
+    def actions(self, file: dict[str, Any]) -> dict[str, Any]:
+        """Where the client sends a file of LFS."""
+        store = f"{self.server.address}/lfs/{file['oid']}"
+        upload: dict[str, Any] = {"href": f"{store}/1"}
+        if self.server.in_parts:
+            count = -(-file["size"] // PART)
+            upload = {"href": store, "header": {"chunk_size": str(PART)}}
+            upload["header"] |= {str(i): f"{store}/{i}" for i in range(1, count + 1)}
+        return {**file, "actions": {"upload": upload, "verify": {"href": f"{self.server.address}/verify"}}}
 
     def chunk(self) -> bytes:
         size = int(self.rfile.readline(), 16)
@@ -85,11 +139,13 @@ class Answers(BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def answer(self, value: Any, status: int = 200) -> None:
+    def answer(self, value: Any, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for name, text in headers.items():
+            self.send_header(name, text)
         self.end_headers()
         self.wfile.write(data)
 
@@ -122,13 +178,29 @@ def test_a_folder_goes_to_the_hub_file_by_file(hub: Hub, visibility: str, tmp_pa
     folder = tmp_path / "student"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# card\n")
-    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(os.urandom(REGULAR + 1))  # through LFS
+    hub.in_parts = visibility == "public"
     done = pushed(hub, folder, visibility)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["someone", f"{hub.address}/someone/tiny"]
     assert [one.get("private", False) for one in hub.created] == [visibility == "private"]
     assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert hub.tokens == {"Bearer hf_secret"}
+    [(oid, parts)] = hub.stored.items()
+    assert len(parts) == (3 if hub.in_parts else 1)
+    assert [(one["oid"], one["size"]) for one in hub.verified] == [(oid, REGULAR + 1)]
+
+
+@pytest.mark.slow
+def test_a_store_of_large_files_that_takes_none_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    hub.is_full = True
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.safetensors").write_bytes(bytes(REGULAR + 1))
+    done = pushed(hub, tmp_path / "student", "private")
+    assert done.returncode == 1 and hub.files == {}
+    assert done.stderr.startswith("error: --push someone/tiny: the hub says: ") and "507" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
