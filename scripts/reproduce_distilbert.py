@@ -52,7 +52,6 @@ from experiment import (
 
 FULL = "full recipe"
 NO_MLM = "without masked language modelling"
-NARROW = "narrow by importance"
 # arm -> what differs from the full recipe, which starts from layers of the teacher, spread evenly
 PARTS: dict[str, dict[str, Any]] = {
     FULL: {},
@@ -69,7 +68,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "uniform masks, without masked language modelling": {"mask.smoothing": 0.0, "loss.alpha_mlm": 0.0},
     "self-attention relations": {"loss.alpha_relation": 1.0},
     # All layers, at other widths than the teacher's, so that hidden states have no cosine.
-    NARROW: {"student.family": "", "loss.alpha_cos": 0.0},
+    "narrow by importance": {"student.family": "", "loss.alpha_cos": 0.0, "student.init": "importance"},
     "narrow, random start": {"student.family": "", "loss.alpha_cos": 0.0, "student.init": "random"},
 }
 ARMS = PARTS | METHODS
@@ -119,31 +118,20 @@ def settings_of(flags: argparse.Namespace, text: dict[str, Path], arm: str, *, s
         "checkpoint.best": "",
         "log.every": max(flags.steps // 100, 1),
     }
-    return settings | student_of(flags, text, arm) | ARMS[arm]
+    return settings | student_of(flags, arm) | ARMS[arm]
 
 
-def student_of(flags: argparse.Namespace, text: dict[str, Path], arm: str) -> dict[str, Any]:
+def student_of(flags: argparse.Namespace, arm: str) -> dict[str, Any]:
     """What a student is made from: layers of the teacher, a narrower teacher, or random weights of either size."""
-    is_narrow, is_random = "student.family" in ARMS[arm], "student.init" in ARMS[arm]
-    if is_narrow and is_random:
+    init = ARMS[arm].get("student.init", "teacher")
+    if init == "importance":
+        return {"student.width": flags.width, "student.inner": flags.inner, "student.heads": flags.heads}
+    if init == "random" and "student.family" in ARMS[arm]:
         sizes = {"hidden_size": flags.width, "intermediate_size": flags.inner, "num_attention_heads": flags.heads}
         return {"student.overrides": sizes}
-    if is_narrow:
-        return {"student.name": narrow_teacher(flags, text)}
-    if is_random:
+    if init == "random":
         return {"student.overrides": {"n_layers": flags.student_layers}}
     return {"student.layers": f"spread:{flags.student_layers}"}
-
-
-def narrow_teacher(flags: argparse.Namespace, text: dict[str, Path]) -> Path:
-    """The channels, units and heads that matter most on the text for training; one folder for all seeds."""
-    from jaxdistill.run.cut import Cut, init_student
-
-    folder = flags.workdir / "narrow"
-    if not folder.exists():
-        cut = Cut(flags.teacher, "", text=str(text["train"]), width=flags.width, inner=flags.inner, heads=flags.heads)
-        init_student(cut, folder, allow_pickle=False, report=print)
-    return folder
 
 
 def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> Figures:
