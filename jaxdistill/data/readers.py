@@ -76,11 +76,13 @@ def _stripped(value: object, where: Callable[[], str], column: str, limit: int) 
 
 
 def check_columns(columns: Columns, available: Iterable[str], where: str) -> None:
-    """Raises UserError, with the name of the setting, where a column does not exist."""
+    """Raises UserError, with the name of the setting, where a column does not exist, or two have its name."""
     names = list(available)
     for i, column in enumerate(columns):
+        key = "data.column" if i == len(columns) - 1 else "data.prompt_column"
+        if names.count(column) > 1:
+            raise UserError(f"{where}: {names.count(column)} columns are named {column!r}; rename all but one ({key})")
         if column not in names:
-            key = "data.column" if i == len(columns) - 1 else "data.prompt_column"
             listed = ", ".join([*map(repr, names[:_LISTED_NAMES]), *["…"] * (len(names) > _LISTED_NAMES)])
             raise UserError(f"{where}: no column {column!r}; it has {listed}; set {key}")
 

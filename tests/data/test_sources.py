@@ -342,7 +342,10 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("case", BOMBS)
+# Each is a process of its own, so the fast part has one.
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if i == 0 else pytest.mark.slow) for i, case in enumerate(BOMBS)]
+)
 def test_a_document_above_the_limit_is_never_in_memory(tmp_path, case):
     write, source, name = BOMBS[case]
     write(tmp_path / name)
@@ -437,6 +440,8 @@ BAD_FILES = {
     "short csv": ("csv", "a.csv", b"id,text\n1\n", r"line 2: 1 fields"),
     "open quote": ("csv", "a.csv", b'id,text\n1,"a\n2,b\n', r"unexpected end of data"),
     "csv column": ("csv", "a.csv", b"id,body\n1,a\n", r"no column 'text'; it has 'id', 'body'"),
+    "doubled csv column": ("csv", "a.csv", b"text,text\n1,a\n", r"a.csv': 2 columns are named 'text'; rename"),
+    "doubled tsv column": ("tsv", "a.tsv", b"text\tid\ttext\n1\t2\ta\n", r"a.tsv': 2 columns are named 'text'"),
     "csv header": ("csv", "a.csv", b"\n\n", r"no header"),
     "not parquet": ("parquet", "a.parquet", b"PAR1 no", r"a.parquet' is not a whole Parquet file"),
 }  # fmt: skip
