@@ -3,34 +3,15 @@
 Not `tiny`: that name is the families' (tests/models/tiny.py), and pytest imports both by their bare names.
 """
 
-import atexit
 import contextlib
 import io
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
-
-# Compiled programs are shared by all runs of a session, and by the processes that tests start.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    CACHE = tempfile.mkdtemp(prefix="jaxdistill-tests-")
-    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-    COMPILATION_CACHE = {
-        "jax_compilation_cache_dir": CACHE,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in COMPILATION_CACHE.items():
-        os.environ[name.upper()] = str(value)
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 TEXT = "the cat dog bird sees hears likes a small big old red green house tree river and near under never"
 WORDS = TEXT.split()

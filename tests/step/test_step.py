@@ -122,7 +122,8 @@ lengths = st.lists(st.integers(0, WIDTH), min_size=ROWS, max_size=ROWS)
 seeds = st.integers(0, 2**31)
 
 
-@pytest.mark.parametrize("tokens", [pytest.param("all", marks=pytest.mark.slow), "masked"])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", ["all", "masked"])
 @given(lengths=lengths, seed=seeds)
 @settings(max_examples=10, deadline=None)
 def test_padding_and_what_stands_in_it_change_nothing(tokens: str, lengths: list[int], seed: int) -> None:
@@ -406,7 +407,8 @@ def test_frozen_parameters_stay_bitwise_and_have_no_optimizer_state() -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(made.state.params):
         before = functools.reduce(lambda tree, key: tree[key.key], path, models().params)
         name = optim.path_name(path)
-        assert np.array_equal(x, before) == ("embeddings/" in name), name
+        if not name.endswith("key/bias"):  # whose gradient is 0, as softmax does not see it, but for rounding
+            assert np.array_equal(x, before) == ("embeddings/" in name), name
         frozen += "embeddings/" in name
     assert frozen == 5  # words, positions, types, layer norm
     # The moments, without the gradient that this file's own recorder keeps.
