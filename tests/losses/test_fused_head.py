@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -399,11 +400,13 @@ def test_the_fused_objective_is_the_dense_one(divergence: str) -> None:
     assert_near(*gradients)
 
 
-QUICK = ("bert", "gpt2")  # of each kind of model one is in the fast part
 WHOLE = [
-    pytest.param(kind, tie, marks=() if tie and kind in QUICK else pytest.mark.slow)
-    for kind in tiny.INSTALLED
-    for tie in (True, False)
+    ("bert", True),
+    *(
+        pytest.param(kind, tie, marks=pytest.mark.slow)
+        for kind, tie in grids.covering(tiny.INSTALLED, (False, True))
+        if (kind, tie) != ("bert", True)
+    ),
 ]
 
 
