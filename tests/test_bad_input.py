@@ -446,6 +446,7 @@ def test_a_teacher_with_a_dropout_that_is_none(tiny, tmp_path):
     refused_run(tiny, tmp_path, "hidden_dropout_prob is 7.0", teacher__name=teacher)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_not_finite(tiny, tmp_path):
     from safetensors.numpy import load_file, save_file
 

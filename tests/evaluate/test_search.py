@@ -73,6 +73,7 @@ def test_few_subsets_are_all_scored(measured):
     assert [score.kl for score in scores] == sorted(score.kl for score in scores)
 
 
+@pytest.mark.slow
 def test_many_subsets_are_eliminated_backward(measured, monkeypatch):
     monkeypatch.setattr(search, "EXHAUSTIVE", 1)
     _, scores = search.search_layers(measured.context, measured.params, count=2)

@@ -40,7 +40,8 @@ def graded(kind: str, plain: bool) -> Any:
     return jax.jit(jax.value_and_grad(f, has_aux=True))
 
 
-@pytest.mark.parametrize("kind", tiny.families(KINDS))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_all_kept_is_the_plain_model(kind: str) -> None:
     """Dropout included: an interceptor that traced a layer twice would draw other numbers."""
     key = jax.random.key(3)

@@ -18,7 +18,7 @@ from jaxdistill.models.model import build_model
 from jaxdistill.models.student import cut_student, student_config
 
 
-@pytest.mark.parametrize("kind", tiny.families(kind for kind in FAMILIES if kind != "albert"))
+@pytest.mark.parametrize("kind", tiny.families((kind for kind in FAMILIES if kind != "albert"), fast=("bert",)))
 def test_selected_layers_are_the_teachers_bit_for_bit(kind):
     depth = tiny.depth(kind, 3)
     teacher, params = tiny.model(kind, **depth), tiny.params(kind, **depth)
@@ -121,6 +121,7 @@ def test_albert_keeps_its_groups():
         student_config(teacher.config, family="albert", layers=(0, 2, 3))
 
 
+@pytest.mark.slow
 def test_albert_cut_runs_the_chosen_layers():
     teacher, params = tiny.model("albert"), tiny.params("albert")
     student = build_model(student_config(teacher.config, family="albert", layers=(0, 1)))

@@ -1,7 +1,7 @@
 """One tiny random model per family, with sizes, activation and eps unlike any default. A new family adds a row."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -151,12 +151,14 @@ INSTALLED = [kind for kind in FAMILIES if kind in transformers.CONFIG_MAPPING]
 FAST = ("bert", "llama")
 
 
-def families(cases: Iterable[Any]) -> list[Any]:
-    """The cases of a parametrized test, each a family or a tuple that begins with one; those not in FAST are slow."""
-    values = [
-        case for case in ((case if isinstance(case, tuple) else (case,)) for case in cases) if case[0] in INSTALLED
+def families(cases: Iterable[Any], *, fast: Sequence[str] = FAST) -> list[Any]:
+    """The cases of a parametrized test, each a family or a tuple that begins with one; those not in `fast` are slow."""
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [
+        pytest.param(*case, marks=() if case[0] in fast else pytest.mark.slow)
+        for case in values
+        if case[0] in INSTALLED
     ]
-    return [pytest.param(*case, marks=() if case[0] in FAST else pytest.mark.slow) for case in values]
 
 
 def config(kind: str, **overrides: Any) -> Any:

@@ -146,8 +146,9 @@ def torch_inputs(batch: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=SLOW)])
-@pytest.mark.parametrize("prompt_loss", [False, pytest.param(True, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("prompt_loss", [False, True])
 def test_fine_tuning_is_torchs(kind, prompt_loss, request):
     """Loss and gradient of every tensor are those of transformers' own class with labels made from the CSV."""
     import torch
@@ -206,9 +207,7 @@ def distilled(tiny) -> Parts:
     return parts_of(tiny, **distilling(tiny), loss__temperature=1.7, loss__beta=0.3)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("forward_kl", "jsd") else SLOW) for n in DIVERGENCES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "forward_kl" else SLOW) for n in DIVERGENCES])
 def test_distilling_is_the_divergence_at_the_labelled_tokens(tiny, distilled, name):
     """The loss is that of the definitions in NumPy, of torch's logits, where the completion's tokens are predicted."""
     batch = distilled.batches[1]

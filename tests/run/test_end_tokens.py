@@ -31,7 +31,7 @@ def set_fields(path, **fields):
     path.write_text(json.dumps({**old, **fields}))
 
 
-@pytest.mark.parametrize("student", [{}, {"init": "random"}])
+@pytest.mark.parametrize("student", [{}, pytest.param({"init": "random"}, marks=pytest.mark.slow)])
 def test_several_ends_of_a_teacher(teacher, student, monkeypatch):
     eos = pair_of(teacher).tokenizer.eos_token_id
     set_fields(teacher / "generation_config.json", eos_token_id=[9, 11])
