@@ -47,6 +47,11 @@ def parse(
     return flags, rest
 
 
+def comma_separated(text: str) -> list[str]:
+    """The words of a flag, without the spaces around them."""
+    return [word.strip() for word in text.split(",")]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What stands in a message after a name that is not known; empty where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)

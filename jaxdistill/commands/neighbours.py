@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from jaxdistill.arguments import comma_separated
 from jaxdistill.console import LOADING, say, show, taking
 from jaxdistill.errors import UserError
 
@@ -19,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", action="append", default=[], help="folder, run folder or hub name; may be given several times"
     )
-    parser.add_argument("--words", required=True, help="words, separated by commas")
+    parser.add_argument("--words", required=True, type=comma_separated, help="words, separated by commas")
     parser.add_argument("--top", type=int, default=5, help="words to show for each word; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print words and cosines as JSON")
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
@@ -33,7 +34,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     models = models_of_run(flags.run, flags.base) if flags.run else {name: name for name in flags.model}
     table = compare_neighbours(
         models,
-        [word.strip() for word in flags.words.split(",")],
+        flags.words,
         top=flags.top,
         step=flags.step,
         allow_pickle=flags.allow_pickle,

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from jaxdistill import files
+from jaxdistill.arguments import comma_separated
 from jaxdistill.console import LOADING, say, show, taking
 from jaxdistill.errors import UserError
 
@@ -29,6 +30,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="HTML file; Markdown is written beside it (default: %(default)s)",
     )
     parser.add_argument("--step", default="last", help="checkpoint: a step, best or last; default: %(default)s")
+    parser.add_argument(
+        "--words",
+        type=comma_separated,
+        default=(),
+        help="words, separated by commas, whose nearest words to show; default: frequent words of the held-out text",
+    )
     parser.add_argument("--curves-only", action="store_true", help="load no model: curves and settings alone")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="read the teacher's pytorch_model.bin, with torch's weights_only"
@@ -42,6 +49,8 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"--out {flags.out} is a folder; name a file")
     if flags.curves_only and overrides:
         raise UserError(f"{overrides[0]} changes what models are measured on, and --curves-only measures none")
+    if flags.curves_only and flags.words:
+        raise UserError("--words asks models for nearest words, and --curves-only reads none; leave one of them out")
     with taking(LOADING):
         from jaxdistill.report.markdown import markdown
         from jaxdistill.report.page import page
@@ -52,6 +61,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         command=_command(flags, overrides),
         step=flags.step,
         curves_only=flags.curves_only,
+        words=flags.words,
         overrides=overrides,
         allow_pickle=flags.allow_pickle,
         say=say,
@@ -69,4 +79,5 @@ def _command(flags: argparse.Namespace, overrides: list[str]) -> str:
     pairs = [override.partition("=") for override in overrides]
     values = [f"{key}={Path(value).name if value.startswith('/') else value}" for key, _, value in pairs]
     options = [*(["--step", flags.step] if flags.step != "last" else []), *["--curves-only"] * flags.curves_only]
+    options += ["--words", ",".join(flags.words)] if flags.words else []
     return shlex.join(["jaxdistill", "report", *runs, "--out", flags.out.name, *options, *values])

@@ -186,13 +186,21 @@ class Speed(NamedTuple):
     memory: int  # bytes of weights, inputs, results and temporaries, as the compiler lays them out
 
 
+def inputs_of(rows: int, length: int) -> Inputs:
+    """Rows without padding."""
+    return Inputs(jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), bool))
+
+
+def compiled_pass(model: Model, params: PyTree, inputs: Inputs) -> Any:
+    """The compiled forward pass, with the logits of all positions; `params` may be shapes alone."""
+    run = jax.jit(lambda params, inputs: intercept.apply(model, params, inputs).logits)
+    return run.lower(params, inputs).compile()
+
+
 def measure_speed(model: Model, params: PyTree, *, rows: int, length: int, repetitions: int = 30) -> Speed:
     """Times the forward pass, with the logits of all positions."""
-    device = jax.local_devices()[0]
-    inputs = Inputs(jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), bool))
-    params, inputs = jax.device_put((params, inputs), device)
-    run = jax.jit(lambda params, inputs: intercept.apply(model, params, inputs).logits)
-    compiled = run.lower(params, inputs).compile()
+    params, inputs = jax.device_put((params, inputs_of(rows, length)), jax.local_devices()[0])
+    compiled = compiled_pass(model, params, inputs)
     jax.block_until_ready(compiled(params, inputs))
     times = []
     for _ in range(repetitions):

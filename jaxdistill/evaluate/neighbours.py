@@ -5,7 +5,8 @@ model of tweets, and beside `lady` in the model that it was made from.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ def nearest_words(
     candidates = _candidates(tokenizer, size=len(table))
     ids = np.array(list(candidates), np.int64)
     return [_nearest(word, _vector(word, table, embedding, tokenizer), table[ids], candidates, top) for word in words]
+
+
+def frequent_words(texts: Iterable[str], *, most: int, letters: int) -> list[str]:
+    """The words of at least so many letters that stand most often in texts; fewer than `most` where there are fewer."""
+    words = (word for text in texts for word in re.findall(r"[^\W\d_]+", text) if len(word) >= letters)
+    return [word for word, _ in Counter(words).most_common(most)]
 
 
 def _nearest(

@@ -45,6 +45,13 @@ class Example(NamedTuple):
     texts: Mapping[str, str] = {}
 
 
+class Near(NamedTuple):
+    """The words nearest to one word, by the model."""
+
+    word: str
+    models: Mapping[str, Sequence[tuple[str, float]]]  # (word, cosine), the nearest first
+
+
 class Made(NamedTuple):
     """Where one run comes from."""
 
@@ -67,6 +74,7 @@ class Report(NamedTuple):
     portraits: Sequence[Portrait] = ()  # the teacher first, where there is one
     has_teacher: bool = False
     examples: Sequence[Example] = ()
+    neighbours: Sequence[Near] = ()
     measured_how: str = ""  # device, rows and repetitions of the latency
 
 
@@ -88,7 +96,8 @@ GROUPS: Mapping[str, Mapping[str, Figure]] = {
     },
     "Speed": {
         "latency": Figure("Latency", "ms", "fastest of 30 forward passes", lower_is_better=True),
-        "memory": Figure("Peak memory", "bytes", "weights and temporaries of a pass", lower_is_better=True),
+        "peak": Figure("Peak memory", "bytes", "of one pass, in a process of its own", lower_is_better=True),
+        "memory": Figure("Memory as compiled", "bytes", "weights and temporaries of a pass", lower_is_better=True),
     },
     "On held-out text": {
         "perplexity": Figure("Perplexity", "number", lower_is_better=True),

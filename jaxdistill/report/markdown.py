@@ -12,6 +12,7 @@ def markdown(report: Report) -> str:
         [headline(report)] if headline(report) else [],
         list(_side_by_side(report)),
         list(_examples(report.examples)),
+        list(_neighbours(report)),
         list(_curves(report)),
         list(_made(report)),
     ]
@@ -51,6 +52,18 @@ def _examples(examples: Sequence[Example]) -> Iterator[str]:
             yield f"  - {name}: {', '.join(f'{word} {p:.0%}' for word, p in words)}"
         for name, text in example.texts.items():
             yield f"  - {name}: {' '.join(text.split())}"
+
+
+def _neighbours(report: Report) -> Iterator[str]:
+    if not report.neighbours:
+        return
+    yield from ["## Nearest words", ""]
+    names = [portrait.name for portrait in report.portraits]
+    found = [
+        [near.word, *(", ".join(f"{word} {cosine:.2f}" for word, cosine in near.models[name]) for name in names)]
+        for near in report.neighbours
+    ]
+    yield from _table(["word", *names], found)
 
 
 def _curves(report: Report) -> Iterator[str]:

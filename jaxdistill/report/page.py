@@ -6,7 +6,19 @@ from html import escape
 from importlib import resources
 
 from jaxdistill.report.charts import Line, calibration_chart, dot_chart, heat_map, line_chart
-from jaxdistill.report.contents import GROUPS, Curves, Example, Figure, Made, Portrait, Report, headline, short, written
+from jaxdistill.report.contents import (
+    GROUPS,
+    Curves,
+    Example,
+    Figure,
+    Made,
+    Near,
+    Portrait,
+    Report,
+    headline,
+    short,
+    written,
+)
 
 _COLOURS = 6  # styles c0 to c5 of the page
 _TEACHERS = "teacher_"  # begins the names of the teacher's own figures in a run's records
@@ -41,6 +53,7 @@ def page(report: Report) -> str:
     sections = [
         _section("Side by side", _side_by_side(report)),
         _section("Examples", _examples(report)),
+        _section("Nearest words", _neighbours(report)),
         _section("Training", _training(report)),
         _section("Evaluation over time", _evaluation(report)),
         _section("A closer look", _closer(report)),
@@ -211,6 +224,31 @@ def _unlike(teachers: str | None, text: str) -> str:
         if piece:
             parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
     return " ".join(parts)
+
+
+def _neighbours(report: Report) -> Iterator[str]:
+    if not report.neighbours:
+        return
+    styles = _styles(report)
+    yield '<p class="muted">The words whose input embeddings are the most alike, with their cosines. '
+    yield "<mark>Marked</mark>: near in a student and not in its teacher.</p>" if report.has_teacher else "</p>"
+    head = "".join(
+        f'<th scope="col"><span class="key"><i class="{styles[one.name]}"></i>{escape(one.name)}</span></th>'
+        for one in report.portraits
+    )
+    yield f'<div class="scroll"><table class="figures words">\n<thead><tr><td></td>{head}</tr></thead><tbody>'
+    for near in report.neighbours:
+        cells = "".join(f"<td>{_near(near, one.name)}</td>" for one in report.portraits)
+        yield f'<tr><th scope="row">{escape(near.word)}</th>{cells}</tr>'
+    yield "</tbody></table></div>"
+
+
+def _near(near: Near, name: str) -> str:
+    of_teacher = {word for word, _ in near.models.get("teacher", near.models[name])}
+    return "".join(
+        f"<span>{_marked(word, new=word not in of_teacher, right=False)} <small>{cosine:.2f}</small></span>"
+        for word, cosine in near.models[name]
+    )
 
 
 def _training(report: Report) -> Iterator[str]:

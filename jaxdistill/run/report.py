@@ -25,13 +25,15 @@ from jaxdistill.errors import UserError
 from jaxdistill.evaluate.comparison import layer_similarity, make_comparison, measure_speed
 from jaxdistill.evaluate.evaluator import check_finite, make_context
 from jaxdistill.evaluate.fill_mask import fill_mask
+from jaxdistill.evaluate.footprint import measure_peak
+from jaxdistill.evaluate.neighbours import frequent_words, nearest_words
 from jaxdistill.evaluate.rouge import greedy
 from jaxdistill.export.card import without_folders
 from jaxdistill.export.origin import Origin
 from jaxdistill.models.model import Model, build_model_for, count_params
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.tokenizer import check_same_vocabulary
-from jaxdistill.report.contents import Bin, Curves, Example, Made, Portrait, Report
+from jaxdistill.report.contents import Bin, Curves, Example, Made, Near, Portrait, Report
 from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import held_out_of
 from jaxdistill.run.best import step_named
@@ -50,6 +52,8 @@ TEACHER = "teacher"
 HELD_OUT_EXAMPLES = 5
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 _AROUND = 12  # tokens on either side of a masked word, or before a continuation, of held-out text
+_FREQUENT_WORDS, _LETTERS = 8, 5  # short words are those that every text has
+_COUNTED_ROWS = 10_000
 _SPEED_LENGTH = 128  # tokens of the row that is timed
 
 
@@ -68,6 +72,7 @@ def make_report(
     step: str = "last",
     curves_only: bool = False,
     overrides: Sequence[str] = (),
+    words: Sequence[str] = (),
     allow_pickle: bool = False,
     say: Say,
 ) -> Report:
@@ -80,6 +85,7 @@ def make_report(
       step: of each run's checkpoint, as `step_named` takes it.
       curves_only: loads no model; shows what the runs have written.
       overrides: `--config.KEY=VALUE` flags, which change what the first run is measured on.
+      words: whose nearest words to show; () = frequent words of the held-out text.
 
     Raises:
       UserError: a folder that is no run; runs whose models cannot be compared.
@@ -100,7 +106,7 @@ def make_report(
         return report
     config = config_of_run(workdirs[0], overrides)
     report = report._replace(text=held_out_text(config.model_dump(mode="json")))
-    return _measured(report, config, _named(workdirs), step=step, allow_pickle=allow_pickle, say=say)
+    return _measured(report, config, _named(workdirs), step=step, words=words, allow_pickle=allow_pickle, say=say)
 
 
 def _named(workdirs: Sequence[Path]) -> dict[str, Path]:
@@ -153,7 +159,14 @@ def _versions() -> dict[str, str]:
 
 
 def _measured(
-    report: Report, config: Config, workdirs: Mapping[str, Path], *, step: str, allow_pickle: bool, say: Say
+    report: Report,
+    config: Config,
+    workdirs: Mapping[str, Path],
+    *,
+    step: str,
+    words: Sequence[str],
+    allow_pickle: bool,
+    say: Say,
 ) -> Report:
     """The report with what needs the models themselves."""
     with taking("reading the models"):
@@ -170,6 +183,7 @@ def _measured(
     sources = texts.open_text(config.data)
     causal = sides[0].model.family.causal
     text = texts.prepare_text(config.data, sources, tokenizer, causal=causal, report=say)
+    neighbours = _neighbours(sides, tokenizer, text, words)
     length = min(_SPEED_LENGTH, *(side.model.max_length for side in sides))
     measure = partial(_portrait, config, teacher, tokenizer, text, length=length, say=say)
     portraits = [measure(side) for side in sides]
@@ -179,6 +193,7 @@ def _measured(
         portraits=portraits,
         has_teacher=teacher is not None,
         examples=shown(config, sides, tokenizer, text),
+        neighbours=neighbours,
         measured_how=_how_measured(length),
     )
 
@@ -208,6 +223,8 @@ def _portrait(
     say(f"measuring {side.name}")
     other = None if teacher is side else teacher
     speed = measure_speed(side.model, side.params, rows=1, length=length)
+    dtype = jax.tree.leaves(side.params)[0].dtype
+    peak = measure_peak(side.model, dtype=dtype, rows=1, length=length)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
     params: tuple[PyTree, PyTree] = (side.params, {} if other is None else other.params)
@@ -217,6 +234,7 @@ def _portrait(
     found = make_comparison(context)(*params)
     entries = count_params(side.params)
     sizes = {"parameters": entries, "bytes": 4 * entries, "latency": 1e3 * speed.seconds, "memory": speed.memory}
+    sizes |= {} if peak is None else {"peak": peak}
     figures = {name: float(value) for name, value in {**sizes, **found.figures}.items()}
     check_finite(figures, of=lambda: side.name)
     model = side.model
@@ -228,6 +246,17 @@ def _portrait(
 def _how_measured(length: int) -> str:
     device = jax.devices()[0]
     return f"one row of {length} tokens on one {device.device_kind or device.platform}"
+
+
+def _neighbours(sides: Sequence[_Side], tokenizer: Any, text: Text, words: Sequence[str]) -> list[Near]:
+    """The nearest words of the words that were asked for, or of frequent ones of the held-out text."""
+    if not words:
+        ids = [text.held_out[i].tolist() for i in range(min(_COUNTED_ROWS, len(text.held_out)))]
+        words = frequent_words(
+            tokenizer.batch_decode(ids, skip_special_tokens=True), most=_FREQUENT_WORDS, letters=_LETTERS
+        )
+    found = {side.name: nearest_words(side.model, side.params, tokenizer, words) for side in sides}
+    return [Near(word, {name: near[i] for name, near in found.items()}) for i, word in enumerate(words)]
 
 
 def _filled(config: Config, sides: Sequence[_Side], tokenizer: Any, text: Text) -> list[Example]:

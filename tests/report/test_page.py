@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.report import charts
-from jaxdistill.report.contents import Bin, Curves, Example, Made, Portrait, Report, headline, written
+from jaxdistill.report.contents import Bin, Curves, Example, Made, Near, Portrait, Report, headline, written
 from jaxdistill.report.markdown import markdown
 from jaxdistill.report.page import page
 
@@ -20,7 +20,16 @@ HOSTILE = '<script>alert(1)</script> & "quotes" | pipes'
 
 
 def portrait(name: str, **figures: float) -> Portrait:
-    own = {"parameters": 2e6, "bytes": 8e6, "latency": 4.0, "memory": 9e6, "perplexity": 20.0, "rare": 300.0, **figures}
+    own = {
+        "parameters": 2e6,
+        "bytes": 8e6,
+        "latency": 4.0,
+        "memory": 9e6,
+        "peak": 7e6,
+        "perplexity": 20.0,
+        "rare": 300.0,
+        **figures,
+    }
     bins = [Bin(0.1, 0.2, 0.7), Bin(0.9, 0.8, 0.3)]
     return Portrait(name, "bert, 2 layers of width 16", own, bins, None if name == "teacher" else np.eye(3))
 
@@ -45,6 +54,7 @@ def report(*, name: str = "student", examples: Sequence[Example] = (), teacher: 
         portraits=[portrait("teacher"), *students] if teacher else students,
         has_teacher=teacher,
         examples=examples,
+        neighbours=[Near(HOSTILE, {one: [("cat", 0.9), (one, 0.123)] for one in (*["teacher"] * teacher, name)})],
         measured_how="one row of 128 tokens on one cpu",
     )
 
@@ -88,7 +98,18 @@ def test_a_page_needs_nothing_else_and_runs_nothing() -> None:
 def test_every_figure_stands_on_page_and_in_markdown(teacher: bool) -> None:
     made = report(teacher=teacher)
     for text in (unescape(page(made)), markdown(made)):
-        for part in ("1 M", "8 MB", "4 ms", "75.0 %", "0.3", "300", "jaxdistill report runs/student", "jax"):
+        for part in (
+            "1 M",
+            "8 MB",
+            "7 MB",
+            "9 MB",
+            "4 ms",
+            "75.0 %",
+            "0.3",
+            "300",
+            "jaxdistill report runs/student",
+            "jax",
+        ):
             assert part in text, part
 
 
@@ -103,8 +124,17 @@ def test_the_headline_compares_the_first_student_with_its_teacher() -> None:
 def test_what_a_student_says_and_its_teacher_does_not_is_marked() -> None:
     words = Example("a [MASK]", "dog", words={"teacher": [("cat", 0.6)], "student": [("cat", 0.5), ("dog", 0.3)]})
     texts = Example("Once", "", texts={"teacher": "a cat ran away", "student": "a dog ran away"})
-    marked = re.findall("<mark>(.*?)</mark>", page(report(examples=[words, texts])))
-    assert marked == ["Marked", "<b>dog</b>", "dog"]  # the true word is bold
+    made = report(examples=[words, texts])._replace(neighbours=[])
+    assert re.findall("<mark>(.*?)</mark>", page(made)) == ["Marked", "<b>dog</b>", "dog"]  # the true word is bold
+
+
+def test_nearest_words_of_a_student_that_its_teacher_has_not_are_marked() -> None:
+    text = page(report())
+    section = text.partition("<h2>Nearest words</h2>")[2].partition("</section>")[0]
+    assert re.findall("<mark>(.*?)</mark>", section) == ["Marked", "student"]
+    assert escape(HOSTILE) in section and section.count("cat <small>0.90</small>") == 2
+    assert "cat 0.90, student 0.12" in markdown(report())
+    assert "Nearest words" not in page(report()._replace(neighbours=[]))
 
 
 def test_the_best_student_of_a_row_is_bold() -> None:
@@ -113,7 +143,7 @@ def test_the_best_student_of_a_row_is_bold() -> None:
         portrait("a", perplexity=10.0, accuracy=0.5, **same),
         portrait("b", perplexity=12.0, accuracy=0.4, **same),
     )
-    text = page(report()._replace(portraits=[portrait("teacher"), better, worse]))
+    text = page(report()._replace(portraits=[portrait("teacher"), better, worse], neighbours=[]))
     rows = {row: re.findall("<td[^>]*class='best'><span>(.*?)</span>", row) for row in text.split("<tr>")}
     best = {re.findall(r"row\">(.*?)<", row)[0]: values for row, values in rows.items() if values}
     assert best == {"Perplexity": ["10"], "Right words": ["50.0 %"]}

@@ -11,10 +11,17 @@ import tiny_run
 
 from jaxdistill import cli
 from jaxdistill.report import page
+from jaxdistill.run import report as reports_of_runs
 from jaxdistill.run.records import read_records
 from jaxdistill.run.report import make_report
 
 PAGE = page.page
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not measured in a process for each model; tests/evaluate/test_footprint.py measures one."""
+    monkeypatch.setattr(reports_of_runs, "measure_peak", lambda model, dtype, rows, length: model.width)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,10 @@ def test_models_are_measured_side_by_side(run: Path, tmp_path: Path, monkeypatch
     assert found == pytest.approx({name: measured[2][name] for name in found}, rel=1e-4)
     timed = ("latency",)
     assert {k: v for k, v in other.items() if k not in timed} == {k: v for k, v in student.items() if k not in timed}
-    assert "kl" not in teacher and report.has_teacher
+    assert "kl" not in teacher and report.has_teacher and student["peak"] == report.portraits[0].figures["peak"]
+    # The most frequent long words of the held-out text; a copied embedding has the same neighbours.
+    assert report.neighbours and all(len(near.word) >= 5 and near.word in tiny_run.WORDS for near in report.neighbours)
+    assert all(near.models["distilled"] == near.models["baseline"] for near in report.neighbours)
     assert dict(report.curves[0].evaluation["kl"]) == {step: record["kl"] for step, record in measured.items()}
     # One prompt of the recipe, and held-out rows whose word is known.
     assert report.examples[0].prompt == "the [MASK] sees a small dog." and len(report.examples) > 1
@@ -66,7 +76,10 @@ def test_a_causal_run_shows_what_its_models_write(tmp_path: Path) -> None:
     tiny = tiny_causal.make(tmp_path)
     run = tmp_path / "run"
     tiny_run.train(tiny, run, train__steps=2, evaluate__max_new_tokens=4)
-    report = make_report([run], command="", say=print)
+    report = make_report([run], command="", words=["cat", "dog"], say=print)
+    assert [(near.word, list(near.models)) for near in report.neighbours] == [
+        (word, ["teacher", "run"]) for word in ("cat", "dog")
+    ]
     assert report.examples and all(one.texts.keys() == {"teacher", "run"} and not one.words for one in report.examples)
     assert report.portraits[1].similarity is not None
 
@@ -98,6 +111,7 @@ def written_run(folder: Path) -> Path:
         (["{run}", "--out={here}/folder.html"], "folder.html is a folder; name a file"),
         (["{run}", "--config.data.lenght=3"], "unknown config key 'data.lenght'"),
         (["{run}", "--curves-only", "--config.data.path=a"], "--curves-only measures none"),
+        (["{run}", "--curves-only", "--words=war"], "--curves-only reads none"),
         (["{run}", "--curves-only", "--out={run}/config.json/page.html"], "cannot write"),
     ],
 )
