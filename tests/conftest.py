@@ -17,8 +17,8 @@ from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of the suite's time is compilation; without optimisation a gradient takes 0.6 s instead of 4.2 s, and in one
-# piece (not 32, for as many threads) a third less again.
+# Nearly all of the suite's time is compilation; without optimisation a gradient takes 0.6 s instead of 4.2 s, and in
+# one piece (not 32, for as many threads) a third less again.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
