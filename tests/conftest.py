@@ -75,8 +75,8 @@ _tests = itertools.count(1)
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Any:
     # Keeps the collections that a run asks for (run/memory.py) from searching what earlier tests traced. What is frozen
-    # is never freed, so all of it is searched once in a hundred tests.
-    if next(_tests) % 100 == 0:
+    # is never freed, so all of it is searched once in three hundred tests, which takes a second.
+    if next(_tests) % 300 == 0:
         gc.unfreeze()
         gc.collect()
     gc.freeze()

@@ -184,6 +184,7 @@ def test_vocabularies_that_differ(tiny, tmp_path):
     refused_run(tiny, tmp_path, "vocabularies differ", "300", "save the student's tokenizer", student__name=student)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_does_not_fit_the_model(tiny, tmp_path):
     teacher = model(tiny, tmp_path / "teacher", vocab_size=50)
     refused_run(tiny, tmp_path, "tokenizer does not fit the model", "50 entries", teacher__name=teacher)

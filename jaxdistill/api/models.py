@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxdistill.console import say
 from jaxdistill.errors import UserError
-from jaxdistill.evaluate.fill_mask import fill_mask as filled
+from jaxdistill.evaluate.fill_mask import make_fill_mask
 from jaxdistill.evaluate.neighbours import nearest_words
 from jaxdistill.export.folder import FORMATS
 from jaxdistill.files import named_path
@@ -131,7 +131,7 @@ def fill_mask(
     model = loaded(model)
     if model.model.family.causal:
         raise UserError(f"a {model.model.config.model_type} fills no masks; continue a text with generate")
-    return filled(model.model, model.params, model.tokenizer, _listed(texts), top=top, where="fill_mask")
+    return make_fill_mask(model.model, model.tokenizer, _listed(texts), top=top, where="fill_mask")(model.params)
 
 
 def generate(

@@ -1,11 +1,12 @@
 """The most likely words for a mask token, as a person would try out a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdistill.data.prompts import framed_ids
 from jaxdistill.errors import UserError
@@ -16,10 +17,16 @@ from jaxdistill.models.model import Model
 PROMPTS = "config.evaluate.prompts"
 
 
-def fill_mask(
-    model: Model, params: PyTree, tokenizer: Any, texts: Sequence[str], *, top: int = 5, where: str = PROMPTS
-) -> list[list[tuple[str, float]]]:
-    """The `top` words and their probabilities for the first mask token of every text.
+Words = list[tuple[str, float]]  # words and their probabilities, the likeliest first
+
+
+def make_fill_mask(
+    model: Model, tokenizer: Any, texts: Sequence[str], *, top: int = 5, where: str = PROMPTS
+) -> Callable[[PyTree], list[Words]]:
+    """A function of the parameters: the `top` words for the first mask token of every text.
+
+    The texts are one batch, padded to the longest. The program is compiled at the first call, and the head runs on the
+    mask tokens alone.
 
     Args:
       where: as for `encode_prompts`.
@@ -27,14 +34,33 @@ def fill_mask(
     Raises:
       UserError: as `encode_prompts`.
     """
-    results = []
-    for encoded in encode_prompts(tokenizer, texts, max_length=model.max_length, where=where):
-        ids = jnp.asarray(encoded)[None]
-        masked = jnp.flatnonzero(ids[0] == tokenizer.mask_token_id)
-        logits = intercept.apply(model, params, Inputs(ids, jnp.ones_like(ids, bool))).logits
-        best, words = jax.lax.top_k(jax.nn.softmax(logits[0, masked[0]].astype(jnp.float32)), top)
-        results.append([(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(words, best, strict=True)])
-    return results
+    if not texts:
+        return lambda params: []
+    encoded = encode_prompts(tokenizer, texts, max_length=model.max_length, where=where)
+    ids, mask = padded(encoded)
+    masked = np.array([[row.index(tokenizer.mask_token_id)] for row in encoded])
+
+    @jax.jit
+    def best(params: PyTree) -> tuple[Float[Array, "texts top"], Int[Array, "texts top"]]:
+        logits = intercept.apply(model, params, Inputs(ids, mask), positions=jnp.asarray(masked)).logits[:, 0]
+        return jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), top)
+
+    def fill(params: PyTree) -> list[Words]:
+        probabilities, words = jax.device_get(best(params))
+        return [
+            [(tokenizer.decode([int(w)]).strip(), float(p)) for w, p in zip(*row, strict=True)]
+            for row in zip(words, probabilities, strict=True)
+        ]
+
+    return fill
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Int[Array, "rows length"], Bool[Array, "rows length"]]:
+    """(token ids, which of them are real): rows filled up to the longest on their right."""
+    mask = np.arange(max(map(len, rows))) < np.array([len(row) for row in rows])[:, None]
+    ids = np.zeros(mask.shape, np.int32)
+    ids[mask] = np.concatenate(rows)
+    return jnp.asarray(ids), jnp.asarray(mask)
 
 
 def encode_prompts(tokenizer: Any, texts: Sequence[str], *, max_length: int, where: str = PROMPTS) -> list[list[int]]:

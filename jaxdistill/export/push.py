@@ -62,9 +62,10 @@ def push(folder: Path, target: Target) -> str:
       UserError: the hub refuses, or cannot be reached. Nothing is seen there then but an empty repository at most.
     """
     import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not is_live():
-        huggingface_hub.utils.disable_progress_bars()  # they have no end of line, and would stand before an error's
+        disable_progress_bars()  # they have no end of line, and would stand before an error's
     api = huggingface_hub.HfApi()
     with _explained(target):
         address = api.create_repo(target.name, private=target.private, exist_ok=True)

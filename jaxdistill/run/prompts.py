@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from jaxdistill.data.prompts import prompt_ids
 from jaxdistill.errors import UserError
-from jaxdistill.evaluate.fill_mask import encode_prompts, fill_mask
+from jaxdistill.evaluate.fill_mask import encode_prompts, make_fill_mask
 from jaxdistill.evaluate.rouge import greedy
 from jaxdistill.evaluate.settings import EvaluateConfig
 from jaxdistill.models.model import Model
@@ -64,7 +64,8 @@ def _answering(settings: EvaluateConfig, tokenizer: Any, model: Model) -> Callab
     if not prompts:
         return lambda params: []
     if not model.family.causal:
-        return lambda params: [_listed(words) for words in fill_mask(model, params, tokenizer, prompts)]
+        fill = make_fill_mask(model, tokenizer, prompts)
+        return lambda params: [_listed(words) for words in fill(params)]
     generate = make_generator(model, decoding=greedy(settings, model, tokenizer), batch_size=len(prompts))
 
     def write(params: PyTree) -> list[str]:

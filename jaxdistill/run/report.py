@@ -24,7 +24,7 @@ from jaxdistill.data.text import Text
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate.comparison import layer_similarity, make_comparison, measure_speed
 from jaxdistill.evaluate.evaluator import check_finite, make_context
-from jaxdistill.evaluate.fill_mask import fill_mask
+from jaxdistill.evaluate.fill_mask import make_fill_mask
 from jaxdistill.evaluate.footprint import measure_peak
 from jaxdistill.evaluate.neighbours import frequent_words, nearest_words
 from jaxdistill.evaluate.rouge import greedy
@@ -263,7 +263,7 @@ def _filled(config: Config, sides: Sequence[_Side], tokenizer: Any, text: Text) 
     """The words that each model puts into masked texts: those of evaluate.prompts, and held-out ones."""
     asked = [(prompt, "") for prompt in config.evaluate.prompts] + _masked_texts(config, tokenizer, text)
     prompts = [prompt for prompt, _ in asked]
-    answers = {side.name: fill_mask(side.model, side.params, tokenizer, prompts) for side in sides}
+    answers = {side.name: make_fill_mask(side.model, tokenizer, prompts)(side.params) for side in sides}
     return [
         Example(prompt, expected, words={name: found[i] for name, found in answers.items()})
         for i, (prompt, expected) in enumerate(asked)

@@ -66,6 +66,7 @@ def test_scores_are_those_of_students_cut_out(measured):
         assert score.kl == pytest.approx(kl, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_few_subsets_are_all_scored(measured):
     whole, scores = search.search_layers(measured.context, measured.params, count=2)
     assert whole.layers == (0, 1, 2, 3) and whole.kl == pytest.approx(0, abs=1e-6)

@@ -279,7 +279,13 @@ def export_causal(tmp_path, tokenizer, **fields):
 
 @pytest.mark.parametrize(
     ("given", "written"),
-    [(11, 11), ([11, 3], [11, 3]), ([11, 99], 11), (50256, 3), (None, 3)],  # 3 is [SEP], as there is no eos
+    [
+        (11, 11),
+        pytest.param([11, 3], [11, 3], marks=pytest.mark.slow),
+        pytest.param([11, 99], 11, marks=pytest.mark.slow),
+        pytest.param(50256, 3, marks=pytest.mark.slow),
+        (None, 3),  # 3 is [SEP], as there is no eos
+    ],
 )
 def test_an_export_of_a_causal_model_says_what_ends_its_texts(tokenizer, tmp_path, given, written):
     from transformers import AutoModelForCausalLM, GenerationConfig

@@ -410,6 +410,7 @@ WHOLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tie"), WHOLE)
 def test_every_family_fused_is_dense(kind: str, tie: bool) -> None:
     """The whole model, at chosen positions: loss and the gradient of every parameter, a shared embedding's too."""

@@ -132,6 +132,7 @@ def by_hand(tokens: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["all", "masked", "labels"])
 def test_every_mean_by_hand(tokens: str) -> None:
     objective = make_objective(ALL, tokens)

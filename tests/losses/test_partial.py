@@ -56,6 +56,7 @@ def bucket_kl(student: np.ndarray, teacher: np.ndarray, *, k: int, temperature: 
     return np.asarray(values)
 
 
+@pytest.mark.slow
 @temperatures
 def test_with_a_bucket_it_is_the_divergence_of_k_and_one_events(temperature: float) -> None:
     target = known(TEACHER, k=K, temperature=temperature)
@@ -128,6 +129,7 @@ def test_samples_are_unbiased_in_value_and_gradient(temperature: float, k: int) 
     assert error.max() > 2e-5  # the test sees samples, and no exact answers
 
 
+@pytest.mark.slow
 def test_draws_keep_the_share_of_rare_words_and_leave_out_what_is_known() -> None:
     """Shares from a half down to a ten-thousandth, over more words than a block has."""
     words = 1_000
@@ -145,6 +147,7 @@ def test_draws_keep_the_share_of_rare_words_and_leave_out_what_is_known() -> Non
     assert rest.min() == 10 and len(np.unique(rest)) == words - 10
 
 
+@pytest.mark.slow
 def test_few_draws_keep_the_shares_on_average() -> None:
     """Over 4,000 tokens; 12 draws of each scatter less than independent ones."""
     logits = RNG.normal(size=300).astype(np.float32) * 2
@@ -166,6 +169,7 @@ def test_the_best_words_are_those_of_a_sort(k: int) -> None:
     np.testing.assert_array_equal(values, -np.sort(-logits, axis=-1)[..., :k])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", [0.0, -np.inf, -1e-9, -90.0])
 def test_it_is_finite_at_the_ends(tail: float) -> None:
     """A tail of everything or of nothing, and places without an answer, which hold zeros."""
@@ -177,6 +181,7 @@ def test_it_is_finite_at_the_ends(tail: float) -> None:
         assert np.isfinite(partial_kl_slope(student, target, 1.0, 0.0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [4, 8])
 def test_the_fused_head_computes_it_in_chunks(chunk: int) -> None:
     target = with_samples(known(TEACHER, k=K, temperature=2.0), TEACHER, count=6, temperature=2.0)

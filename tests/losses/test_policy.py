@@ -345,6 +345,7 @@ def test_entropy_penalty_of_certainty_and_of_a_word_ruled_out_is_finite() -> Non
     assert np.isfinite(jax.grad(lambda x: penalty(x).sum())(f32(logits))).all()
 
 
+@pytest.mark.slow
 def test_statistics_and_figures() -> None:
     log_p, log_q = np_at(TEACHER), np_at(STUDENT)
     arrays = {"log_p": log_p, "log_q": log_q, "old_log_q": OLD_LOG_Q, "weights": WEIGHTS}

@@ -65,6 +65,7 @@ def test_value_and_gradient_are_those_of_the_class(kind: str, calls: list[str]) 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), gradient, own_gradient)
 
 
+@pytest.mark.slow
 def test_maps_and_dropout_are_the_class_s_own(calls: list[str]) -> None:
     params = tiny.params("bert")
     maps = run("bert", "xla", params, attentions=True).attentions

@@ -66,7 +66,7 @@ def test_gather_before_the_head_is_gather_after(kind):
     assert any(float(jnp.abs(leaf).max()) > 0.1 for leaf in jax.tree.leaves(after[1]))
 
 
-@pytest.mark.parametrize("kind", tiny.families(FAMILIES))
+@pytest.mark.parametrize("kind", tiny.families(FAMILIES, fast=["bert"]))
 def test_padded_tokens_are_not_seen(kind):
     model, params = tiny.model(kind), tiny.params(kind)
     ids, mask = tiny.batch(kind)
@@ -180,6 +180,7 @@ def test_documents_packed_in_a_row_are_each_alone(kind):
     assert np.abs(mixed[0, 5:14] - packed[0, 5:14]).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny.families(CAUSAL))
 def test_no_gradient_leaves_a_document_or_comes_from_later_tokens(kind):
     """Of the logits at every place by the input embeddings at every place, in a packed row: exactly 0 but for the

@@ -68,7 +68,7 @@ def test_a_sub_network_is_the_student_that_is_cut_out(kind: str) -> None:
     np.testing.assert_allclose(outputs.hidden_states[-1][mask], wanted.hidden_states[-1][mask], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("kind", tiny.families(["bert", "distilbert"]))
 def test_a_dropped_layer_is_the_identity_and_gets_no_gradient(kind: str) -> None:
     kept = np.array([False, True])
     (_, outputs), gradient = graded(kind, False)(tiny.params(kind), kept, None)

@@ -30,7 +30,8 @@ def test_build_is_quiet_and_leaves_the_verbosity(caplog):
 @pytest.mark.parametrize(
     ("kind", "length"),
     tiny.families(
-        [("bert", 20), ("roberta", 18), ("xlm-roberta", 18), ("albert", 20), *((kind, 20) for kind in CAUSAL)]
+        [("bert", 20), ("roberta", 18), ("xlm-roberta", 18), ("albert", 20), *((kind, 20) for kind in CAUSAL)],
+        fast=["llama"],
     ),
 )
 def test_sizes(kind, length):

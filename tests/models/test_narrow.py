@@ -125,6 +125,7 @@ def test_heads_are_ranked_inside_of_the_group_of_a_key_head():
     np.testing.assert_array_equal(narrowing.best_heads(scores, 4, groups=6), [0, 1, 2, 4])
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_formula_and_padding_has_none():
     """Of BERT's first layer by hand, from the activations that torch's names stand for."""
     model, params = tiny.model("bert"), tiny.params("bert")

@@ -114,7 +114,10 @@ def test_a_head_is_drawn_and_named_and_other_heads_are_left(tmp_path, caplog, he
 
 
 @pytest.mark.parametrize(
-    ("kind", "other"), [("gpt2", "bert"), ("bert", "gpt2"), ("gpt2", "gpt_neo"), ("bert", "roberta"), ("llama", "opt")]
+    ("kind", "other"),
+    tiny.families(
+        [("gpt2", "bert"), ("bert", "gpt2"), ("gpt2", "gpt_neo"), ("bert", "roberta"), ("llama", "opt")], fast=["bert"]
+    ),
 )
 def test_weights_of_another_family(tmp_path, kind, other):
     for wrap in ("", "module."):

@@ -255,6 +255,7 @@ def test_what_cannot_be_meant_is_refused_at_once(cluster, said):
         processes.join(cluster)
 
 
+@pytest.mark.slow
 def test_an_address_that_cannot_be_used_is_refused_in_time():
     began = time.monotonic()
     with pytest.raises(UserError, match=r"cannot be reached from process 1 on .* in 1 s"):

@@ -219,6 +219,7 @@ def test_batch_and_padding_change_no_row():
             assert together != eight(params, prompts, jax.random.key(5))
 
 
+@pytest.mark.slow
 def test_one_compilation_a_width_and_an_early_end(monkeypatch):
     compiled, ran = [], []
 

@@ -330,6 +330,7 @@ def test_updates_are_of_the_text_or_of_written_rows(pair):
         assert (first["input_ids"] != other["input_ids"]).any()  # another seed
 
 
+@pytest.mark.slow
 def test_each_writes_what_is_likely_to_it(pair):
     """Who draws from what: the mean log-probability of new tokens is that of their own writer."""
     text = make_text(0)

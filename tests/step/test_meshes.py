@@ -208,7 +208,7 @@ def test_the_teacher_is_split_by_a_number_of_its_own(shape: tuple[int, int, int]
     assert kernel.addressable_shards[0].data.size == kernel.size // pieces
 
 
-@pytest.mark.parametrize("kind", tiny.CONFIGS)
+@pytest.mark.parametrize("kind", tiny.INSTALLED)
 def test_the_table_knows_every_kernel_of_a_layer(kind: str) -> None:
     """`tensor` splits the axis that a bias has for outputs, and the other one for the way back."""
     model = tiny.model(kind)

@@ -148,7 +148,7 @@ def test_padding_and_what_stands_in_it_change_nothing(tokens: str, lengths: list
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("attended", [True, False])
+@pytest.mark.parametrize("attended", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_nothing_labelled_or_nothing_at_all(tokens: str, attended: bool) -> None:
     batch = make_batch(np.random.default_rng(0), lengths=[8, 5, 3, 8] if attended else [0] * ROWS, labelled=0.0)
     (loss, means), gradient = gradient_of(tokens)(batch)
@@ -360,6 +360,7 @@ def test_a_step_without_its_layer_trains_what_is_around_it() -> None:
     assert np.any(gradient["embeddings"]["word_embeddings"]["embedding"])
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_key_and_step() -> None:
     made = run("one", dropout=True, freeze=("embeddings/",))
     batch = made.put(big_batches()[0])

@@ -107,6 +107,7 @@ def slow(*case: Any) -> Any:
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tokens", "head", "accumulation", "devices", "fsdp"),
     [
