@@ -19,12 +19,18 @@ def test_the_step_names_its_machine(monkeypatch) -> None:
     assert machine().endswith(", asked for by malloc")
 
 
+def timed(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a benchmark in the environment of a shell, without what commands of other tests set for their process."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("USE_")} | {"COLUMNS": "140"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
 @pytest.mark.slow
 def test_a_step_of_both_libraries_is_the_same_and_is_timed() -> None:
     """The benchmark itself compares the losses of the first steps."""
     sizes = "--teacher-layers 2 --student-layers 1 --width 32 --heads 2 --vocab 300 --rows 8 --length 16 --rounds 2"
     command = [sys.executable, str(STEP), *sizes.split(), "--tokens", "masked", "--ways", "jaxdistill", "torch-eager"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "140"}, check=False)
+    done = timed(command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "torch-eager" in done.stdout and "of peak" in done.stdout
 
@@ -34,6 +40,6 @@ def test_both_libraries_write_the_same_text_and_are_timed() -> None:
     """The benchmark itself compares the texts."""
     sizes = "--layers 1 --prompts 2 --length 8 --new 4 --rounds 1"
     command = [sys.executable, str(STEP.with_name("generate.py")), *sizes.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = timed(command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "of the text is equal" in done.stdout and "jaxdistill" in done.stdout

@@ -91,6 +91,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
     texts = tiny_run.lines(400)
     tokenizer = tiny_run.make_tokenizer(texts)
     teacher = tiny_run.write_model(folder / "teacher", tokenizer, num_hidden_layers=12)
+    wide = tiny_run.write_model(
+        folder / "wide", tokenizer, num_hidden_layers=1, hidden_size=16, num_attention_heads=8, intermediate_size=768
+    )
     student = tiny_run.write_model(folder / "student", tokenizer, num_hidden_layers=2)
     (folder / "causal").mkdir()
     causal = tiny_causal.make(folder / "causal")
@@ -101,6 +104,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder / "text.hf")
     return {
         "teacher": teacher,
+        "wide": wide,
         "student": student,
         "text": tiny_run.write_text(folder / "text.txt", texts),
         "cache": folder / "cache",
@@ -119,7 +123,8 @@ def small(case: Case, files: dict[str, Path]) -> dict[str, object]:
         return {**short, **models, "sample.max_new_tokens": 8, "evaluate.max_new_tokens": 8}
     if case.recipe == "bert_layerdrop_teacher.py":
         return {**short, "train.batch_size": 128}
-    return {**short, "teacher.name": files["teacher"], "data.path": files["text"]}
+    teacher = files["wide" if case.settings.get("student.init") == "importance" else "teacher"]
+    return {**short, "teacher.name": teacher, "data.path": files["text"]}
 
 
 def test_the_table_is_read() -> None:

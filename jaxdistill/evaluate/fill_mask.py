@@ -43,7 +43,8 @@ def make_fill_mask(
     @jax.jit
     def best(params: PyTree) -> tuple[Float[Array, "texts top"], Int[Array, "texts top"]]:
         logits = intercept.apply(model, params, Inputs(ids, mask), positions=jnp.asarray(masked)).logits[:, 0]
-        return jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), top)
+        probabilities, words = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), top)
+        return probabilities, words
 
     def fill(params: PyTree) -> list[Words]:
         probabilities, words = jax.device_get(best(params))

@@ -45,7 +45,7 @@ class Head(NamedTuple):
 def logits(head: Head) -> Float[Array, "*tokens vocab"]:
     """The logits of a few tokens at a time."""
     assert head.features is not None
-    kernel = head.kernel.astype(head.features.dtype)
+    kernel = jnp.asarray(head.kernel).astype(head.features.dtype)
     if head.tied:
         values = times_rows(head.features, kernel, sums=jnp.float32)
     else:

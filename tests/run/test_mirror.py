@@ -2,6 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import bucket
 import numpy as np
@@ -10,7 +13,7 @@ import tiny_run
 
 from jaxdistill import cli, train
 from jaxdistill.errors import UserError
-from jaxdistill.run import mirror
+from jaxdistill.run import checkpoint, mirror
 
 ADDRESS = "gs://bucket/runs/a"
 AT_S3 = "s3://bucket/runs/a"
@@ -21,7 +24,7 @@ def storage(tmp_path, monkeypatch):
     return bucket.use(tmp_path / "storage", monkeypatch, ("gcs", "s3"))
 
 
-VALUES = {"train__steps": 4, "checkpoint__every": 2, "export__to": "('pytorch',)"}
+VALUES = {"train__steps": 6, "checkpoint__every": 3, "export__to": "('pytorch',)"}
 
 
 def argv(tiny, address):
@@ -35,21 +38,30 @@ def in_a_folder(tiny, tmp_path_factory):
     return run
 
 
+def saved_at_once(save: Callable[..., None], manager: Any, *values: Any, **named: Any) -> None:
+    save(manager, *values, **named)
+    checkpoint.finish(manager)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("address", [ADDRESS, AT_S3])
 def test_a_run_at_an_address_is_the_run_of_a_folder(tiny, storage, in_a_folder, monkeypatch, address):
-    """Torn after three steps, and gone on with by another machine, which has nothing but the address."""
+    """Torn after five steps, and gone on with by another machine, which has nothing but the address.
+
+    The checkpoint of the third step is whole before the record of the fourth one is sent.
+    """
     monkeypatch.setattr(mirror, "PERIOD", 0.0)
     with monkeypatch.context() as patch:
-        tiny_run.stop_after(patch, 3)
+        tiny_run.stop_after(patch, 5)
+        patch.setattr(checkpoint, "save", partial(saved_at_once, checkpoint.save))
         with pytest.raises(SystemExit):
             train.main(argv(tiny, address))
     run = storage / "bucket" / "runs" / "a"
     assert {"config.json", "metrics.jsonl", "origin.json", "probe.json", "student"} <= {p.name for p in run.iterdir()}
-    assert [path.name for path in (run / "checkpoints").glob("[0-9]*")] == ["2"]
+    assert [path.name for path in (run / "checkpoints").glob("[0-9]*")] == ["3"]
     assert not list(run.glob(".*"))
     code, _, err = tiny_run.call(train.main, argv(tiny, address))
-    assert code == 0 and f"resumed {address} at step 2 of 4" in err, err
+    assert code == 0 and f"resumed {address} at step 3 of 6" in err, err
     assert f"to {address}/export-pytorch" in err and "mirror" not in err
     tiny_run.assert_same_run(run, in_a_folder)
     weights = "export-pytorch/model.safetensors"
