@@ -1,5 +1,7 @@
 """The exception for errors that a user can fix, and any error as one line."""
 
+from collections.abc import Sequence
+
 _LONGEST = 1_000  # letters of a line
 
 
@@ -18,6 +20,11 @@ def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the name of the error's type where the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def place_in(keys: Sequence[str | int]) -> str:
+    """A place in a file of nested values, as `weight_map.lm_head`, for a message: one line, whatever the keys hold."""
+    return _short(".".join(map(str, keys))) or "the whole"
 
 
 def explained(error: BaseException, *, less_memory: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 
 from jaxdistill import cli, train
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, place_in
 
 
 def guarded(error: BaseException) -> tuple[int, str]:
@@ -63,3 +63,8 @@ def test_an_exit_is_no_error():
 
 def test_every_command_says_what_takes_less_memory():
     assert all(command.LESS_MEMORY for command in cli.COMMANDS.values())
+
+
+def test_a_place_in_a_file_is_one_line_whatever_its_keys_are():
+    assert place_in(("weight_map", 0, "x")) == "weight_map.0.x" and place_in(()) == "the whole"
+    assert place_in(("weight_map", "\n")) == "weight_map. " and len(place_in(("y" * 9_999,))) < 1_010

@@ -14,7 +14,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Int64, Integer, Shaped
 
-from jaxdistill.errors import UserError, first_line
+from jaxdistill.errors import UserError, first_line, place_in
 from jaxdistill.files import check_fetched, named_path, read_json
 
 FORMAT_VERSION = 1
@@ -229,7 +229,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise UserError(
-            f"prepared data {str(path)!r} is damaged (meta.json: {'.'.join(map(str, first['loc']))} "
+            f"prepared data {str(path)!r} is damaged (meta.json: {place_in(first['loc'])} "
             f"{first['input']!r}: {first['msg']}); delete the folder"
         ) from None
     return meta

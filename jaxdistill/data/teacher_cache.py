@@ -20,7 +20,7 @@ from jaxtyping import Bool, Integer, Shaped, UInt8
 
 from jaxdistill.data.batching import HostBatch
 from jaxdistill.data.store import CHECKED_ALWAYS_BYTES, TokenFile, digest_of, identity_of
-from jaxdistill.errors import UserError, first_line
+from jaxdistill.errors import UserError, first_line, place_in
 from jaxdistill.files import folder_beside, read_json, writing
 
 FORMAT_VERSION = 1
@@ -297,8 +297,8 @@ def read_meta(path: Path) -> Meta:
         return Meta.model_validate(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise UserError(f"teacher cache {str(path)!r} is damaged ({META}: {where}: {first['msg']})") from None
+        where = f"{META}: {place_in(first['loc'])}"
+        raise UserError(f"teacher cache {str(path)!r} is damaged ({where}: {first['msg']})") from None
 
 
 def _open_shard(folder: Path, meta: Meta) -> _Shard:

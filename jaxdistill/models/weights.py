@@ -19,7 +19,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
-from jaxdistill.errors import UserError, first_line
+from jaxdistill.errors import UserError, first_line, place_in
 from jaxdistill.files import check_fetched, read_json
 from jaxdistill.models import torch_names
 from jaxdistill.models.model import Model, init_params, param_shapes
@@ -160,9 +160,9 @@ def _shards(index: Path, *, ending: str) -> list[Path]:
     try:
         names = sorted(set(_Index.model_validate(read_json(index), strict=True).weight_map.values()))
     except pydantic.ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+        first = error.errors()[0]
         raise UserError(
-            f"{index} is no index of shards ({where}: {error.errors()[0]['msg']}): its weight_map must map names of "
+            f"{index} is no index of shards ({place_in(first['loc'])}: {first['msg']}): its weight_map must map names of "
             "tensors to names of files"
         ) from None
     there = {file.name for file in index.parent.iterdir() if file.is_file()}

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdistill.config import Config
-from jaxdistill.errors import UserError
+from jaxdistill.errors import UserError, place_in
 from jaxdistill.files import named_path, read_json, write_text, writing
 from jaxdistill.knobs import section_of
 from jaxdistill.models import hub
@@ -85,7 +85,7 @@ def _complete(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
         for one in error.errors():
             is_choice = one["type"] == "literal_error" and isinstance(one["input"], str)
             if one["type"].endswith(("_type", "literal_error")) and not is_choice:
-                key = ".".join(map(str, one["loc"][:2]))
+                key = place_in(one["loc"][:2])
                 raise UserError(f"{path} is damaged: {key} ({one['msg']}); name another --workdir") from None
     return complete
 
@@ -149,9 +149,9 @@ def _read_probe(path: Path, model: Model) -> dict[str, np.ndarray]:
     try:
         probe = _Probe.model_validate(read_json(path))
     except pydantic.ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+        first = error.errors()[0]
         raise UserError(
-            f"{path} is damaged ({where}: {error.errors()[0]['msg']}): take it from a copy of the run folder"
+            f"{path} is damaged ({place_in(first['loc'])}: {first['msg']}): take it from a copy of the run folder"
         ) from None
     length = len(probe.input_ids[0])
     whole = len(probe.attention_mask) == len(probe.input_ids)
