@@ -162,8 +162,8 @@ def _shards(index: Path, *, ending: str) -> list[Path]:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise UserError(
-            f"{index} is no index of shards ({place_in(first['loc'])}: {first['msg']}): its weight_map must map names of "
-            "tensors to names of files"
+            f"{index} is no index of shards ({place_in(first['loc'])}: {first['msg']}): its weight_map must map names "
+            "of tensors to names of files"
         ) from None
     there = {file.name for file in index.parent.iterdir() if file.is_file()}
     for name in names:
