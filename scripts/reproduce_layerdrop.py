@@ -47,9 +47,8 @@ from experiment import (
 )
 
 RATES = (0.0, 0.1, 0.2)
-Arm = tuple[
-    float | None, float
-]  # the rate of what the student starts from, None for random weights; its teacher's rate
+# The rate of what the student starts from, None for random weights; and its teacher's rate.
+Arm = tuple[float | None, float]
 BASELINE = "rate 0 taught by rate 0"
 ARMS: dict[str, Arm] = {
     BASELINE: (0.0, 0.0),

@@ -17,6 +17,7 @@ from jaxdistill.losses.objective import OwnLoss
 from jaxdistill.losses.term import Signals, Term
 from jaxdistill.losses.terms import TERMS
 from jaxdistill.models import hub
+from jaxdistill.models.settings import SIZES
 from jaxdistill.recipe import with_settings
 from jaxdistill.run import checkpoint, loop, measure, mirror, resume
 from jaxdistill.run.best import step_named
@@ -193,7 +194,7 @@ def _models(teacher: LanguageModel | Named | None, student: LanguageModel | Name
             "student.init": "teacher",
             "student.layers": student.layers,
             "student.family": student.family,
-            **dict.fromkeys(("student.width", "student.inner", "student.heads"), 0),
+            **dict.fromkeys((f"student.{size}" for size in SIZES), 0),
         }
     if student is not None:
         place = _place(student, "student")

@@ -54,6 +54,11 @@ class TeacherConfig(Section):
         _check_attention(self, "teacher")
 
 
+SIZES = ("width", "inner", "heads")  # settings of a student that is cut by importance
+# Settings that say how a student is made; those of a student that is read from a folder are not used.
+HOW_MADE = ("init", "layers", "family", "reference_init", "overrides", *SIZES)
+
+
 class StudentConfig(Section):
     """The model that is trained: what its parameters start from, and how it computes."""
 
@@ -121,7 +126,7 @@ class StudentConfig(Section):
 
     def check(self) -> None:
         _check_attention(self, "student")
-        sizes = {name: value for name in ("width", "inner", "heads") if (value := getattr(self, name))}
+        sizes = {name: value for name in SIZES if (value := getattr(self, name))}
         if sizes and self.init != "importance":
             said = ", ".join(f"config.student.{name}={value}" for name, value in sizes.items())
             raise UserError(

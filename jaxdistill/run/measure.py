@@ -17,7 +17,7 @@ from jaxdistill.evaluate.evaluator import check_finite, make_context, make_evalu
 from jaxdistill.files import write_text, writing
 from jaxdistill.models.model import Model, build_model_for
 from jaxdistill.models.pair import Pair
-from jaxdistill.models.settings import StudentConfig
+from jaxdistill.models.settings import HOW_MADE, StudentConfig
 from jaxdistill.run import folder as folders
 from jaxdistill.run import importance
 from jaxdistill.run.assemble import held_out_of
@@ -120,9 +120,7 @@ def evaluate_model(
     Raises:
       UserError: what does not fit.
     """
-    # Of a student that is made, not read.
-    made = {"init", "layers", "family", "reference_init", "overrides", "width", "inner", "heads"}
-    as_it_is = {key: getattr(StudentConfig(), key) for key in made}
+    as_it_is = {key: getattr(StudentConfig(), key) for key in HOW_MADE}
     return evaluate_config(
         config.changed(student={**as_it_is, "name": name, "revision": revision}),
         name,

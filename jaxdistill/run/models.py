@@ -19,7 +19,7 @@ from jaxdistill.models.model import Model, build_model_for, common_words, init_p
 from jaxdistill.models.narrow import Sizes, narrow_config, resolve_sizes
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.partition import check_heads
-from jaxdistill.models.settings import StudentConfig, TeacherConfig
+from jaxdistill.models.settings import HOW_MADE, StudentConfig, TeacherConfig
 from jaxdistill.models.student import cut_student, student_config
 from jaxdistill.models.tokenizer import (
     check_same_vocabulary,
@@ -291,8 +291,7 @@ def _unused(settings: StudentConfig, choice: StudentChoice) -> str:
     if choice.folder is None:
         return ""
     default = StudentConfig()
-    names = ("init", "layers", "family", "reference_init", "overrides", "width", "inner", "heads")
-    given = {name: getattr(settings, name) for name in names}
+    given = {name: getattr(settings, name) for name in HOW_MADE}
     if given["family"] == choice.model.config.model_type:
         del given["family"]
     return ", ".join(f"{name}={value}" for name, value in given.items() if value != getattr(default, name))
