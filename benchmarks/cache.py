@@ -22,8 +22,8 @@ from rich.table import Table
 from jaxdistill import recipe
 from jaxdistill.config import Config
 from jaxdistill.console import say
+from jaxdistill.jobs.cache import Made, make_cache
 from jaxdistill.run.assemble import assemble
-from jaxdistill.run.cache import Made, make_cache
 from jaxdistill.step import sharding
 
 KINDS: dict[str, dict[str, Any]] = {

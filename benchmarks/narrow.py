@@ -19,11 +19,11 @@ import numpy as np
 
 from jaxdistill import train
 from jaxdistill.console import say
+from jaxdistill.jobs.cut import Cut, importance_of, write_cut
 from jaxdistill.models import hub, stored, weights
 from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.narrow import Scores, Sizes, resolve_sizes
 from jaxdistill.models.tokenizer import load_tokenizer
-from jaxdistill.run.cut import Cut, importance_of, write_cut
 from jaxdistill.run.importance import narrowed
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "bert_mlm.py"

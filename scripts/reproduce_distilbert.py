@@ -138,7 +138,7 @@ def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> 
     """The test text, masked uniformly, student and teacher alike."""
 
     def figures() -> Figures:
-        from jaxdistill.run.measure import evaluate
+        from jaxdistill.jobs.measure import evaluate
 
         overrides = [
             f"--config.data.eval_path={text['test']}",

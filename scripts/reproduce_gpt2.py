@@ -106,7 +106,7 @@ def make_teacher(flags: argparse.Namespace) -> Path:
 
 def make_start(flags: argparse.Namespace, teacher: Path, *, seed: int) -> Path:
     """Every other layer of the teacher, fine-tuned: what all methods of a seed go on from."""
-    from jaxdistill.run.cut import Cut, init_student
+    from jaxdistill.jobs.cut import Cut, init_student
 
     base = flags.workdir / f"seed{seed}"
     cut = base / "cut"
@@ -120,7 +120,7 @@ def measure(flags: argparse.Namespace, workdir: Path, *, teacher: Path | None) -
     """The test pairs: perplexity of all that are asked for, ROUGE of the first --rouge-rows."""
 
     def figures() -> dict[str, float]:
-        from jaxdistill.run.measure import evaluate
+        from jaxdistill.jobs.measure import evaluate
 
         overrides = [
             f"--config.evaluate.batches={flags.batches}",

@@ -86,7 +86,7 @@ def teacher(flags: argparse.Namespace, text: dict[str, Path], *, seed: int, rate
 def student(
     flags: argparse.Namespace, text: dict[str, Path], *, seed: int, arm: str, teachers: dict[float, Path]
 ) -> Path:
-    from jaxdistill.run.cut import Cut, init_student
+    from jaxdistill.jobs.cut import Cut, init_student
 
     start, taught = ARMS[arm][0], teachers[ARMS[arm][1]]
     settings = common(flags, text, seed=seed, steps=flags.student_steps) | {
@@ -134,7 +134,7 @@ def measure(flags: argparse.Namespace, text: dict[str, Path], workdir: Path) -> 
     """Validation and test text, and training loss over the last tenth and on average."""
 
     def figures() -> dict[str, float]:
-        from jaxdistill.run.measure import evaluate
+        from jaxdistill.jobs.measure import evaluate
 
         found: dict[str, float] = {}
         for split in ("valid", "test"):

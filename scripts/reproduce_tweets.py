@@ -165,7 +165,7 @@ def of_another(flags: argparse.Namespace, name: str, model: str) -> Figures:
     """The same held-out tweets and masks for a model that no run trained."""
 
     def figures() -> Figures:
-        from jaxdistill.run import measure
+        from jaxdistill.jobs import measure
 
         run_folder = folder_of(flags.workdir, seeds_of(flags)[0], STUDENT)
         overrides = ["--config.mask.smoothing=0", f"--config.evaluate.batches={flags.batches}"]
@@ -177,7 +177,7 @@ def of_another(flags: argparse.Namespace, name: str, model: str) -> Figures:
 
 def nearest(flags: argparse.Namespace, models: dict[str, str]) -> list[str]:
     """The words whose embeddings lie nearest, with their cosines, as a table of Markdown."""
-    from jaxdistill.run.neighbours import compare_neighbours
+    from jaxdistill.jobs.neighbours import compare_neighbours
 
     found = compare_neighbours(
         models, flags.words.split(","), top=flags.top, step="last", allow_pickle=False, report=print

@@ -17,6 +17,7 @@ LAYERS = (
     ("train",),
     ("api", "commands"),
     ("cost",),
+    ("jobs",),
     ("run",),
     ("reference", "recipe"),
     ("config",),
@@ -33,7 +34,7 @@ LAYERS = (
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}
 # The files that ask what only transformers' Flax classes need, which can be dropped with these classes.
 ASK_FOR_FLAX_CLASSES = {"models/model.py", "models/intercept.py", "sampling/generate.py"}
-SEE_THE_CONFIG = {"train", "cli", "api", "commands", "cost", "run", "recipe", "reference", "config"}
+SEE_THE_CONFIG = {"train", "cli", "api", "commands", "cost", "jobs", "run", "recipe", "reference", "config"}
 HEAVY = (
     "jax",
     "jaxlib",

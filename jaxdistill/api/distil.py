@@ -13,13 +13,14 @@ from jaxdistill.api.text import Text, settings_of, write
 from jaxdistill.console import say
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
+from jaxdistill.jobs import measure
 from jaxdistill.losses.objective import OwnLoss
 from jaxdistill.losses.term import Signals, Term
 from jaxdistill.losses.terms import TERMS
 from jaxdistill.models import hub
 from jaxdistill.models.settings import SIZES
 from jaxdistill.recipe import with_settings
-from jaxdistill.run import checkpoint, loop, measure, mirror, resume
+from jaxdistill.run import checkpoint, loop, mirror, resume
 from jaxdistill.run.best import step_named
 from jaxdistill.run.hooks import Hooks
 from jaxdistill.run.records import read_records

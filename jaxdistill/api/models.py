@@ -16,14 +16,14 @@ from jaxdistill.evaluate.fill_mask import make_fill_mask
 from jaxdistill.evaluate.neighbours import nearest_words
 from jaxdistill.export.folder import FORMATS
 from jaxdistill.files import named_path
+from jaxdistill.jobs.cut import Cut, write_cut
+from jaxdistill.jobs.generate import writer_named
 from jaxdistill.models import hub
 from jaxdistill.models.layer_choice import resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
 from jaxdistill.models.student import cut_student, student_config
 from jaxdistill.run.best import step_named
-from jaxdistill.run.cut import Cut, write_cut
 from jaxdistill.run.export import export_run
-from jaxdistill.run.generate import writer_named
 from jaxdistill.sampling.decoding import Decoding
 from jaxdistill.sampling.write import Continuation, Writer, continue_prompts
 

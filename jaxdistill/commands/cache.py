@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     with taking(LOADING):
         from jaxdistill import recipe
-        from jaxdistill.run.cache import make_cache
+        from jaxdistill.jobs.cache import make_cache
 
     made = make_cache(recipe.read(flags.config, overrides), flags.out, allow_pickle=flags.allow_pickle, report=say)
     show(made.lines(), made.values(), as_json=flags.json)

@@ -23,8 +23,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     with taking(LOADING):
         from jaxdistill import recipe
-        from jaxdistill.run.doctor import examine
-        from jaxdistill.run.gradients import gradients
+        from jaxdistill.jobs.doctor import examine
+        from jaxdistill.jobs.gradients import gradients
 
     if flags.config:
         config = recipe.read(flags.config, overrides)

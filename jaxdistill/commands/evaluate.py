@@ -43,7 +43,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     _check(flags)
     with taking(LOADING):
         from jaxdistill import recipe
-        from jaxdistill.run import measure
+        from jaxdistill.jobs import measure
         from jaxdistill.run.best import step_named
 
     if flags.workdir:

@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     with taking(LOADING):
-        from jaxdistill.run.generate import writer_named
+        from jaxdistill.jobs.generate import writer_named
         from jaxdistill.sampling.decoding import Decoding, check_decoding
         from jaxdistill.sampling.write import continue_prompts, read_prompts, write_records
 

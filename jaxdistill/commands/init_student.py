@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     with taking(LOADING):
-        from jaxdistill.run.cut import Cut, init_student
+        from jaxdistill.jobs.cut import Cut, init_student
 
     cut = Cut(
         teacher=flags.teacher,

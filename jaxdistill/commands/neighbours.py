@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     _check(flags)
     with taking(LOADING):
-        from jaxdistill.run.neighbours import compare_neighbours, models_of_run
+        from jaxdistill.jobs.neighbours import compare_neighbours, models_of_run
 
     models = models_of_run(flags.run, flags.base) if flags.run else {name: name for name in flags.model}
     table = compare_neighbours(

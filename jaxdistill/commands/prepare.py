@@ -17,6 +17,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     with taking(LOADING):
         from jaxdistill import recipe
-        from jaxdistill.run.prepare import prepare
+        from jaxdistill.jobs.prepare import prepare
 
     print(prepare(recipe.read(flags.config, overrides), report=say))

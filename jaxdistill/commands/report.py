@@ -52,9 +52,9 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     if flags.curves_only and flags.words:
         raise UserError("--words asks models for nearest words, and --curves-only reads none; leave one of them out")
     with taking(LOADING):
+        from jaxdistill.jobs.report import make_report
         from jaxdistill.report.markdown import markdown
         from jaxdistill.report.page import page
-        from jaxdistill.run.report import make_report
 
     report = make_report(
         flags.runs,

@@ -12,7 +12,7 @@ import tiny_run
 
 from jaxdistill import cli
 from jaxdistill.data import teacher_cache as caches
-from jaxdistill.run import cache as caching
+from jaxdistill.jobs import cache as caching
 
 MASKED: dict[str, Any] = {
     "mask__group": 1,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate.neighbours import Neighbours, nearest_words
+from jaxdistill.jobs.generate import writer_named
 from jaxdistill.run import folder as folders
-from jaxdistill.run.generate import writer_named
 
 Report = Callable[[str], None]
 

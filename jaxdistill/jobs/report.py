@@ -30,6 +30,7 @@ from jaxdistill.evaluate.neighbours import frequent_words, nearest_words
 from jaxdistill.evaluate.rouge import greedy
 from jaxdistill.export.card import without_folders
 from jaxdistill.export.origin import Origin
+from jaxdistill.jobs.measure import config_of_run
 from jaxdistill.models.model import Model, build_model_for, count_params
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.tokenizer import check_same_vocabulary
@@ -38,7 +39,6 @@ from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import held_out_of
 from jaxdistill.run.best import step_named
 from jaxdistill.run.export import held_out_text
-from jaxdistill.run.measure import config_of_run
 from jaxdistill.run.models import check_model, in_dtype, load_teacher
 from jaxdistill.run.origin import read_origin
 from jaxdistill.run.records import read_records

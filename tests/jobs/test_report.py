@@ -10,10 +10,10 @@ import tiny_causal
 import tiny_run
 
 from jaxdistill import cli
+from jaxdistill.jobs import report as reports_of_runs
+from jaxdistill.jobs.report import make_report
 from jaxdistill.report import page
-from jaxdistill.run import report as reports_of_runs
 from jaxdistill.run.records import read_records
-from jaxdistill.run.report import make_report
 
 PAGE = page.page
 

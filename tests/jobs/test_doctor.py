@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 
 from jaxdistill import cli
-from jaxdistill.run import doctor
+from jaxdistill.jobs import doctor
 
 
 def test_nothing_is_to_fix_where_the_suite_runs(tiny, tmp_path, monkeypatch):
