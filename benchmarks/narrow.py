@@ -3,12 +3,11 @@
     python benchmarks/narrow.py --teacher DIR --text train.txt --held-out test.txt --width 192 --inner 768
 
 The three students have the same sizes and are distilled alike. Random rows are cut as consistently as important ones.
-Prints a Markdown table of held-out loss (nats a masked token), mean and standard deviation over seeds.
+Prints a Markdown table of held-out loss and of the KL divergence from the teacher (both in nats a masked token): mean
+and standard deviation over seeds.
 """
 
 import argparse
-import json
-import math
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill import train
+import jaxdistill
 from jaxdistill.console import say
 from jaxdistill.jobs.cut import Cut, importance_of, write_cut
 from jaxdistill.models import hub, stored, weights
@@ -26,7 +25,7 @@ from jaxdistill.models.narrow import Scores, Sizes, resolve_sizes
 from jaxdistill.models.tokenizer import load_tokenizer
 from jaxdistill.run.importance import narrowed
 
-RECIPE = Path(__file__).resolve().parents[1] / "configs" / "bert_mlm.py"
+COLUMNS = "loss at the start | KL at the start | loss after {steps} steps | KL after {steps} steps"
 
 
 def main() -> None:
@@ -46,17 +45,17 @@ def main() -> None:
     tokenizer = load_tokenizer(folder)
     sizes = resolve_sizes(model, width=flags.width, inner=flags.inner)
     scores = importance_of(model, params, tokenizer, flags.text, say)
-    rows: dict[str, list[tuple[float, float]]] = {}
+    rows: dict[str, list[list[float]]] = {}
     for seed in map(int, flags.seeds.split(",")):
         for name, by in (("importance", scores), ("random rows", shuffled(scores, seed)), ("random", None)):
             with tempfile.TemporaryDirectory() as scratch:
                 start = Path(scratch) / "start"
                 if by is not None:
                     write(model, params, tokenizer, by, sizes, start, teacher=flags.teacher)
-                found = losses(flags, sizes, start if by is not None else None, Path(scratch) / "run", seed=seed)
+                found = figures(flags, sizes, start if by is not None else None, Path(scratch) / "run", seed=seed)
             rows.setdefault(name, []).append(found)
-            say(f"seed {seed}, {name}: {found[0]:.3f} at the start, {found[1]:.3f} after {flags.steps} steps")
-    print(f"| student of width {sizes.width} | loss at the start | after {flags.steps} steps |\n|---|---|---|")
+            say(f"seed {seed}, {name}: {', '.join(f'{x:.3f}' for x in found)}")
+    print(f"| student of width {sizes.width} | {COLUMNS.format(steps=flags.steps)} |\n|---|---|---|---|---|")
     for name, found in rows.items():
         print(f"| {name} | {' | '.join(mean_and_spread(values) for values in zip(*found, strict=True))} |")
 
@@ -80,16 +79,16 @@ def write(model: Model, params: Any, tokenizer: Any, scores: Scores, sizes: Size
     write_cut(Cut(teacher, ",".join(map(str, layers))), made, cut, tokenizer, layers, out)
 
 
-def losses(flags: argparse.Namespace, sizes: Sizes, start: Path | None, run: Path, *, seed: int) -> tuple[float, float]:
-    """Held-out loss before and after the run that begins with the student in `start`, or with random numbers."""
+def figures(flags: argparse.Namespace, sizes: Sizes, start: Path | None, run: Path, *, seed: int) -> list[float]:
+    """Figures of the run that begins with the student in `start`, or with random numbers, in the order of COLUMNS."""
     fields = {
         "hidden_size": sizes.width,
         "intermediate_size": sizes.inner,
         "num_attention_heads": sizes.heads,
     }
-    student = {"name": str(start)} if start else {"init": "random", "overrides": repr(fields)}
-    values = {
-        **{f"student.{key}": value for key, value in student.items()},
+    student = {"student.name": str(start)} if start else {"student.init": "random", "student.overrides": fields}
+    settings = {
+        **student,
         "student.family": "",
         "teacher.name": flags.teacher,
         "data.path": flags.text,
@@ -107,10 +106,9 @@ def losses(flags: argparse.Namespace, sizes: Sizes, start: Path | None, run: Pat
         "export.to": (),
         "seed": seed,
     }
-    train.main([f"--config={RECIPE}", f"--workdir={run}", *(f"--config.{key}={x}" for key, x in values.items())])
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [math.log(record["perplexity"]) for record in records if "perplexity" in record]
-    return found[0], found[-1]
+    metrics = jaxdistill.distil(workdir=run, config="bert_mlm", settings=settings).metrics
+    before, *_, after = [record for record in metrics if record["kind"] == "eval"]
+    return [record[name] for record in (before, after) for name in ("mlm_loss", "kl")]
 
 
 if __name__ == "__main__":
