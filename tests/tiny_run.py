@@ -170,6 +170,40 @@ def saved(workdir: Path, step: int | None = None) -> dict[str, Any]:
     return result
 
 
+def keep_rows(patch: Any, path: Path) -> None:
+    """Makes every update add to a file which rows it trains on: a line [step, place in the batch, tokens] for each.
+
+    Of several processes, each writes the rows of its own devices. The tokens are the text's, without masks.
+    """
+    from jaxdistill.run import training
+
+    make = training.make_train_step
+
+    def make_keeping(*args: Any, **arguments: Any) -> Any:
+        step = make(*args, **arguments)
+
+        def keeping(state: Any, teacher: Any, batch: Any, key: Any) -> Any:
+            at, names = int(state.step) + 1, ("label_mask", "labels", "input_ids")
+            with path.open("a") as file:
+                for shards in zip(*(batch[name].addressable_shards for name in names), strict=True):
+                    rows = np.where(*(np.asarray(shard.data) for shard in shards))
+                    for place, row in enumerate(rows, shards[0].index[0].start or 0):
+                        file.write(f"{json.dumps([at, place, row.tolist()])}\n")
+            return step(state, teacher, batch, key)
+
+        return keeping
+
+    patch.setattr(training, "make_train_step", make_keeping)
+
+
+def rows_kept(path: Path) -> dict[tuple[int, int], list[int]]:
+    """(step, place in the batch) -> the tokens there. Steps that were computed again after a loss had the same."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for step, place, row in map(json.loads, path.read_text().splitlines()):
+        assert found.setdefault((step, place), row) == row, (step, place)
+    return found
+
+
 class Stopped(SystemExit):
     """What `stop_after` raises."""
 

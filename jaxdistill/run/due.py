@@ -36,7 +36,7 @@ class Due:
     def restart(self) -> None:
         """Counts the time to the next checkpoint from now: one was saved."""
         self.since = time.monotonic()
-        self.agreement.forget()
+        self.agreement.forget(np.array([False, True]))  # not that the run is to stop, however often it is saved
 
     def after(self, at: int) -> Actions:
         """What follows step `at`."""

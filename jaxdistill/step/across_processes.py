@@ -18,7 +18,8 @@ class Agreement:
     """Flags that hold as soon as they hold in one process; every process learns of them at the same step."""
 
     def __init__(self) -> None:
-        self.asked: deque[Array] = deque()
+        # The answers that are not read yet, and which of their flags still count.
+        self.asked: deque[tuple[Array, Bool[np.ndarray, "flags"]]] = deque()
         if jax.process_count() > 1:
             self.rows = NamedSharding(Mesh(np.asarray(jax.devices()), ("devices",)), PartitionSpec("devices"))
             everywhere = NamedSharding(self.rows.mesh, PartitionSpec())
@@ -32,14 +33,16 @@ class Agreement:
         if jax.process_count() == 1:
             return flags
         own = np.tile(flags, (jax.local_device_count(), 1))
-        self.asked.append(self.any(jax.make_array_from_process_local_data(self.rows, own)))
+        answer = self.any(jax.make_array_from_process_local_data(self.rows, own))
+        self.asked.append((answer, np.ones_like(flags)))
         if len(self.asked) <= LAG:
             return np.zeros_like(flags)
-        return np.asarray(self.asked.popleft())
+        answer, counts = self.asked.popleft()
+        return np.asarray(answer) & counts
 
-    def forget(self) -> None:
-        """Takes back what was asked: what it asked for was done."""
-        self.asked.clear()
+    def forget(self, flags: Bool[np.ndarray, "flags"]) -> None:
+        """Takes back these flags in what was asked until now: what they asked for was done."""
+        self.asked = deque((answer, counts & ~flags) for answer, counts in self.asked)
 
 
 def on_host(tree: PyTree) -> PyTree:

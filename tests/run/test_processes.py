@@ -21,13 +21,15 @@ from jaxdistill.processes import Cluster, cluster_of
 
 # Trains as the command does; at a step, the process of one number gets a signal, so that no test waits for a clock.
 PROGRAM = """
-import os, signal, sys
-import jax
+import os, pathlib, signal, sys
+import jax, pytest, tiny_run
 from jaxdistill import train
 from jaxdistill.run import lock
 
-where, name, argv = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+rows, where, name, argv = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
 lock._DELAY = 1.0
+if rows:
+    tiny_run.keep_rows(pytest.MonkeyPatch(), pathlib.Path(rows))
 if name:
     from jaxdistill.run import training
     make = training.make_train_step
@@ -56,20 +58,27 @@ def free_port() -> int:
 
 
 def together(
-    count: int, argv: Sequence[str] | Sequence[Sequence[str]], *, where: int = 0, name: str = "", devices: int = 2
+    count: int,
+    argv: Sequence[str] | Sequence[Sequence[str]],
+    *,
+    where: int = 0,
+    name: str = "",
+    devices: int = 2,
+    rows: Path | str = "",
 ) -> list[tuple[int, list[str]]]:
     """(exit code, lines of its own on standard error) of each of `count` processes, `devices` devices in all.
 
     Args:
       argv: the arguments, or those of each process.
       where, name: the process that gets a signal before its third step, and the name of the signal.
+      rows: file to which each process adds the rows of its steps; "" = none.
     """
     cluster = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={count}", "--process-timeout=30"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices // count)}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices // count), "PYTHONPATH": os.pathsep.join(sys.path)}
     of_each = argv if isinstance(argv[0], list) else [argv] * count
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(where), name, *own, *cluster, f"--process-id={number}"],
+            [sys.executable, "-c", PROGRAM, str(rows), str(where), name, *own, *cluster, f"--process-id={number}"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -122,20 +131,29 @@ def test_two_processes_train_what_one_does(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_at_one_step_and_the_same_command_goes_on(tiny, tmp_path):
+def test_a_signal_to_one_stops_all_at_one_step_and_the_same_command_goes_on(tiny, tmp_path, monkeypatch):
+    """One process has trained the first step on eight devices; two processes go on with one device each."""
     values = {"train__steps": 8, "export__to": "('pytorch',)", "evaluate__prompts": "('the [MASK] sees',)"}
-    argv = tiny_run.arguments(tiny, tmp_path / "two", **values)
-    ended = together(2, argv, where=1, name="SIGTERM")
+    values["checkpoint__every"] = 1
+    argv, of_two, of_one = tiny_run.arguments(tiny, tmp_path / "two", **values), tmp_path / "rows", tmp_path / "of_one"
+    with monkeypatch.context() as patch:
+        tiny_run.stop_after(patch, 1)
+        tiny_run.keep_rows(patch, of_two)
+        with pytest.raises(tiny_run.Stopped):
+            train.main(argv)
+    ended = together(2, argv, where=1, name="SIGTERM", rows=of_two)
     assert [code for code, _ in ended] == [75, 75], ended
     last = [lines[-1] for _, lines in ended]
     assert last[0].startswith("stopped by a signal to another process after step ")
     assert last[1].startswith("stopped by SIGTERM after step ") and last[0].split("step")[1] == last[1].split("step")[1]
-    (saved,) = [int(path.name) for path in (tmp_path / "two" / "checkpoints").iterdir()]
-    assert 3 <= saved <= 6 and f"after step {saved} of 8" in last[0]
-    ended = together(2, argv)
+    saved = max(int(path.name) for path in (tmp_path / "two" / "checkpoints").iterdir())
+    assert 4 <= saved <= 7 and f"after step {saved} of 8" in last[0]
+    ended = together(2, argv, rows=of_two)
     assert [code for code, _ in ended] == [0, 0], ended
+    tiny_run.keep_rows(monkeypatch, of_one)
     tiny_run.train(tiny, tmp_path / "one", **values)
     assert_close(tmp_path / "two", tmp_path / "one")
+    assert tiny_run.rows_kept(of_two) == tiny_run.rows_kept(of_one)
     for name in ("config.json", "model.safetensors", "README.md", "tokenizer.json"):
         assert (tmp_path / "two" / "export-pytorch" / name).is_file()
     from safetensors.numpy import load_file
@@ -148,20 +166,26 @@ def test_a_signal_to_one_stops_all_at_one_step_and_the_same_command_goes_on(tiny
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", [0, 1])
-def test_a_killed_process_ends_the_others_with_a_line_and_all_go_on(tiny, tmp_path, where):
+def test_a_killed_process_ends_the_others_with_a_line_and_all_go_on(tiny, tmp_path, where, monkeypatch):
+    """After the loss of process 1, one process on eight devices goes on with what two have done."""
     values = {"train__steps": 6, "checkpoint__every": 1}
-    argv = tiny_run.arguments(tiny, tmp_path / "two", **values)
+    argv, of_two, of_one = tiny_run.arguments(tiny, tmp_path / "two", **values), tmp_path / "rows", tmp_path / "of_one"
     began = time.monotonic()
-    ended = together(2, argv, where=where, name="SIGKILL")
+    ended = together(2, argv, where=where, name="SIGKILL", rows=of_two)
     assert ended[where][0] == -signal.SIGKILL and ended[1 - where][0] == processes.GOES_ON, ended
     assert ended[1 - where][1][-1] == f"error: {processes.LOSS}"
     assert time.monotonic() - began < 150
-    ended = together(2, argv)
-    assert [code for code, _ in ended] == [0, 0], ended
+    if where == 1:
+        with monkeypatch.context() as patch:
+            tiny_run.keep_rows(patch, of_two)
+            tiny_run.train(tiny, tmp_path / "two", **values)
+    else:
+        ended = together(2, argv, rows=of_two)
+        assert [code for code, _ in ended] == [0, 0], ended
+    tiny_run.keep_rows(monkeypatch, of_one)
     tiny_run.train(tiny, tmp_path / "one", **values)
-    a, b = tiny_run.saved(tmp_path / "two"), tiny_run.saved(tmp_path / "one")
-    for name in a.keys() - {"notes"}:
-        np.testing.assert_allclose(a[name], b[name], atol=2e-6, err_msg=name)
+    assert_close(tmp_path / "two", tmp_path / "one")
+    assert tiny_run.rows_kept(of_two) == tiny_run.rows_kept(of_one)
 
 
 @pytest.mark.slow
