@@ -23,6 +23,7 @@ from jaxdistill.commands import (
     report,
     settings,
 )
+from jaxdistill.console import named
 from jaxdistill.files import named_path
 from jaxdistill.run.stop import interruptible
 
@@ -45,7 +46,7 @@ COMMANDS: dict[str, ModuleType] = {
 }
 
 # Commands that several processes can run together; `train` is another one.
-TOGETHER = ("evaluate", "export", "generate", "init-student")
+TOGETHER = ("cache", "evaluate", "export", "generate", "init-student")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = f"unknown command {name!r}{did_you_mean(name, parsers)}" if name else "name a command, such as train"
         parser.error(wrong)
     command = COMMANDS[name]
+    if name not in TOGETHER and (flag := processes.flag_in(argv)):
+        parsers[name].error(f"{flag} is for several processes, and {name} is run by one; start it once, without it")
     flags, overrides = parse(parsers[name], argv[1:], takes_config=command.TAKES_CONFIG)
 
     def run() -> None:
@@ -68,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _name_paths(flags)
             if name in TOGETHER:
                 processes.join(processes.cluster_of(flags))
+                _check_alike(flags, overrides)
             command.main(flags, overrides)
             processes.wait("end")
 
@@ -95,6 +99,18 @@ def make_parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     all_of_them = {**parsers.choices, "train": train.make_parser()}
     parsers.choices["completion"].set_defaults(parsers=all_of_them)
     return parser, all_of_them
+
+
+def _check_alike(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Checks that all processes were started with the same command and packages.
+
+    Raises:
+      UserError: in all processes; names what differs.
+    """
+    given = {f"--{name.replace('_', '-')}": named(str(value)) for name, value in vars(flags).items()}
+    values = {name: given[name] for name in given if name not in processes.FLAGS} | {"settings": " ".join(overrides)}
+    advice = "start all processes with the same command and the same packages"
+    processes.check_same("flags", {**processes.versions(), **values}, advice=advice)
 
 
 def _name_paths(flags: argparse.Namespace) -> None:

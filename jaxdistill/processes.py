@@ -8,6 +8,7 @@ is silent by its missing heartbeats.
 import argparse
 import atexit
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -16,13 +17,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from jaxdistill import console
+from jaxdistill import __version__, console
 from jaxdistill.errors import UserError
 
+FLAGS = ("--coordinator", "--processes", "--process-id", "--process-timeout")
 PATIENCE = 120  # seconds; the default of --process-timeout
 # EX_TEMPFAIL of sysexits.h, "try again later": a supervisor starts the same command again, on all hosts, which goes on.
 GOES_ON = 75
@@ -59,6 +62,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="how long to wait for the others at the start, and after how long a silent one is lost; default: "
         "%(default)s",
     )
+
+
+def flag_in(argv: Sequence[str]) -> str:
+    """The first flag of `add_flags` among arguments; "" where there is none."""
+    return next((name for argument in argv if (name := argument.partition("=")[0]) in FLAGS), "")
 
 
 def cluster_of(flags: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Cluster:
@@ -134,6 +142,40 @@ def gathered(name: str, text: str) -> list[str]:
     key = f"jaxdistill/{name}/{_visits(name)}"
     client.key_value_set(f"{key}/{_state().process_id}", text)
     return [client.blocking_key_value_get(f"{key}/{number}", _LONG) for number in range(count())]
+
+
+def check_same(what: str, values: Mapping[str, Any], *, advice: str) -> None:
+    """Checks that all processes have the same values here, before one of them waits for what another does not do.
+
+    Args:
+      what: names this place of the program.
+      values: by name; of all that differ, the first is told.
+
+    Raises:
+      UserError: in all processes; names a value, and two processes that differ in it.
+    """
+    if count() == 1:
+        return
+    told = json.dumps({"host": socket.gethostname(), "values": {name: str(value) for name, value in values.items()}})
+    first, *others = map(json.loads, gathered(what, told))
+    for number, other in enumerate(others, 1):
+        for name in {**first["values"], **other["values"]}:
+            one, two = (of["values"].get(name, "not there") for of in (first, other))
+            if one != two:
+                raise UserError(
+                    f"{name} is {one} in process 0 on {first['host']}, and {two} in process {number} on "
+                    f"{other['host']}; {advice}"
+                )
+
+
+_DECIDING = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "grain")
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """The versions of the packages that decide on programs, numbers and files, to compare by `check_same`."""
+    installed = {"jaxdistill": __version__} | {name: version(name) for name in _DECIDING}
+    return {f"the version of {name}": value for name, value in installed.items()}
 
 
 def announce(code: int, line: str) -> None:
@@ -303,6 +345,7 @@ def _connect(cluster: Cluster) -> None:
             initialization_timeout=cluster.timeout,
             heartbeat_timeout_seconds=cluster.timeout,
             shutdown_timeout_seconds=cluster.timeout,
+            local_device_ids=_own_devices(os.environ),
         )
         jax.devices()
     _print_past_libraries()
@@ -329,6 +372,19 @@ def _watch(client: Any) -> None:
         if not _leaving.wait(_OWN_END):
             console.say_at_once(f"error: process {who['process']} on {who['host']}: {who['line']}")
             os._exit(who["code"])
+
+
+def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs of this process by number: [] = all that it sees; None = as JAX finds them.
+
+    Where a scheduler counts the processes of a host, JAX gives each the GPU of its own number. That is wrong where a
+    process is the only one of its host, and where the scheduler shows to each process its own GPU alone, as number 0.
+    """
+    tasks = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    is_alone = {number.partition("(")[0] for number in tasks.split(",")} == {"1"}  # Slurm writes 1(x2) for 1,1
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    sees_one = bool(visible) and "," not in visible
+    return [] if "JAX_LOCAL_DEVICE_IDS" not in environment and (is_alone or sees_one) else None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from jaxdistill import processes
 from jaxdistill.console import say
 from jaxdistill.data.batching import HostBatch, MakeBatch
 from jaxdistill.data.causal import next_token_prediction
@@ -24,7 +25,7 @@ from jaxdistill.data.prepare import cache_folder, prepare
 from jaxdistill.data.readers import Limits
 from jaxdistill.data.settings import DataConfig, MaskConfig
 from jaxdistill.data.sources import SOURCES, Location, Source, first_documents
-from jaxdistill.data.store import TokenStore, load_token_counts, open_store, split_store
+from jaxdistill.data.store import TokenStore, content_of, load_token_counts, open_store, split_store
 from jaxdistill.data.vocabulary import Vocabulary, vocabulary_of
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
@@ -125,6 +126,11 @@ def prepare_text(
         raise UserError(
             f"config.data.token_counts={data.token_counts!r} has {len(counts)} counts, the vocabulary {vocabulary.size}"
         )
+    processes.check_same(
+        "text",
+        {"the digest of the text": content_of(train), "that of the held-out text": content_of(held_out)},
+        advice="give all hosts the same text and the same tokenizer",
+    )
     return Text(train, held_out, counts, vocabulary, path, causal)
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdistill import config as configs
+from jaxdistill import processes
 from jaxdistill.config import Config
 from jaxdistill.console import say, taking
 from jaxdistill.data import text as texts
@@ -107,6 +108,11 @@ def assemble(
     rollouts = rollouts_of(config, pair, objective, mesh=meshes.student)
     training = make_training(config, pair, objective, meshes, steps=steps)
     content = resume.content(config, pair, text) | ({resume.OWN_LOSSES: said} if (said := hooks.said_of_losses) else {})
+    processes.check_same(
+        "content",
+        {f"the digest of the {name}": digest for name, digest in content.items()},
+        advice="give all hosts the same files",
+    )
     return Parts(
         recorded, meshes, pair, text, held_out, batches, evaluate, rollouts, training, steps, per_epoch, content
     )

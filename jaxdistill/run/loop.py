@@ -64,6 +64,7 @@ def run(
       Interrupted: the run was asked to stop, and its last step is saved.
     """
     folders.read_config(workdir)  # raises for a folder of something else, before a lock is put there
+    _check_alike(config)
     is_first = processes.is_first()
     with locked(workdir) if is_first else nullcontext(Held(workdir)) as held:
         check_shared(held)
@@ -78,11 +79,30 @@ def run(
         # An existing folder is whole: an earlier start of this run verified it.
         folders_to_make = {to: out for to in config.export.to if not (out := workdir / f"export-{to}").exists()}
         processes.wait("exports")
-        for to, out in folders_to_make.items():
+        for to, out in folders_to_make.items() if is_first else ():
             say(str(export_run(workdir, out, to=to, report=say)))
         held.check()
         processes.wait("end")
     return figures
+
+
+# Settings of one host, whose values may differ between hosts, as those that name a place of the same content may.
+_OF_A_HOST = ("data.cache_dir", "data.threads", "data.prefetch")
+
+
+def _check_alike(config: Config) -> None:
+    """Checks that all processes were started with the same settings and packages.
+
+    Raises:
+      UserError: in all processes; names what differs.
+    """
+    settings = {
+        f"config.{key}": value
+        for key, value in configs.values_of(config).items()
+        if configs.resumable_in(key) != "content" and key not in _OF_A_HOST
+    }
+    advice = "start all processes with the same command and the same packages"
+    processes.check_same("settings", {**processes.versions(), **settings}, advice=advice)
 
 
 def _trained(config: Config, held: Held, hooks: Hooks, *, allow_pickle: bool, stop: Stop) -> dict[str, float]:

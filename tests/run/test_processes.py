@@ -1,6 +1,7 @@
 """Two and four real processes train one run: the numbers of one process, one stop, one end."""
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxdistill import processes, train
+from jaxdistill import cli, processes, train
 from jaxdistill.errors import UserError
 from jaxdistill.processes import Cluster, cluster_of
 
@@ -307,6 +308,44 @@ def test_a_scheduler_says_who_belongs_together(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "1")
     processes.join(Cluster())  # one task has nobody to wait for
     assert processes.count() == 1 and processes.is_first() and processes.gathered("place", "x") == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),  # each takes the one of its number
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, []),  # all of its host
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "CUDA_VISIBLE_DEVICES": "3"}, []),  # --gpus-per-task=1
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "JAX_LOCAL_DEVICE_IDS": "0,1"}, None),
+    ],
+)
+def test_the_gpus_of_a_process(environment, devices):
+    assert processes._own_devices(environment) == devices
+
+
+def test_processes_that_differ_say_in_what(monkeypatch):
+    """What each tells the others is as of two processes here; the first thing that differs is told."""
+    told = []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gathered", lambda what, text: [*told, text])
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    values = {"config.train.steps": 4, "config.data.path": "a"}
+    told.append(json.dumps({"host": "there", "values": {name: str(x) for name, x in values.items()}}))
+    processes.check_same("settings", values, advice="repeat")
+    said = r"^config\.train\.steps is 4 in process 0 on there, and 5 in process 1 on here; repeat$"
+    with pytest.raises(UserError, match=said):
+        processes.check_same("settings", values | {"config.train.steps": 5}, advice="repeat")
+    with pytest.raises(UserError, match=r"^config\.data\.path is a in process 0 on there, and not there in process 1"):
+        processes.check_same("settings", {"config.train.steps": 4}, advice="repeat")
+
+
+@pytest.mark.parametrize("command", ["report", "plan"])
+def test_a_command_of_one_process_says_so(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--processes=2"])
+    assert f"error: --processes is for several processes, and {command} is run by one; " in capsys.readouterr().err
 
 
 def test_flags_of_train_are_listed(capsys):
