@@ -10,8 +10,13 @@
 The teacher is trained from scratch by masked language modelling alone, without the next-sentence task; to continue from
 a trained model, add --config.student.name=FOLDER. Each layer is skipped in a step with probability 0.2, which saves its
 work. The paper uses 0.1 to 0.2 for quality, and 0.5 where more than half of the layers will be pruned. Evaluation runs
-all layers, and measures the sub-networks that pruning would leave as well. docs/results.md reports whether LayerDrop
-helps a distilled student. Nobody has run this recipe at full size yet.
+all layers, and measures the sub-networks that pruning would leave as well.
+
+Time: at most 2.8 hours on one NVIDIA H200 for every billion tokens that it trains on, reckoned (docs/times.md), so 110
+hours for 40 epochs of a billion.
+
+Result: nobody has run this recipe at full size yet. docs/results.md reports whether LayerDrop helps a distilled
+student.
 
 `:smoke` runs the same path in seconds, on the text and tokenizer of the quickstart.
 """

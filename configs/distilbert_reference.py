@@ -8,11 +8,15 @@ The values are those of the command in the README of the research project `disti
 command gives none, the defaults of its train.py; docs/coming-from.md lists which flag is which setting. An update has
 250 rows: 50 micro-batches of 5 on one GPU. `:four_gpus` is the second command of that README: four GPUs, so 1,000 rows,
 and the weights 0.33. The paper speaks of up to 4,000 rows; its student was trained on English Wikipedia and the Toronto
-Book Corpus in 90 hours on eight V100 of 16 GB, and has 77.0 on GLUE where BERT-base has 79.5. Nobody has run this
-recipe at full size yet. What it computes otherwise than the scripts are their defects, which docs/coming-from.md names.
+Book Corpus. What it computes otherwise than the scripts are their defects, which docs/coming-from.md names.
 
 `configs/bert_mlm.py` is the recipe to start from instead: it keeps the token types and the transform of the head.
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
+
+Time: some 40 hours on one NVIDIA H200 for three epochs of Wikipedia and the books, reckoned (docs/times.md); the
+paper's student took 90 hours on eight V100 of 16 GB.
+
+Result: nobody has run this recipe at full size yet. The paper's student has 77.0 on GLUE where BERT-base has 79.5.
 """
 
 import runpy

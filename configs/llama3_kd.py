@@ -6,10 +6,14 @@
 
 Documents are packed into rows of 2,048 tokens; tokens see their own document alone. Without --config.student.name and
 with --config.student.layers=every_other the student is cut out of the teacher. The hub asks for consent to Llama's
-licence before it gives the weights. Nobody has run this recipe at full size yet, so no result is stated. Compiled for a
-v5e:2x4 (docs/scaling.md), an update takes 14.7 of the 17.2 GB of each chip, and 4.3 s at the chips' peaks:
+licence before it gives the weights. Compiled for a v5e:2x4 (docs/scaling.md), an update takes 14.7 of the 17.2 GB of
+each chip, and 4.3 s at the chips' peaks:
 
     jaxdistill plan --config configs/llama3_kd.py --topology v5e:2x4
+
+Time: 4.6 to 20 hours on the eight chips of a v5e:2x4 for every billion tokens, by `plan` (docs/times.md).
+
+Result: nobody has run this recipe at full size yet.
 
 `:smoke` runs the same path in seconds, on a small Llama 3 and the text of the quickstart.
 """

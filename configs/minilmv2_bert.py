@@ -8,7 +8,11 @@ The relations of queries, keys and values of the teacher's last layer are all th
 for BERT-large take `loss.relation_layer=20` and 64 heads. So the student may have any width that 48 divides, and the
 head over the vocabulary stays as it was drawn: what is trained is an encoder to be fine-tuned, and there is no
 perplexity to measure. With `loss.alpha_mlm=1.0` the head is trained beside it. Batch size, rate and 400,000 steps are
-the paper's, whose student of this size has 81.8 on GLUE. Nobody has run this recipe at full size yet.
+the paper's.
+
+Time: about 70 hours on one NVIDIA H200 for all steps on full rows, reckoned (docs/times.md).
+
+Result: nobody has run this recipe at full size yet. The paper's student of this size has 81.8 on GLUE.
 
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
 """

@@ -3,8 +3,11 @@
     python scripts/make_quickstart.py --text state_of_the_union.txt.gz --workdir runs/quickstart-teacher
 
 1.3 M parameters, 6 passes over 1.1 M tokens; the script runs this recipe twice. Only masked positions go through the
-head, and they are drawn uniformly (no smoothing), as usual for BERT. On held-out rows the teacher reaches a perplexity
-of 60.
+head, and they are drawn uniformly (no smoothing), as usual for BERT.
+
+Time: some 16 minutes on two cores, reckoned from the 14,000 tokens a second of its first updates.
+
+Result: on held-out rows the teacher reaches a perplexity of 60.
 """
 
 from pathlib import Path

@@ -8,7 +8,12 @@
 The last command shows what the student has kept of the tweets: the nearest words of slang in teacher, student and in
 the RoBERTa that the teacher was made from. Losses and weights are those of configs/roberta_mlm.py, which are
 DistilBERT's. Tweets are short, so rows have 64 tokens at most, more of them go into an update, and short ones are kept.
-Only the masked positions go through the head. Nobody has run this recipe at full size yet.
+Only the masked positions go through the head.
+
+Time: 2.4 hours on one NVIDIA H200 for every billion tokens that it trains on, some 30 million tweets, reckoned
+(docs/times.md).
+
+Result: nobody has run this recipe at full size yet.
 
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
 """

@@ -91,10 +91,17 @@ def test_what_commands_need_is_said_before_them(section: str, command: str, need
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
-def test_a_recipe_says_how_it_is_run_and_what_came_of_it(path: Path) -> None:
-    text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+def test_a_recipe_says_how_it_is_run_how_long_it_takes_and_what_came_of_it(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"configs/{path.name} " in text or f"python scripts/make_{path.stem.removesuffix('_teacher')}.py" in text
-    assert re.search(r"Nobody has run this recipe at|reaches a perplexity of \d", text)
+    time, result = (
+        [" ".join(part.split()) for part in text.split("\n\n") if part.startswith(f"{word}: ")]
+        for word in ("Time", "Result")
+    )
+    assert len(time) == len(result) == 1
+    assert re.search(r"\b(minutes|hours?|seconds) on ", time[0])
+    assert "docs/times.md" in time[0] or "tokens a second" in time[0], "a reader asks where a time comes from"
+    assert re.search(r"nobody has run this recipe at|reaches a perplexity of \d", result[0])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
