@@ -1,4 +1,4 @@
-"""Memory of the host that it takes to load a teacher in bfloat16, besides the arrays of the devices.
+"""Memory of the host that it takes to load a teacher in bfloat16 and to write a student, besides the devices' arrays.
 
     python benchmarks/load.py [--layers 8] [--width 2048] [--shards 4] [--fsdp 8]
 
@@ -6,11 +6,12 @@ Makes a Llama of these sizes in shards of safetensors, and loads it in processes
 
 streamed   as a run does: slices of the files become the arrays of the mesh
 whole      all weights as float32 on the host, then put on the devices, as before
+written    the same parameters, in float32 on the mesh, as the file of an exported folder
 
 On a CPU the arrays of the devices are in the memory of the host too, so their bytes are taken off the peak: the rest is
 what a host beside an accelerator needs. The peak is Linux's count of resident memory, pages of files included.
 
-4 layers of 1,024 in 2 shards: streamed 0.18 x the largest shard, whole 2.89 x.
+4 layers of 1,024 in 2 shards: streamed 0.18 x the largest shard, whole 2.89 x, written 1.0 x the largest tensor.
 """
 
 import argparse
@@ -39,12 +40,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         largest = make_shards(Path(folder), layers=args.layers, width=args.width, shards=args.shards)
         print(f"largest shard {largest / 1e6:,.0f} MB")
-        for way in ("streamed", "whole"):
+        for way in ("streamed", "whole", "written"):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                arrays, peak = pool.apply(load, (Path(folder), way, args.fsdp))
+                arrays, tensor, peak = pool.apply(load, (Path(folder), way, args.fsdp))
+            part, size = ("tensor", tensor) if way == "written" else ("shard", largest)
             print(
                 f"{way:9} arrays {arrays / 1e6:,.0f} MB, at most {peak / 1e6:,.0f} MB besides: "
-                f"{peak / largest:.2f} x the largest shard"
+                f"{peak / size:.2f} x the largest {part}"
             )
 
 
@@ -90,13 +92,14 @@ def make_shards(folder: Path, *, layers: int, width: int, shards: int) -> int:
     return max(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def load(folder: Path, way: str, fsdp: int) -> tuple[int, int]:
-    """(bytes of the arrays, the most memory besides them and what the process had before)."""
+def load(folder: Path, way: str, fsdp: int) -> tuple[int, int, int]:
+    """Bytes of the arrays, of the largest of them, and the most memory besides them and what the process had before."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import jax.numpy as jnp
 
     jax.config.update("jax_num_cpu_devices", DEVICES)
+    from jaxdistill.export.folder import FORMATS
     from jaxdistill.models import hub, stored, weights
     from jaxdistill.models.model import build_model, param_shapes
     from jaxdistill.step import sharding
@@ -113,9 +116,13 @@ def load(folder: Path, way: str, fsdp: int) -> tuple[int, int]:
         host = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights.load_params(folder, model))
         return jax.device_put(host, places)
 
-    params, peak = watched({"streamed": streamed, "whole": whole}[way])
+    if way == "written":
+        params = jax.block_until_ready(stored.placed(weights.open_params(folder, model), places, jnp.float32))
+        _, peak = watched(lambda: FORMATS["pytorch"](folder, model, params))
+    else:
+        params, peak = watched({"streamed": streamed, "whole": whole}[way])
     arrays = sum(shard.data.nbytes for x in jax.tree.leaves(params) for shard in x.addressable_shards)
-    return arrays, peak - arrays
+    return arrays, max(x.nbytes for x in jax.tree.leaves(params)), peak - (0 if way == "written" else arrays)
 
 
 def watched(make: Callable[[], Any]) -> tuple[Any, int]:

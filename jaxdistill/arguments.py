@@ -47,6 +47,13 @@ def parse(
     return flags, rest
 
 
+def add_mesh_flags(parser: argparse.ArgumentParser) -> None:
+    """How a command without a config splits a model over devices; step/sharding.py makes the mesh."""
+    group = parser.add_argument_group("several devices", "All devices share the rows of text.")
+    group.add_argument("--fsdp", metavar="N", type=int, default=1, help="devices that split the parameters")
+    group.add_argument("--tensor", metavar="N", type=int, default=1, help="devices that split heads and inner units")
+
+
 def comma_separated(text: str) -> list[str]:
     """The words of a flag, without the spaces around them."""
     return [word.strip() for word in text.split(",")]

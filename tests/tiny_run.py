@@ -204,6 +204,15 @@ def rows_kept(path: Path) -> dict[tuple[int, int], list[int]]:
     return found
 
 
+def largest_share(params: Any) -> float:
+    """The part of all parameters that the device with the most of them holds."""
+    leaves = jax.tree.leaves(params)
+    held: dict[Any, int] = {}
+    for shard in (shard for leaf in leaves for shard in leaf.addressable_shards):
+        held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values()) / sum(leaf.nbytes for leaf in leaves)
+
+
 class Stopped(SystemExit):
     """What `stop_after` raises."""
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from jaxdistill import processes
 from jaxdistill.console import LOADING, say, show, taking
 from jaxdistill.errors import UserError
 from jaxdistill.run import mirror
@@ -32,6 +33,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     _check(flags)
+    if not processes.is_first():  # a folder is written by one, which reads the checkpoint by itself
+        return
     with taking(LOADING):
         from jaxdistill.export.push import Target
         from jaxdistill.run.best import step_named

@@ -1,15 +1,17 @@
 """`jaxdistill generate`: continues prompts with a causal model."""
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from jaxdistill import processes
+from jaxdistill.arguments import add_mesh_flags
 from jaxdistill.console import LOADING, say, taking
 from jaxdistill.errors import UserError
 
 HELP = "continue prompts with a causal model"
 TAKES_CONFIG = False
-LESS_MEMORY = "lower --batch-size or --max-new-tokens"
+LESS_MEMORY = "lower --batch-size or --max-new-tokens, or raise --tensor or --fsdp where there are several devices"
 INTERRUPTED = "nothing was written"
 
 
@@ -44,6 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=8, help="prompts that are continued at a time; default: %(default)s"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
+    add_mesh_flags(parser)
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
@@ -51,6 +54,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         from jaxdistill.jobs.generate import writer_named
         from jaxdistill.sampling.decoding import Decoding, check_decoding
         from jaxdistill.sampling.write import continue_prompts, read_prompts, write_records
+        from jaxdistill.step.sharding import mesh_of_flags
 
     decoding = Decoding(
         max_new_tokens=flags.max_new_tokens,
@@ -63,11 +67,17 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     check_decoding(decoding)
     if flags.out is not None and flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a folder; name a file")
+    mesh = mesh_of_flags(fsdp=flags.fsdp, tensor=flags.tensor)
     prompts = read_prompts(flags.input)
-    writer = writer_named(
-        flags.model, step=flags.step, revision=flags.revision, allow_pickle=flags.allow_pickle, report=say
+    processes.check_same(
+        "prompts",
+        {"the digest of the prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()},
+        advice="name a file with --input that all hosts see",
     )
-    continuations = continue_prompts(writer, prompts, decoding, batch_size=flags.batch_size, seed=flags.seed)
+    writer = writer_named(
+        flags.model, step=flags.step, revision=flags.revision, allow_pickle=flags.allow_pickle, report=say, mesh=mesh
+    )
+    continuations = continue_prompts(writer, prompts, decoding, batch_size=flags.batch_size, seed=flags.seed, mesh=mesh)
     if flags.out is None:
         for continuation in continuations:
             print(continuation.prompt + continuation.completion, flush=True)

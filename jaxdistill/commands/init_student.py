@@ -3,11 +3,12 @@
 import argparse
 from pathlib import Path
 
+from jaxdistill.arguments import add_mesh_flags
 from jaxdistill.console import LOADING, say, show, taking
 
 HELP = "cut a student out of a teacher, without training"
 TAKES_CONFIG = False
-LESS_MEMORY = "name a smaller teacher, or use a machine with more memory"
+LESS_MEMORY = "raise --fsdp or --tensor where there are several devices, or use a machine with more memory"
 INTERRUPTED = "no folder was written"
 
 
@@ -35,12 +36,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the transform that --reference-init draws")
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; it must not exist")
+    add_mesh_flags(parser)
     parser.add_argument("--json", action="store_true", help="print layers, folder and scores as JSON")
 
 
 def main(flags: argparse.Namespace, overrides: list[str]) -> None:
     with taking(LOADING):
         from jaxdistill.jobs.cut import Cut, init_student
+        from jaxdistill.step.sharding import mesh_of_flags
 
     cut = Cut(
         teacher=flags.teacher,
@@ -54,5 +57,6 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         inner=flags.inner,
         heads=flags.heads,
     )
-    made = init_student(cut, flags.out, allow_pickle=flags.allow_pickle, report=say)
+    mesh = mesh_of_flags(fsdp=flags.fsdp, tensor=flags.tensor)
+    made = init_student(cut, flags.out, allow_pickle=flags.allow_pickle, report=say, mesh=mesh)
     show(made.lines(), made.values(), as_json=flags.json)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.module import InterceptorContext
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxdistill.evaluate.context import Context
@@ -30,7 +31,7 @@ def score(context: Context, params: PyTree) -> Scores:
     """The scores of context.student on its held-out batches."""
     model = context.student
     everywhere = sharding.replicated(context.mesh)  # so that each of several processes has them
-    sums = jax.jit(lambda params, batch: _sums(model, params, batch), out_shardings=everywhere)
+    sums = jax.jit(lambda params, batch: _sums(model, params, batch, context.mesh), out_shardings=everywhere)
     total: Any = {}
     for batch in context.batches:
         found = jax.device_get(sums(params, sharding.put_batch(dict(batch), context.mesh)))
@@ -50,7 +51,7 @@ def _scores(model: Model, total: Any) -> Scores:
     return Scores(channels, roots("inner"), roots("heads"), energies)
 
 
-def _sums(model: Model, params: PyTree, batch: Mapping[str, Array]) -> Sums:
+def _sums(model: Model, params: PyTree, batch: Mapping[str, Array], mesh: Mesh | None = None) -> Sums:
     """Sums over the rows of a batch, from one forward pass."""
     mask = batch["attention_mask"]
     norms = {p.rpartition("/")[0] for p, x in _shapes(model).items() if is_norm(p, x.shape, model)}
@@ -78,7 +79,8 @@ def _sums(model: Model, params: PyTree, batch: Mapping[str, Array]) -> Sums:
             add("heads", path, _over_rows(jnp.linalg.norm(by_head, axis=-1), mask))
         return output
 
-    intercept.apply(model, params, Inputs(batch["input_ids"], mask, batch.get("segment_ids")), interceptors=[record])
+    inputs = Inputs(batch["input_ids"], mask, batch.get("segment_ids"))
+    intercept.apply(model, params, inputs, interceptors=[record], mesh=mesh)
     return sums
 
 

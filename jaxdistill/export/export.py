@@ -29,7 +29,11 @@ def export(
     The folder is written beside `out` and renamed to `out` after the proof, so a failure leaves nothing. What a
     killed process leaves is removed by the next export beside it. Of several processes, the first one writes.
 
+    Tensors are brought to the host one after the other, from files or from the devices that hold their parts; the
+    proof reads the folder onto the devices of this process.
+
     Args:
+      params: may be tensors of files (models/stored.py), or lie on any devices of this process.
       to: format of the weights, one of export.folder.FORMATS.
       card: text of README.md, from export.card.model_card.
       probe: input_ids and attention_mask [batch, length] of real text, on which logits are compared.

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdistill.models import hub, weights
+from jaxdistill.models import hub, stored, weights
 from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
+from jaxdistill.step import sharding
 
 # float32 is stored exactly and both models run in the same compiled program, so the difference should be 0; 1e-5 is
 # room for a backend whose sums have no fixed order, and a thousandth of the difference that one wrong tensor makes.
@@ -30,7 +31,7 @@ def reread_difference(folder: Path, *, model: Model, params: PyTree, probe: Mapp
     """
     written = build_model(hub.load_config(folder), dtype=jnp.float32, classes=model.classes)
     check_tokenizer(load_tokenizer(folder), written.config)
-    reread = weights.load_params(folder, written)
+    reread = weights.open_params(folder, written)
     inputs = Inputs(jnp.asarray(probe["input_ids"]), jnp.asarray(probe["attention_mask"], bool))
     original = build_model(model.config, dtype=jnp.float32, classes=model.classes)
     expected = _logits(original, params, inputs)
@@ -39,5 +40,6 @@ def reread_difference(folder: Path, *, model: Model, params: PyTree, probe: Mapp
 
 
 def _logits(model: Model, params: PyTree, inputs: Inputs) -> np.ndarray:
-    params = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float32), params)
-    return np.asarray(jax.jit(lambda params, inputs: apply(model, params, inputs).logits)(params, inputs))
+    mesh = sharding.local_mesh(params)
+    params = stored.placed(params, sharding.on_mesh(params, mesh, family=model.family), jnp.float32)
+    return np.asarray(jax.jit(lambda params, inputs: apply(model, params, inputs, mesh=mesh).logits)(params, inputs))

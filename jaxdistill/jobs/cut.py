@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdistill.config import Config
@@ -20,9 +21,11 @@ from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin
 from jaxdistill.knobs import check_seed
 from jaxdistill.models import hub, weights
+from jaxdistill.models.axes import TENSOR
 from jaxdistill.models.layer_choice import period_choices, resolve_layers
 from jaxdistill.models.model import Model, build_model, count_params, param_shapes
 from jaxdistill.models.narrow import Scores, Sizes, full_sizes, resolve_sizes
+from jaxdistill.models.partition import check_heads
 from jaxdistill.models.student import albert_choices, cut_student, student_config
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 from jaxdistill.run.assemble import held_out_of
@@ -112,8 +115,12 @@ class Made(NamedTuple):
         }
 
 
-def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> Made:
+def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report, mesh: Mesh | None = None) -> Made:
     """Cuts a student out of a teacher and writes it as a PyTorch folder.
+
+    Args:
+      mesh: whose devices share the text, and hold the teacher, where the student is chosen; None = all, each of which
+        holds the whole teacher.
 
     Raises:
       UserError: what does not fit.
@@ -129,6 +136,8 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
             "--layers search, --width, --inner and --heads are chosen by --text FILE, which scores what may be cut; "
             "give one of them and --text, or none and no --text"
         )
+    mesh = mesh or sharding.make_mesh(data=-1, fsdp=1)
+    check_heads(teacher, mesh.shape[TENSOR], "teacher", prefix="--")
     sizes = resolve_sizes(teacher, width=cut.width, inner=cut.inner, heads=cut.heads)
     if cut.text:
         texts.open_source(Config().data, path=cut.text, split="", key="--text")  # before the teacher is read
@@ -141,12 +150,12 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
     teacher_params = weights.open_params(folder, teacher, allow_pickle=allow_pickle)
     found = None
     if searched:
-        context, placed = _scoring(teacher, teacher_params, tokenizer, cut.text, report, batches=SEARCH_BATCHES)
-        found = Search(cut.text, *search.search_layers(context, placed, count=len(layers), choices=choices))
+        scoring = _scoring(teacher, teacher_params, tokenizer, cut.text, mesh, report, batches=SEARCH_BATCHES)
+        found = Search(cut.text, *search.search_layers(*scoring, count=len(layers), choices=choices))
         layers = found.scores[0].layers
     of = count_params(param_shapes(teacher))
     if cut.is_narrower:
-        scores = importance_of(teacher, teacher_params, tokenizer, cut.text, report)
+        scores = importance_of(teacher, teacher_params, tokenizer, cut.text, report, mesh=mesh)
         teacher, teacher_params = narrowed(teacher, teacher_params, scores, sizes)
     family = cut.family or teacher.config.model_type
     student_model = build_model(student_config(teacher.config, family=family, layers=layers))
@@ -163,9 +172,12 @@ def init_student(cut: Cut, out: Path, *, allow_pickle: bool, report: Report) -> 
     return Made(cut, out, student_model.config.model_type, layers, made, of, found, full_sizes(student_model))
 
 
-def importance_of(model: Model, params: PyTree, tokenizer: Any, text: str, report: Report) -> Scores:
-    """The scores of channels, inner units and heads on the first rows of a text."""
-    return importance.score(*_scoring(model, params, tokenizer, text, report, batches=SCORE_BATCHES))
+def importance_of(
+    model: Model, params: PyTree, tokenizer: Any, text: str, report: Report, *, mesh: Mesh | None = None
+) -> Scores:
+    """The scores of channels, inner units and heads on the first rows of a text; `mesh` as of `init_student`."""
+    mesh = mesh or sharding.make_mesh(data=-1, fsdp=1)
+    return importance.score(*_scoring(model, params, tokenizer, text, mesh, report, batches=SCORE_BATCHES))
 
 
 def _choices(teacher: Model, cut: Cut, *, count: int) -> list[tuple[int, ...]] | None:
@@ -228,7 +240,7 @@ def write_cut(
 
 
 def _scoring(
-    model: Model, params: PyTree, tokenizer: Any, text: str, report: Report, *, batches: int
+    model: Model, params: PyTree, tokenizer: Any, text: str, mesh: Mesh, report: Report, *, batches: int
 ) -> tuple[Context, PyTree]:
     """What scores a model on the first rows of a text, and its parameters on the devices."""
     default = Config()
@@ -239,6 +251,5 @@ def _scoring(
     )
     sources = texts.open_text(config.data)
     prepared = texts.prepare_text(config.data, sources, tokenizer, causal=model.family.causal, report=report)
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
     check_evaluation(config, mesh)
     return to_score(config, model, params, tokenizer, prepared, held_out_of(config, prepared), mesh)

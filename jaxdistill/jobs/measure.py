@@ -7,7 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxdistill import recipe
+from jaxdistill import processes, recipe
 from jaxdistill.config import Config
 from jaxdistill.data import text as texts
 from jaxdistill.errors import UserError
@@ -207,7 +207,7 @@ def _measure(
     pair = importance.with_student(config, pair, text, Meshes(mesh, mesh), allow_pickle=allow_pickle)
 
     def keep_completions(records: list[ScoredCompletion]) -> None:
-        if predictions is not None:
+        if predictions is not None and processes.is_first():
             with writing(predictions):
                 write_text(predictions, json.dumps(records, indent=2, ensure_ascii=False) + "\n")
 

@@ -159,7 +159,6 @@ def narrow(params: PyTree, model: Model, scores: Scores, sizes: Sizes) -> dict[s
 
 def take(params: PyTree, model: Model, kept: Kept) -> dict[str, np.ndarray]:
     """The parameters of what is kept, by path."""
-    source = {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
     groups, size = _key_heads(model), head_size(model.config)
     of_role: dict[str, Callable[[str], Indexes]] = {
         "channels": lambda layer: kept.channels,
@@ -170,7 +169,8 @@ def take(params: PyTree, model: Model, kept: Kept) -> dict[str, np.ndarray]:
     ends = {"channels": model.width, "heads": model.config.num_attention_heads * size, "key_heads": groups * size}
     ends["inner"] = full_sizes(model).inner
     result = {}
-    for path, array in source.items():
+    for path, stored in flatten_dict(params, sep="/").items():
+        array = np.asarray(stored)  # one at a time, as they may lie in files
         layer = layer_of(path, model.family)
         for axis, roles in enumerate(roles_of(path, array.ndim, model)):
             if not any(roles) or array.shape[axis] != sum(ends[role] for role in roles if role):

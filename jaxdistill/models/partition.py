@@ -49,8 +49,11 @@ def is_split(mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.shape["fsdp"] * mesh.shape[TENSOR] > 1
 
 
-def check_heads(model: Model, tensor: int, role: str) -> None:
+def check_heads(model: Model, tensor: int, role: str, *, prefix: str = "config.mesh.") -> None:
     """Checks that `tensor` devices can share the heads of a model.
+
+    Args:
+      prefix: how the user names `tensor` and `fsdp`.
 
     Raises:
       UserError: the number of heads, or of key heads, is no multiple of it.
@@ -60,8 +63,8 @@ def check_heads(model: Model, tensor: int, role: str) -> None:
     if heads % tensor or kv_heads % tensor:
         count = f"{heads} heads" if kv_heads == heads else f"{heads} heads and {kv_heads} key heads"
         raise UserError(
-            f"config.mesh.tensor={tensor} must divide the {count} of the {role}; set it to a divisor of "
-            f"{math.gcd(heads, kv_heads)}, and split the parameters by config.mesh.fsdp"
+            f"{prefix}tensor={tensor} must divide the {count} of the {role}; set it to a divisor of "
+            f"{math.gcd(heads, kv_heads)}, and split the parameters by {prefix}fsdp"
         )
 
 

@@ -40,6 +40,20 @@ class Stored:
         return np.ascontiguousarray(whole.astype(self.dtype if dtype is None else dtype, copy=False))
 
 
+def whole(leaf: Any) -> np.ndarray:
+    """A tensor of a file, or an array of this process's devices, on the host for as long as the caller keeps it.
+
+    NumPy asks an array for a copy that JAX keeps, beside the array, as long as the array itself.
+    """
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
+    host = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            host[shard.index] = shard.data if shard.device.platform == "cpu" else shard.data.copy()
+    return host
+
+
 def on_host(params: PyTree) -> PyTree:
     """The parameters in NumPy, tensors of files read."""
     return jax.tree.map(np.asarray, params)
@@ -49,7 +63,7 @@ def placed(params: PyTree, shardings: PyTree, dtype: Any) -> PyTree:
     """The parameters as arrays of a mesh, in a data type; of tensors of files, this process reads what it holds."""
 
     def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        if isinstance(leaf, jax.Array) and jax.process_count() == 1:
+        if isinstance(leaf, jax.Array) and (jax.process_count() == 1 or not leaf.is_fully_addressable):
             return jax.device_put(leaf.astype(dtype), sharding)
         read: Callable[[Index], np.ndarray] = leaf.read if isinstance(leaf, Stored) else np.asarray(leaf).__getitem__
         parts: dict[str, np.ndarray] = {}  # several devices may hold the same one

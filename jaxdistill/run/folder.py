@@ -108,7 +108,7 @@ def load_student(
     """The student of a run's last whole checkpoint, or of the checkpoint after `step` updates.
 
     Args:
-      mesh: holds the parameters, split over its devices; None = one device.
+      mesh: holds the parameters, split over its devices; None = those of this process, as few as have room.
 
     Raises:
       UserError: `workdir` is no run folder, or has no such checkpoint.
@@ -123,11 +123,7 @@ def load_student(
         if step is not None and step not in manager.all_steps():
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {sorted(manager.all_steps())}")
         shapes = param_shapes(model)
-        if mesh is None:
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            places = jax.tree.map(lambda x: here, shapes)
-        else:
-            places = sharding.by_rule(shapes, mesh, family=model.family)
+        places = sharding.on_mesh(shapes, mesh, family=model.family)
         shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
         found = checkpoint.restore(manager, {"student": shapes}, report=report, step=step, read_only=True)
     if found is None:

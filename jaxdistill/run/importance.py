@@ -92,4 +92,4 @@ def to_score(
 def narrowed(model: Model, params: PyTree, scores: Scores, sizes: Sizes) -> tuple[Model, PyTree]:
     """The model cut to smaller sizes, and its parameters."""
     made = build_model(narrow_config(model, sizes), dtype=model.dtype, attention=model.attention, classes=model.classes)
-    return made, narrow(stored.on_host(params), model, scores, sizes)
+    return made, narrow(params, model, scores, sizes)

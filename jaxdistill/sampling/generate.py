@@ -9,20 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdistill.console import counted
 from jaxdistill.errors import UserError
+from jaxdistill.models import partition
+from jaxdistill.models.axes import ROWS, row_devices
 from jaxdistill.models.core import network
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.flax.forward import empty_flax_cache, forward_flax_cached, shortened
 from jaxdistill.models.head import first_words
 from jaxdistill.models.intercept import places
-from jaxdistill.models.interceptors import gather_before
+from jaxdistill.models.interceptors import gather_before, intercepted
 from jaxdistill.models.model import Model, by_core, common_words
 from jaxdistill.models.positions import position_ids
 from jaxdistill.sampling.decoding import Decoding, check_decoding, choose, mix, repeated
@@ -71,12 +73,16 @@ def check_causal(model: Model) -> None:
 
 
 def make_generator(
-    model: Model, *, decoding: Decoding, batch_size: int
+    model: Model, *, decoding: Decoding, batch_size: int, mesh: Mesh | None = None
 ) -> Callable[[PyTree, Sequence[Sequence[int]], Key[Array, ""]], list[Completion]]:
     """Returns generate(params, prompts as token ids, key): a completion of each prompt, in the order of the prompts.
 
     Prompts of similar length are decoded together, `batch_size` at a time, with one compilation for each width. Prompt
     i draws with fold_in(key, i).
+
+    Args:
+      mesh: whose devices share the rows, and the parameters as they lie; a batch is filled up with empty rows. All
+        processes give the same prompts, and get all completions. None = where the parameters are.
 
     Raises:
       UserError: the model is a masked LM, or new tokens do not fit it. `generate` raises it for a prompt that is empty
@@ -92,7 +98,8 @@ def make_generator(
             f"max_new_tokens is {decoding.max_new_tokens}, and prompt and new tokens must fit the model's "
             f"{model.max_length} positions: lower it"
         )
-    decode = make_decoder((model,), weights=(1.0,), decoding=decoding)
+    decode = make_decoder((model,), weights=(1.0,), decoding=decoding, mesh=mesh)
+    filled = batch_size if mesh is None else -(-batch_size // row_devices(mesh)) * row_devices(mesh)
 
     def generate(params: PyTree, prompts: Sequence[Sequence[int]], key: Key[Array, ""]) -> list[Completion]:
         _check_prompts(prompts, model, decoding)
@@ -101,8 +108,8 @@ def make_generator(
         for start in counted(range(0, len(order), batch_size), "writing texts", unit="batches"):
             rows = order[start : start + batch_size]
             width = min(max(1 << (len(prompts[rows[-1]]) - 1).bit_length(), _NARROWEST), widest)
-            batch = left_padded([prompts[i] for i in rows], rows=batch_size, width=width, pad_id=decoding.pad_id)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.resize(rows, batch_size))
+            batch = left_padded([prompts[i] for i in rows], rows=filled, width=width, pad_id=decoding.pad_id)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.resize(rows, filled))
             decoded = jax.device_get(decode((params,), **batch, keys=keys))
             completions |= zip(rows, _completions(decoded), strict=False)  # the batch may be filled up with more rows
         return [completions[i] for i in range(len(prompts))]
@@ -137,7 +144,12 @@ def left_padded(prompts: Sequence[Sequence[int]], *, rows: int, width: int, pad_
 
 
 def make_decoder(
-    models: Sequence[Model], *, weights: Sequence[float], decoding: Decoding, words: int | None = None
+    models: Sequence[Model],
+    *,
+    weights: Sequence[float],
+    decoding: Decoding,
+    words: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Decoded]:
     """Returns the jitted loop: decode(params of each model, input_ids, attention_mask, keys, live) -> Decoded.
 
@@ -148,6 +160,7 @@ def make_decoder(
 
     Args:
       words: tokens are drawn from this many words; None = from all that the models have in common.
+      mesh: whose devices share the rows, which they must divide; every device then has all of Decoded.
     """
     words = words or common_words(*models)
     # The core's cache is read as it is; on a CPU, Flax classes copy theirs for every token.
@@ -155,7 +168,7 @@ def make_decoder(
     used = [i for i, weight in enumerate(weights) if weight > 0]
     new = decoding.max_new_tokens
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
     def decode(
         params: Sequence[PyTree],
         input_ids: Int[Array, "batch width"],
@@ -165,12 +178,15 @@ def make_decoder(
     ) -> Decoded:
         rows, width = input_ids.shape
         length = width + new - 1  # the last token is not fed back
+        if mesh is not None:
+            inputs, by_rows = (input_ids, attention_mask, live), NamedSharding(mesh, PartitionSpec(ROWS))
+            input_ids, attention_mask, live = jax.lax.with_sharding_constraint(inputs, by_rows)
         with jax.ensure_compile_time_eval():
             writers = [_Writer(shortened(models[i], length), params[i], weights[i]) for i in used]
         prompt_lengths = jnp.sum(attention_mask, axis=1)
         # Positions after the last token so far are hidden by the causal mask of the cache.
         mask = jnp.concatenate([attention_mask, jnp.ones((rows, new - 1), bool)], axis=1)
-        forward = partial(_forward, writers, mask, words=words, temperature=decoding.temperature)
+        forward = partial(_forward, writers, mask, words=words, temperature=decoding.temperature, mesh=mesh)
         append = partial(_append, keys=keys, decoding=decoding)
 
         empty = [empty_cache(writer.model, batch=rows, length=length) for writer in writers]
@@ -199,11 +215,12 @@ def _forward(
     *,
     words: int,
     temperature: float,
+    mesh: Mesh | None,
 ) -> tuple[Float[Array, "batch vocab"], tuple[PyTree, ...]]:
     """(logits of the mixture after the last of `tokens`, the caches with these tokens)."""
     fed = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
     runs = [
-        forward_cached(writer.model, writer.params, **fed, cache=cache)
+        forward_cached(writer.model, writer.params, **fed, cache=cache, mesh=mesh)
         for writer, cache in zip(writers, caches, strict=True)
     ]
     logits, filled = zip(*runs, strict=True)
@@ -226,14 +243,17 @@ def forward_cached(
     attention_mask: Bool[Array, "batch length"],
     position_ids: Int[Array, "batch width"],
     cache: PyTree,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "batch vocab"], PyTree]:
     """(the logits after the last of input_ids, the cache with all of them); input_ids follow the tokens of the cache.
 
     `attention_mask` covers the whole cache: False hides padding. Positions that are not filled yet are hidden anyway.
     """
     rows, width = input_ids.shape
-    last = gather_before(model.family.head, jnp.full((rows, 1), width - 1))
-    with nn.intercept_methods(last):
+    active = [gather_before(model.family.head, jnp.full((rows, 1), width - 1))]
+    if mesh is not None and partition.is_split(mesh):
+        active.append(partition.rows_stay(mesh, model))
+    with intercepted(active):
         if model.core is None:
             logits, filled = forward_flax_cached(model, params, input_ids, attention_mask, position_ids, cache)
             return logits[:, 0], filled

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdistill.data.prompts import prompt_ids
@@ -20,6 +21,7 @@ from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.tokenizer import check_tokenizer, end_ids, load_tokenizer
 from jaxdistill.sampling.decoding import Decoding, check_decoding
 from jaxdistill.sampling.generate import make_generator
+from jaxdistill.step import sharding
 
 
 class Continuation(NamedTuple):
@@ -39,8 +41,11 @@ class Writer(NamedTuple):
     load: Callable[[], PyTree]  # reads the parameters, once the rest is found to fit
 
 
-def writer_of(name: str, *, revision: str, allow_pickle: bool) -> Writer:
+def writer_of(name: str, *, revision: str, allow_pickle: bool, mesh: Mesh | None = None) -> Writer:
     """The model of a folder or of a hub name.
+
+    Args:
+      mesh: holds the parameters, split over its devices; None = those of this process, as few as have room.
 
     Raises:
       UserError: it cannot be read.
@@ -53,19 +58,19 @@ def writer_of(name: str, *, revision: str, allow_pickle: bool) -> Writer:
 
     def load() -> PyTree:
         params = weights.open_params(folder, model, allow_pickle=allow_pickle)
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return stored.placed(params, jax.tree.map(lambda x: here, params), jnp.float32)
+        return stored.placed(params, sharding.on_mesh(params, mesh, family=model.family), jnp.float32)
 
     return Writer(model, tokenizer, load)
 
 
 def continue_prompts(
-    writer: Writer, prompts: list[str], decoding: Decoding, *, batch_size: int, seed: int
+    writer: Writer, prompts: list[str], decoding: Decoding, *, batch_size: int, seed: int, mesh: Mesh | None = None
 ) -> list[Continuation]:
     """Continues each prompt with a causal model, `batch_size` prompts at a time.
 
     Args:
       decoding: its end_ids are replaced by the end tokens of the model.
+      mesh: whose devices share the prompts of a batch, and hold the parameters; None = where the parameters are.
 
     Raises:
       UserError: the model cannot be read or generates no text; a value of `decoding`, the seed, or a
@@ -75,8 +80,8 @@ def continue_prompts(
     check_seed(seed)
     model, tokenizer, load = writer
     decoding = dataclasses.replace(decoding, end_ids=end_ids(model.config, tokenizer))
-    generate = make_generator(model, decoding=decoding, batch_size=batch_size)
-    params = jax.device_put(load())
+    generate = make_generator(model, decoding=decoding, batch_size=batch_size, mesh=mesh)
+    params = jax.device_put(load()) if mesh is None else load()
     ids = prompt_ids(tokenizer, prompts)
     completions = generate(params, ids, jax.random.key(seed))
     return [

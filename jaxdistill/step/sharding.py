@@ -40,8 +40,37 @@ def make_mesh(*, data: int, fsdp: int, tensor: int = 1, devices: Sequence[Any] |
 
 def mesh_here(settings: MeshConfig) -> Mesh:
     """A mesh of all devices here, which split parameters as the settings say, as far as their number allows."""
-    tensor = math.gcd(settings.tensor, jax.device_count())
+    tensor = math.gcd(settings.tensor, jax.local_device_count())  # devices of one process share rows
     return make_mesh(data=-1, fsdp=math.gcd(settings.fsdp, jax.device_count() // tensor), tensor=tensor)
+
+
+def mesh_of_flags(*, fsdp: int, tensor: int) -> Mesh:
+    """A mesh of all devices, for a command whose flags --fsdp and --tensor say how many of them split a model.
+
+    Raises:
+      UserError: they do not divide the devices.
+    """
+    count, own = jax.device_count(), jax.local_device_count()
+    if fsdp < 1 or tensor < 1 or count % (fsdp * tensor):
+        raise UserError(f"--fsdp {fsdp} x --tensor {tensor} must divide the {count} devices here; lower one of them")
+    if own % tensor:  # each process has the rows of its own devices
+        raise UserError(f"--tensor {tensor} must divide the {own} devices of each process; lower it, and raise --fsdp")
+    return make_mesh(data=-1, fsdp=fsdp, tensor=tensor)
+
+
+def local_mesh(shapes: PyTree) -> Mesh | None:
+    """The devices of this process, which split a model that it works on alone; None where one of them has room for it.
+
+    Args:
+      shapes: of the parameters, which are kept in float32.
+    """
+    own = jax.local_devices()
+    size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    room = (own[0].memory_stats() or {}).get("bytes_limit", _ROOM) // 3  # as the proof of an export holds a model twice
+    return make_mesh(data=1, fsdp=len(own), devices=own) if len(own) > 1 and size > room else None
+
+
+_ROOM = 1 << 32  # bytes; of a device that does not say what it has
 
 
 class Meshes(NamedTuple):
@@ -130,6 +159,14 @@ def by_rule(
         return _split(leaf, mesh, cut, smallest=smallest)
 
     return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def on_mesh(shapes: PyTree, mesh: Mesh | None, *, family: Family) -> PyTree:
+    """As `by_rule`, for a model's parameters; without a mesh on the devices of `local_mesh`."""
+    if (mesh := mesh or local_mesh(shapes)) is not None:
+        return by_rule(shapes, mesh, family=family)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: here, shapes)
 
 
 def of_teacher(pair: Pair, mesh: Mesh) -> PyTree:

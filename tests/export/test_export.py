@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 import torch
 
 from jaxdistill.errors import UserError
@@ -14,10 +15,11 @@ from jaxdistill.export import proof
 from jaxdistill.export.card import Card, Results, model_card
 from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin, Source
-from jaxdistill.models import hub, torch_names, weights
+from jaxdistill.models import hub, stored, torch_names, weights
 from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, init_params
+from jaxdistill.step import sharding
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "."]
 TEACHER = Source(name="user/teacher", licence={"license": "mit"}, base_models=("user/teacher",))
@@ -71,6 +73,7 @@ def nothing_but(folder, *names):
 
 
 def test_the_folder_opens_in_torch(arguments, tmp_path):
+    from safetensors.numpy import save_file
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
     out = tmp_path / "runs" / "student"
@@ -95,6 +98,35 @@ def test_the_folder_opens_in_torch(arguments, tmp_path):
     place = list(probe["input_ids"][0]).index(tokenizer.mask_token_id)
     assert [answer["token"] for answer in answers] == list(np.argsort(-np.asarray(ours[0, place]))[:5])
     assert tokenizer.model_max_length == 12
+    # Tensor by tensor, and yet the bytes of the library.
+    save_file(torch_names.to_torch(arguments["params"]), tmp_path / "theirs", metadata={"format": "pt"})
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_model_for_which_one_device_has_no_room(tokenizer, tmp_path, monkeypatch):
+    """It is read from its files onto all devices of the process, each of which holds a part."""
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    config = AutoConfig.for_model("bert", **sizes, vocab_size=len(WORDS), max_position_embeddings=12)
+    model = build_model(config)
+    ids = np.array([[2, 5, 6, 4, 10, 3]])
+    common = {"model": model, "tokenizer": tokenizer, "card": CARD, "to": "pytorch"}
+    common["probe"] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    export(**common, params=init_params(model, jax.random.key(0)), out=tmp_path / "whole")
+    shares, place = [], stored.placed
+
+    def placed(*arguments):
+        params = place(*arguments)
+        shares.append(tiny_run.largest_share(params))
+        return params
+
+    monkeypatch.setattr(sharding, "_ROOM", 0)
+    monkeypatch.setattr(stored, "placed", placed)
+    export(**common, params=weights.open_params(tmp_path / "whole", model), out=tmp_path / "split")
+    whole, split = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "split"))
+    assert whole == split and len(shares) == 2 and max(shares) < 0.2
 
 
 def test_flax_folder_reads_back(arguments, tmp_path):
@@ -132,14 +164,12 @@ def test_nothing_is_written_over(arguments, tmp_path):
 
 
 def test_a_folder_that_reads_back_differently_is_not_left(arguments, tmp_path, monkeypatch):
-    def wrong(params):
+    def wrong(path, array):
         # One square kernel not transposed: the usual way to get a conversion wrong, invisible in the shapes.
-        tensors = dict(right(params))
-        name = next(name for name in tensors if name.endswith(("query.weight", "q_lin.weight")))
-        return tensors | {name: np.ascontiguousarray(tensors[name].T)}
+        return np.asarray(array) if path.endswith(("query/kernel", "q_lin/kernel")) else right(path, array)
 
-    right = torch_names.to_torch
-    monkeypatch.setattr(torch_names, "to_torch", wrong)
+    right = torch_names.torch_tensor
+    monkeypatch.setattr(torch_names, "torch_tensor", wrong)
     with pytest.raises(UserError, match="logits up to"):
         export(**arguments, out=tmp_path / "out", to="pytorch")
     nothing_but(tmp_path)
@@ -161,7 +191,8 @@ def test_disk_full(arguments, tmp_path, monkeypatch, to):
             raise OSError(errno.ENOSPC, "No space left on device")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("safetensors.numpy.save_file" if to == "pytorch" else "pathlib.Path.write_bytes", full)
+    writer = "jaxdistill.models.torch_names.torch_tensor" if to == "pytorch" else "pathlib.Path.write_bytes"
+    monkeypatch.setattr(writer, full)
     with pytest.raises(UserError, match=r"cannot write .*out: No space left on device"):
         export(**arguments, out=tmp_path / "out", to=to)
     nothing_but(tmp_path)

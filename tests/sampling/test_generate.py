@@ -14,6 +14,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import tiny
+import tiny_run
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.export.card import Card, model_card
 from jaxdistill.export.export import export
 from jaxdistill.export.origin import Origin
+from jaxdistill.jobs.generate import writer_named
 from jaxdistill.models import hub, weights
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.inputs import Inputs
@@ -34,6 +36,8 @@ from jaxdistill.models.tokenizer import end_ids, load_tokenizer
 from jaxdistill.sampling import generate
 from jaxdistill.sampling.decoding import Decoding, choose, mix, repeated, truncate
 from jaxdistill.sampling.generate import make_decoder, make_generator
+from jaxdistill.sampling.write import continue_prompts
+from jaxdistill.step.sharding import mesh_of_flags
 
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 QUICK = ("mistral",)  # a window, rotary positions, and a head that the class does not tie
@@ -425,6 +429,35 @@ def test_command_draws_by_seed(gpt2_folder, tmp_path, capsys):
         assert run_cli(*drawn, f"--seed={seed}") == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.slow
+def test_command_on_a_mesh(tokenizer, tmp_path, capsys):
+    """Devices share the rows and the parameters, and the text is that of one device, drawn or not."""
+    sizes = {"n_embd": 128, "n_head": 4, "n_inner": 256}
+    folder, prompts = written(tmp_path / "wide", "gpt2", tokenizer, **sizes), tmp_path / "prompts.txt"
+    prompts.write_text("".join(" ".join(f"w{i}" for i in prompt) + "\n" for prompt in PROMPTS))
+    flags = ["--model", folder, "--input", prompts, "--max-new-tokens=8", "--batch-size=3"]
+    writer = writer_named(str(folder), step="last", revision="", allow_pickle=False, report=print)
+    for temperature in (0.0, 1.5):
+        alone = continue_prompts(
+            writer,
+            prompts.read_text().splitlines(),
+            Decoding(max_new_tokens=8, temperature=temperature),
+            batch_size=3,
+            seed=0,
+        )
+        assert run_cli(*flags, f"--temperature={temperature}", "--fsdp=2", "--tensor=2") == 0
+        assert capsys.readouterr().out.splitlines() == [one.prompt + one.completion for one in alone]
+    mesh = mesh_of_flags(fsdp=2, tensor=2)
+    split = writer_named(str(folder), step="last", revision="", allow_pickle=False, report=print, mesh=mesh)
+    assert tiny_run.largest_share(writer.load()) == 1 and tiny_run.largest_share(split.load()) < 0.3
+    for wrong, said in (
+        ("--fsdp=3", "--fsdp 3 x --tensor 1 must divide the 8 devices"),
+        ("--tensor=8", "4 heads of the"),
+    ):
+        assert run_cli(*flags, wrong) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
