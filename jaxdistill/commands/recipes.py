@@ -31,7 +31,7 @@ def _listed(found: list[Any]) -> Iterator[str]:
         yield f"{recipe.name}{''.join(f' :{variant}' for variant in recipe.variants)}"
         yield f"    {recipe.explanation.splitlines()[0]}"
     yield ""
-    yield "`jaxdistill recipes NAME` shows one: its command, time and result; --config NAME, or --config NAME:VARIANT, runs it."
+    yield "`jaxdistill recipes NAME` shows command, time and result of one; --config NAME, or NAME:VARIANT, runs it."
 
 
 def _whole(recipe: Any) -> Iterator[str]:
