@@ -47,6 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
         prepare()
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A weekly test is a slow one, too: the fast part has neither."""
+    for item in items:
+        if item.get_closest_marker("weekly"):
+            item.add_marker(pytest.mark.slow)
+
+
 def prepare() -> None:
     """What a process that runs tests needs before the first import of the package."""
     import jax

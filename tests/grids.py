@@ -1,10 +1,12 @@
-"""Which cases of a large grid are tried: a selection that covers the grid, or all with JAXDISTILL_GRID=full."""
+"""Which cases are tried every day: those chosen, or a selection that covers a grid; JAXDISTILL_GRID=full tries all."""
 
 import collections
 import itertools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import pytest
 
 FULL = os.environ.get("JAXDISTILL_GRID", "") == "full"
 
@@ -33,6 +35,9 @@ def covering(*axes: Iterable[Any], strength: int = 1, full: bool = FULL) -> list
     return [case for case in product if case in chosen]
 
 
-def only_full(cases: Iterable[Any]) -> list[Any]:
-    """The cases, or none of them without JAXDISTILL_GRID=full."""
-    return list(cases) if FULL else []
+def everyday(cases: Iterable[Any], *chosen: Any) -> list[Any]:
+    """The cases of a parametrized test, each a value or a tuple of values; all but the chosen ones are weekly."""
+    cases = list(cases)
+    assert all(case in cases for case in chosen)
+    marked = [(case, () if case in chosen else pytest.mark.weekly) for case in cases]
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks) for case, marks in marked]

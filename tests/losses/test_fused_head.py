@@ -400,18 +400,10 @@ def test_the_fused_objective_is_the_dense_one(divergence: str) -> None:
     assert_near(*gradients)
 
 
-WHOLE = [
-    ("bert", True),
-    *(
-        pytest.param(kind, tie, marks=pytest.mark.slow)
-        for kind, tie in grids.covering(tiny.INSTALLED, (False, True))
-        if (kind, tie) != ("bert", True)
-    ),
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tie"), WHOLE)
+@pytest.mark.parametrize(
+    ("kind", "tie"), tiny.families(grids.covering(tiny.INSTALLED, (False, True)), fast=(), weekly=True)
+)
 def test_every_family_fused_is_dense(kind: str, tie: bool) -> None:
     """The whole model, at chosen positions: loss and the gradient of every parameter, a shared embedding's too."""
     overrides = {**tiny.depth(kind, 2 if kind == "albert" else 1), "tie_word_embeddings": tie}

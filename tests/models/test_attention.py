@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*MASKED, *CAUSAL])
+@pytest.mark.parametrize("kind", tiny.families(KINDS, fast=(), weekly=True))
 def test_value_and_gradient_are_those_of_the_class(kind: str, calls: list[str]) -> None:
     """At the real tokens: what stands at padding is nobody's."""
     _, mask = tiny.batch(kind)
@@ -75,7 +75,7 @@ def test_maps_and_dropout_are_the_class_s_own(calls: list[str]) -> None:
     assert calls == []
 
 
-@pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.parametrize("kind", tiny.families(CAUSAL, weekly=True))
 @pytest.mark.slow
 def test_packed_documents(kind: str, calls: list[str]) -> None:
     """A token sees those of its own document alone, and counts its position from its beginning."""

@@ -40,7 +40,7 @@ def test_gather_tokens_indexes_flattened_groups():
     np.testing.assert_array_equal(got, [[x[1, 2], x[0, 0]], [x[2, 1], x[3, 0]]])
 
 
-@pytest.mark.parametrize("kind", tiny.families(FAMILIES, fast=("bert",)))
+@pytest.mark.parametrize("kind", tiny.families(FAMILIES, fast=("bert",), weekly=True))
 def test_gather_before_the_head_is_gather_after(kind):
     depth = tiny.depth(kind, 2 if kind == "albert" else 1)
     model, params = tiny.model(kind, **depth), tiny.params(kind, **depth)
@@ -66,7 +66,7 @@ def test_gather_before_the_head_is_gather_after(kind):
     assert any(float(jnp.abs(leaf).max()) > 0.1 for leaf in jax.tree.leaves(after[1]))
 
 
-@pytest.mark.parametrize("kind", tiny.families(FAMILIES, fast=["bert"]))
+@pytest.mark.parametrize("kind", tiny.families(FAMILIES, fast=["bert"], weekly=True))
 def test_padded_tokens_are_not_seen(kind):
     model, params = tiny.model(kind), tiny.params(kind)
     ids, mask = tiny.batch(kind)
@@ -89,7 +89,7 @@ def test_padded_tokens_are_not_seen(kind):
         assert np.abs(run(jnp.asarray(ids))[:, 0] - run(jnp.asarray(other))[:, 0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.parametrize("kind", tiny.families(CAUSAL, weekly=True))
 @pytest.mark.slow
 def test_padding_on_either_side_changes_nothing(kind):
     """Left, right or none: the same logits, hidden states and attention maps at the real tokens."""
@@ -119,7 +119,7 @@ def test_padding_on_either_side_changes_nothing(kind):
             np.testing.assert_allclose(x, y, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.parametrize("kind", tiny.families(CAUSAL, weekly=True))
 def test_no_token_sees_a_later_one(kind):
     """The gradient of a token's logits by the input embeddings is exactly 0 at later tokens, not at earlier ones."""
     model, params = tiny.model(kind), tiny.params(kind)
@@ -147,7 +147,7 @@ def packed_row() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     return ids, segments, parts
 
 
-@pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.parametrize("kind", tiny.families(CAUSAL, weekly=True))
 @pytest.mark.slow
 def test_documents_packed_in_a_row_are_each_alone(kind):
     """The same logits as in a row of its own, hidden states and attention maps as well."""
@@ -181,7 +181,7 @@ def test_documents_packed_in_a_row_are_each_alone(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", tiny.families(CAUSAL))
+@pytest.mark.parametrize("kind", tiny.families(CAUSAL, weekly=True))
 def test_no_gradient_leaves_a_document_or_comes_from_later_tokens(kind):
     """Of the logits at every place by the input embeddings at every place, in a packed row: exactly 0 but for the
     document's own earlier tokens and itself."""

@@ -39,7 +39,7 @@ def scores_of(model, params, kind):
     return importance._scores(model, jax.device_get(sums))
 
 
-@pytest.mark.parametrize("kind", tiny.families(FAMILIES))
+@pytest.mark.parametrize("kind", tiny.families(FAMILIES, weekly=True))
 def test_another_order_is_the_same_model(kind):
     """All channels, units and heads, shuffled: so each is at the same place wherever it is used."""
     model, params = tiny.model(kind), tiny.params(kind)
@@ -63,7 +63,7 @@ def test_another_order_is_the_same_model(kind):
     np.testing.assert_allclose(logits(model, shuffled, kind), logits(model, params, kind), atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", tiny.families(FAMILIES))
+@pytest.mark.parametrize("kind", tiny.families(FAMILIES, weekly=True))
 def test_a_narrower_model_has_the_shapes_of_its_configuration(kind):
     model, params = tiny.model(kind), tiny.params(kind)
     size, heads = narrowing.head_size(model.config), model.config.num_attention_heads

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,10 +48,7 @@ def assert_same(ours: Any, plain: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), ours[1], plain[1])
 
 
-@pytest.mark.parametrize(
-    "policy", [pytest.param(p, marks=() if p == "dots" else pytest.mark.slow) for p in remat.POLICIES]
-)
-@pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
+@pytest.mark.parametrize(("kind", "policy"), grids.covering(KINDS, remat.POLICIES))
 @pytest.mark.slow
 def test_value_and_gradient_are_those_of_the_plain_model(kind: str, policy: str) -> None:
     """Dropout included: what is computed again draws the numbers that were drawn first."""

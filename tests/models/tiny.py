@@ -149,16 +149,27 @@ INSTALLED = [kind for kind in FAMILIES if kind in transformers.CONFIG_MAPPING]
 
 # One masked and one causal model stand for all families in the fast part of the suite; the slow part runs the others.
 FAST = ("bert", "llama")
+# One family of every way of computing: a class of its own in Flax, or a module of the core with parts that others lack
+# (caps, windows, norms of heads, joined products). The rest differ from one of these in their configuration and names.
+EVERYDAY = (
+    *("bert", "distilbert", "albert", "modernbert"),
+    *("gpt2", "gpt_neo", "opt", "llama", "gemma2", "qwen3", "phi3"),
+)
 
 
-def families(cases: Iterable[Any], *, fast: Sequence[str] = FAST) -> list[Any]:
-    """The cases of a parametrized test, each a family or a tuple that begins with one; those not in `fast` are slow."""
+def families(cases: Iterable[Any], *, fast: Sequence[str] = FAST, weekly: bool = False) -> list[Any]:
+    """The cases of a parametrized test, each a family or a tuple that begins with one; those not in `fast` are slow.
+
+    With `weekly`, those not in EVERYDAY either are weekly: for what does not depend on configuration and names.
+    """
+
+    def marks(kind: str) -> Any:
+        if kind in fast:
+            return ()
+        return pytest.mark.weekly if weekly and kind not in EVERYDAY else pytest.mark.slow
+
     values = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [
-        pytest.param(*case, marks=() if case[0] in fast else pytest.mark.slow)
-        for case in values
-        if case[0] in INSTALLED
-    ]
+    return [pytest.param(*case, marks=marks(case[0])) for case in values if case[0] in INSTALLED]
 
 
 def config(kind: str, **overrides: Any) -> Any:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -437,7 +438,7 @@ def test_what_the_student_wrote_is_as_likely_when_it_is_learnt_from(tmp_path):
 
 
 @SLOW
-@pytest.mark.parametrize("semantics", ["paper", "lmops"])
+@pytest.mark.parametrize("semantics", grids.everyday(["paper", "lmops"], "lmops"))  # the run above has the paper's
 def test_policy_gradient_beside_the_text(tiny, tmp_path, semantics):
     """Together with the losses on the text, in micro-batches."""
     tiny_run.train(
@@ -479,7 +480,7 @@ RESUMED: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 @SLOW
-@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize("kind", grids.everyday(RESUMED, "policy, reused", "on-policy"))
 def test_stopped_and_run_again(dropping, tmp_path, monkeypatch, capsys, kind):
     values, updates, checkpoint = RESUMED[kind]
     values = {**distilling(dropping), **values, "optim__learning_rate": 0.01, "evaluate__every": 4}

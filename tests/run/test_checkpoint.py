@@ -6,6 +6,7 @@ import gc
 import shutil
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +139,9 @@ FILES = (
 )
 
 
+DAMAGES = ("deleted", "empty", "half", "first", "middle", "last")
+
+
 def damage(path, how: str) -> None:
     data = path.read_bytes()
     if how == "deleted":
@@ -175,8 +179,7 @@ def test_every_file_is_damaged_in_turn(two):
 # Reads that tensorstore has under way when orbax gives up end later, in threads of its own, on a closed event loop.
 @pytest.mark.slow  # many cases; the tests below damage one file each
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("how", ["deleted", "empty", "half", "first", "middle", "last"])
-@pytest.mark.parametrize("pattern", FILES)
+@pytest.mark.parametrize(("pattern", "how"), grids.covering(FILES, DAMAGES))
 def test_damage_is_seen(two, tmp_path, pattern, how, caplog):
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)

@@ -52,11 +52,10 @@ def tiny_modernbert(folder):
 @pytest.mark.parametrize(
     ("make", "values"),
     [
-        (tiny_qwen3, CAUSAL),
-        (tiny_gemma2, CAUSAL),
-        (tiny_modernbert, {"student__layers": "[0,1,2,3]", "train__batch_size": 32}),
+        pytest.param(tiny_qwen3, CAUSAL, id="qwen3"),
+        pytest.param(tiny_gemma2, CAUSAL, marks=pytest.mark.weekly, id="gemma2"),  # a decoder, as the first one
+        pytest.param(tiny_modernbert, {"student__layers": "[0,1,2,3]", "train__batch_size": 32}, id="modernbert"),
     ],
-    ids=["qwen3", "gemma2", "modernbert"],
 )
 def test_a_whole_run(make, values, tmp_path, monkeypatch):
     tiny = make(tmp_path)

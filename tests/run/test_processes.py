@@ -121,7 +121,7 @@ def assert_close(run: Path, other: Path) -> None:
 QUICK = {"train__steps": 2, "evaluate__metrics": "('perplexity',)", "student__layers": "[0]"}
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # the run that a signal stops, below, is compared with one process as closely
 def test_two_processes_train_what_one_does(tiny, tmp_path):
     """Each on one device: half of the rows of every batch, half of the checkpoint."""
     ended = together(2, tiny_run.arguments(tiny, tmp_path / "two", **QUICK))

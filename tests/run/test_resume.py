@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import grids
 import jax
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_the_uninterrupted_run_is_varied(tiny, uninterrupted):
     assert [record["step"] for record in tiny_run.records(uninterrupted, "eval")] == [0, 8, 16, 24, 29]
 
 
-@pytest.mark.parametrize("updates", [2, 6, 21])
+@pytest.mark.parametrize("updates", grids.everyday([2, 6, 21], 21))  # in the second epoch
 def test_stopped_and_run_again(tiny, uninterrupted, tmp_path, monkeypatch, updates):
     from jaxdistill import train
 
@@ -139,7 +140,10 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
-    """A process is killed (SIGKILL) while it starts, while it writes a checkpoint, and between two steps' records."""
+    """A process is killed (SIGKILL) while it starts, while it writes a checkpoint, and between two steps' records.
+
+    In the whole grid it is killed a second time while it writes and between records.
+    """
     workdir = tmp_path / "run"
     rng = random.Random(0)
     checkpoints = workdir / "checkpoints"
@@ -152,7 +156,7 @@ def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     torn = 0
-    for moment in ("start", "write", "step", "write", "step"):
+    for moment in ("start", "write", "step", *(("write", "step") if grids.FULL else ())):
         process = start(tiny, workdir, **VARIED)
         if moment == "start":
             alive = wait_for(process, workdir.exists)
@@ -175,6 +179,7 @@ def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
     assert not writing()
 
 
+@pytest.mark.weekly  # test_elastic goes on from eight devices with one, and from one with eight
 def test_other_devices_go_on_with_the_run(tiny, tmp_path):
     """A run that one device begins and eight devices continue is the run on eight devices."""
     values = VARIED | {"train__steps": 12, "checkpoint__every": 4, "checkpoint__keep": 9}

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import grids
 import numpy as np
 import pytest
 import tiny_run
@@ -89,7 +90,13 @@ def split_and_compressed(tiny, places, tmp_path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("other", [moved, spelt_otherwise, prepared_and_renamed, split_and_compressed])
+@pytest.mark.parametrize(
+    "other",
+    grids.everyday(
+        [moved, spelt_otherwise, prepared_and_renamed, split_and_compressed],
+        *(moved, prepared_and_renamed, split_and_compressed),  # the run of 0.1.0 below has other spellings
+    ),
+)
 def test_the_same_content_elsewhere_goes_on_to_the_same_bits(tiny, places, begun, uninterrupted, tmp_path, other):
     workdir = tmp_path / "run"
     shutil.copytree(begun, workdir)

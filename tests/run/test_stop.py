@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import grids
 import pytest
 import tiny_run
 
@@ -78,11 +79,11 @@ def uninterrupted(tiny):
     return tiny.folder / "uninterrupted"
 
 
-SIGNALS = ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow), pytest.param("SIGINT", marks=pytest.mark.slow)]
+SIGNALS = ["SIGTERM", "SIGHUP", "SIGINT"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", grids.everyday(SIGNALS, "SIGTERM"))
 def test_the_step_is_finished_and_saved_and_the_same_command_goes_on(tiny, uninterrupted, tmp_path, name):
     workdir = tmp_path / "run"
     code, err = run(tiny, workdir, "3", name, train__steps=6)
@@ -110,14 +111,28 @@ def test_a_second_signal_stops_at_once(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["import", "1"])
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(("name", "where"), grids.covering(SIGNALS, ["import", "1"]))
 def test_before_the_first_step_is_done_the_first_signal_ends_the_process(tiny, tmp_path, name, where):
     began = time.monotonic()
     code, err = run(tiny, tmp_path / "run", where, name)
     assert code == EXIT_CODE and time.monotonic() - began < 60
     assert err.splitlines()[-1] == f"{name}: stopped with nothing to save; the same command goes on from here"
     assert not list(tmp_path.rglob("metrics.jsonl")) or "first step after" not in err
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal_asks_for_the_end_after_the_step(name):
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # a run in the background of a shell ignores SIGINT
+    try:
+        with stop.listening() as asked:
+            asked.defers = True
+            os.kill(os.getpid(), getattr(signal, name))
+            end = time.monotonic() + 30
+            while not asked.asked and time.monotonic() < end:
+                time.sleep(0.005)
+        assert asked.asked == name
+    finally:
+        signal.signal(getattr(signal, name), before)
 
 
 def test_ignored_signals_stay_ignored_and_handlers_come_back():

@@ -114,7 +114,7 @@ def greedy(model, params, prompts, new, **fields):
 
 @pytest.mark.parametrize(
     ("kind", "tie"),
-    grids.covering(CAUSAL, (True, False)),
+    tiny.families(grids.covering(CAUSAL, (True, False)), fast=(), weekly=True),
 )
 @pytest.mark.slow
 def test_exported_folder_generates_in_torch_what_we_generate(kind, tie, tokenizer, tmp_path):
@@ -164,9 +164,7 @@ def test_flax_class_opens_the_flax_folder(tokenizer, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in CAUSAL if kind not in QUICK)]
-)
+@pytest.mark.parametrize("kind", tiny.families(CAUSAL, fast=QUICK, weekly=True))
 def test_cached_decoding_is_the_full_forward_at_every_step(kind):
     model, params = tiny.model(kind), tiny.params(kind)
     width, new = 6, 7

@@ -160,7 +160,7 @@ def test_draws_are_from_the_mixture_of_probabilities():
 
 @pytest.mark.parametrize(
     ("student", "mixture"),
-    [("gpt2", 1.0), *grids.covering(CAUSAL, (0.4, 0.0))],
+    tiny.families([("gpt2", 1.0), *grids.covering(CAUSAL, (0.4, 0.0))], fast=(), weekly=True),
 )
 @pytest.mark.slow
 def test_a_forward_over_the_batch_sees_what_decoding_saw(student, mixture):

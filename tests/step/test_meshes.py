@@ -9,6 +9,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,10 +183,19 @@ CASES = [
     ("Phi3", {}, MIXED),
     ("ModernBert", {}, MIXED),
 ]
+# Every axis alone and beside another, and every module whose kernels the axes split.
+STAND_FOR_ALL = [
+    *(("Bert", {}, shape) for shape in [(1, 8, 1), (2, 4, 1), (1, 1, 4)]),
+    ("Bert", {"classes": "core"}, MIXED),
+    ("GPT2", {"classes": "core", "words": 1023}, MIXED),
+    ("Qwen3", {"scan": True}, MIXED),
+    ("Phi3", {}, MIXED),
+    ("ModernBert", {}, MIXED),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "options", "shape"), CASES)
+@pytest.mark.parametrize(("kind", "options", "shape"), grids.everyday(CASES, *STAND_FOR_ALL))
 def test_every_mesh_is_one_device(kind: str, options: dict[str, Any], shape: tuple[int, int, int]) -> None:
     many = updated(kind, shape, **options)
     assert_same(many, updated(kind, **options))

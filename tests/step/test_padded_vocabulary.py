@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,21 +114,23 @@ def graded(kind: str, padded: str, objective: Objective) -> Any:
     return jax.device_get(of(params, teacher_params))
 
 
-CASES = [
-    ("gpt2", "fused", "all", "student"),
-    ("gpt2", "fused", "all", "teacher"),
-    ("gpt2", "dense", "labels", "student"),
+FAST = ("gpt2", "fused", "all", "student")
+SLOW = [
     ("gpt2", "dense", "labels", "teacher"),
     ("gpt2", "samples", "labels", "student"),
-    ("gpt2", "samples", "labels", "teacher"),
     ("bert", "fused", "masked", "student"),
+]
+WEEKLY = [
+    ("gpt2", "fused", "all", "teacher"),
+    ("gpt2", "dense", "labels", "student"),
+    ("gpt2", "samples", "labels", "teacher"),
     ("llama", "fused", "all", "student"),
 ]
 
 
 @pytest.mark.parametrize(
     ("kind", "head", "tokens", "padded"),
-    [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])],
+    [FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW), *grids.everyday(WEEKLY)],
 )
 def test_losses_and_gradients_are_over_the_common_words(kind: str, head: str, tokens: str, padded: str) -> None:
     """Tied or not; the rows after the common words get no gradient."""
@@ -142,8 +145,7 @@ def test_losses_and_gradients_are_over_the_common_words(kind: str, head: str, to
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("padded", ["student", "teacher"])
-@pytest.mark.parametrize("devices", [(0, 0), (2, 2)])
+@pytest.mark.parametrize(("devices", "padded"), grids.covering([(0, 0), (2, 2)], ["student", "teacher"]))
 def test_an_update_on_a_mesh_is_that_of_the_common_words(padded: str, devices: tuple[int, int]) -> None:
     """In micro-batches, parameters split by fsdp, on one mesh and on two; rows after the common words stay."""
 

@@ -103,8 +103,8 @@ def run(
     return made
 
 
-def slow(*case: Any) -> Any:
-    return pytest.param(*case, marks=pytest.mark.slow)
+def weekly(*case: Any) -> Any:
+    return pytest.param(*case, marks=pytest.mark.weekly)
 
 
 @pytest.mark.slow
@@ -112,20 +112,20 @@ def slow(*case: Any) -> Any:
     ("kind", "tokens", "head", "accumulation", "devices", "fsdp"),
     [
         ("masked", "masked", "fused", 2, (4, 2), 2),
-        slow("masked", "all", "fused", 1, (4, 4), 1),
-        slow("masked", "all", "dense", 2, (2, 4), 1),
-        slow("gpt2", "all", "fused", 2, (2, 2), 1),
-        slow("masked", "all", "fused", 2, (2, 2), 1),
-        slow("masked", "all", "fused", 1, (1, 1), 1),
-        slow("masked", "all", "dense", 1, (4, 4), 1),
-        slow("masked", "masked", "fused", 1, (1, 1), 1),
-        slow("masked", "masked", "fused", 1, (1, 4), 1),
-        slow("masked", "masked", "fused", 2, (4, 4), 1),
-        slow("masked", "masked", "dense", 1, (2, 2), 1),
-        slow("masked", "masked", "dense", 2, (4, 4), 2),
-        slow("gpt2", "all", "fused", 1, (4, 4), 1),
-        slow("gpt2", "all", "dense", 1, (1, 1), 1),
-        slow("gpt2", "all", "dense", 2, (4, 1), 1),
+        weekly("masked", "all", "fused", 1, (4, 4), 1),
+        ("masked", "all", "dense", 2, (2, 4), 1),
+        ("gpt2", "all", "fused", 2, (2, 2), 1),
+        weekly("masked", "all", "fused", 2, (2, 2), 1),
+        weekly("masked", "all", "fused", 1, (1, 1), 1),
+        weekly("masked", "all", "dense", 1, (4, 4), 1),
+        weekly("masked", "masked", "fused", 1, (1, 1), 1),
+        weekly("masked", "masked", "fused", 1, (1, 4), 1),
+        weekly("masked", "masked", "fused", 2, (4, 4), 1),
+        weekly("masked", "masked", "dense", 1, (2, 2), 1),
+        ("masked", "masked", "dense", 2, (4, 4), 2),
+        weekly("gpt2", "all", "fused", 1, (4, 4), 1),
+        weekly("gpt2", "all", "dense", 1, (1, 1), 1),
+        ("gpt2", "all", "dense", 2, (4, 1), 1),
     ],
 )
 def test_two_meshes_are_one(

@@ -1,5 +1,6 @@
 """The families that have both, computed by transformers' Flax class and by the core with the same parameters."""
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from jaxdistill.models.model import build_model, param_shapes
 from jaxdistill.sampling.decoding import Decoding
 from jaxdistill.sampling.generate import make_generator
 
-BOTH = [(kind, tie) for kind in ROWS if has_flax_class(kind) for tie in (True, False)]
+BOTH = grids.covering([kind for kind in ROWS if has_flax_class(kind)], (True, False))
 
 
 @pytest.mark.slow

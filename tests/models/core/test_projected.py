@@ -68,7 +68,7 @@ def check(model, params, theirs, kind, layer):
         np.testing.assert_allclose(ours.reshape(*mask.shape, -1)[mask], flat.numpy()[mask], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", tiny.families(FAMILIES, fast=("bert",)))
+@pytest.mark.parametrize("kind", tiny.families(FAMILIES, fast=("bert",), weekly=True))
 def test_projected_as_in_torch(kind):
     import transformers
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,11 @@ from jaxdistill.models.layer_drop import keep_layers
 from jaxdistill.models.positions import position_ids
 
 WINDOWS = ("gemma3_text", "plain")  # and two ropes
+# One form of every module of the core, and of every way in which layers differ from each other.
+STAND_FOR_ALL = (
+    *(("llama", "plain"), ("smollm3", "plain"), ("gemma2", "plain"), ("phi3", "plain"), WINDOWS),
+    *(("modernbert", "biases"), ("bert", "plain"), ("distilbert", "plain"), ("gpt2", "plain")),
+)
 
 
 def outputs(kind: str, form: str, params: Any, around: Sequence[Interceptor], **how: Any) -> network.Pass:
@@ -57,7 +63,7 @@ def close(ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "form"), tiny_core.INSTALLED, ids="-".join)
+@pytest.mark.parametrize(("kind", "form"), grids.everyday(tiny_core.INSTALLED, *STAND_FOR_ALL))
 def test_value_and_gradient(kind: str, form: str) -> None:
     """Of logits, all hidden states and all maps."""
     loop = scan.scan_layers(FAMILIES[kind])
