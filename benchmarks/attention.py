@@ -31,7 +31,7 @@ from rich.table import Table
 from tpu import CLOCK, expectations
 
 from jaxdistill.cost.program import devices_of
-from jaxdistill.models.core.attention import FAR, Reach, Tokens
+from jaxdistill.models.core.attention import FAR, Attended, Reach, Tokens
 from jaxdistill.models.core.kernels import KERNELS
 
 
@@ -39,7 +39,7 @@ def number(kernel: Callable[..., jax.Array], window: int, after: int, *arrays: j
     """A number whose gradient in query, key and value is measured."""
     query, key, value, place, document = arrays
     tokens, reach = Tokens(place, document), Reach(window - 1 if window else FAR, after)
-    mixed = kernel(query, key, value, tokens, tokens, reach, scale=query.shape[-1] ** -0.5, cap=0.0)
+    mixed = kernel(Attended(query, key, value, tokens, tokens, reach), scale=query.shape[-1] ** -0.5, cap=0.0)
     return jnp.sum(jnp.sin(mixed.astype(jnp.float32)))
 
 

@@ -35,6 +35,17 @@ class Reach(NamedTuple):
     after: int | Int[Array, ""] = 0  # 0 = causal
 
 
+class Attended(NamedTuple):
+    """What attention is computed from. Query head h reads key head h // (heads / kv_heads)."""
+
+    query: Float[Array, "batch queries heads size"]
+    key: Float[Array, "batch keys kv_heads size"]
+    value: Float[Array, "batch keys kv_heads size"]
+    queries: Tokens
+    keys: Tokens
+    reach: Reach
+
+
 def visible(queries: Tokens, keys: Tokens, reach: Reach) -> Bool[Array, "batch queries keys"]:
     """Whether a query sees a key: same document, and within the layer's reach."""
     distance = queries.place[:, :, None] - keys.place[:, None, :]  # positive: the key stands before the query
@@ -43,16 +54,7 @@ def visible(queries: Tokens, keys: Tokens, reach: Reach) -> Bool[Array, "batch q
 
 
 def written_out(
-    query: Float[Array, "batch queries heads size"],
-    key: Float[Array, "batch keys kv_heads size"],
-    value: Float[Array, "batch keys kv_heads size"],
-    queries: Tokens,
-    keys: Tokens,
-    reach: Reach,
-    *,
-    scale: float,
-    cap: float = 0.0,
-    dropout: Callable[[Array], Array] | None = None,
+    inputs: Attended, *, scale: float, cap: float = 0.0, dropout: Callable[[Array], Array] | None = None
 ) -> tuple[Float[Array, "batch queries heads size"], Float[Array, "batch heads queries keys"]]:
     """Attention with all scores in memory, and the probabilities, which other kernels do not return.
 
@@ -60,21 +62,20 @@ def written_out(
     of the values.
 
     Args:
-      key: may have fewer heads than `query`; head h of the query reads key head h // (heads / kv_heads).
       scale: of the scores.
       cap: bounds the scores as cap * tanh(scores / cap); 0 = no bound.
       dropout: is applied to the probabilities that mix the values, and not to those that are returned.
     """
-    rows, length, heads, size = query.shape
-    groups = query.reshape(rows, length, key.shape[2], -1, size)
-    scores = jnp.einsum("bqkgs,bmks->bkgqm", groups, key, preferred_element_type=jnp.float32) * scale
+    rows, length, heads, size = inputs.query.shape
+    groups = inputs.query.reshape(rows, length, inputs.key.shape[2], -1, size)
+    scores = jnp.einsum("bqkgs,bmks->bkgqm", groups, inputs.key, preferred_element_type=jnp.float32) * scale
     if cap:
         scores = cap * jnp.tanh(scores / cap)
-    sees = visible(queries, keys, reach)[:, None, None]
+    sees = visible(inputs.queries, inputs.keys, inputs.reach)[:, None, None]
     scores = jnp.where(sees, scores, jnp.finfo(jnp.float32).min)
-    maps = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkgqm,bmks->bqkgs", dropout(maps) if dropout else maps, value)
-    return mixed.reshape(query.shape), maps.reshape(rows, heads, length, -1)
+    maps = jax.nn.softmax(scores, axis=-1).astype(inputs.value.dtype)
+    mixed = jnp.einsum("bkgqm,bmks->bqkgs", dropout(maps) if dropout else maps, inputs.value)
+    return mixed.reshape(inputs.query.shape), maps.reshape(rows, heads, length, -1)
 
 
 def platform() -> str:

@@ -17,6 +17,7 @@ from jaxdistill.models.core.modules import (
     LayerNormPart,
     LayerOutput,
     Layers,
+    Projected,
     Projection,
     Seen,
     mix_values,
@@ -40,9 +41,9 @@ class SelfAttention(Part):
     def __call__(self, hidden: Hidden, seen: Seen) -> LayerOutput:
         s = self.settings
         by_head = (*hidden.shape[:2], s.heads, s.head_size)
-        query, key, value = (self.dense(s.width, name)(hidden).reshape(by_head) for name in ("query", "key", "value"))
-        scale, dropout = s.head_size**-0.5, s.attention_dropout
-        return mix_values(self, query, key, value, seen, self.how, scale=scale, dropout=dropout)
+        names = ("query", "key", "value")
+        projected = Projected(*(self.dense(s.width, name)(hidden).reshape(by_head) for name in names))
+        return mix_values(self, projected, seen, scale=s.head_size**-0.5)
 
 
 class AddedAndNormed(Part):

@@ -10,9 +10,10 @@ from jaxdistill.models.core.activations import ACTIVATIONS
 from jaxdistill.models.core.modules import (
     BodyOutput,
     Hidden,
-    How,
     LayerOutput,
     Layers,
+    ModelPart,
+    Projected,
     Projection,
     RmsNorm,
     Seen,
@@ -21,11 +22,10 @@ from jaxdistill.models.core.modules import (
 from jaxdistill.models.core.settings import DecoderSettings
 
 
-class _Part(nn.Module):
+class _Part(ModelPart):
     """What the modules of a decoder have in common."""
 
     settings: DecoderSettings
-    how: How
 
     def dense(self, size: int, name: str, *, bias: bool = False) -> nn.Dense:
         start = nn.initializers.normal(self.settings.initializer_range)
@@ -49,9 +49,7 @@ class Attention(_Part):
         query = self._normed_heads("q_norm", query, s.heads)
         key = self._normed_heads("k_norm", key, s.kv_heads)
         value = value.reshape(*value.shape[:2], s.kv_heads, s.head_size)
-        output = mix_values(
-            self, query, key, value, seen, self.how, scale=s.score_scale, cap=s.score_cap, dropout=s.attention_dropout
-        )
+        output = mix_values(self, Projected(query, key, value), seen, scale=s.score_scale, cap=s.score_cap)
         return output._replace(hidden=self.dense(s.width, "o_proj", bias=s.out_bias)(output.hidden))
 
     def _projected(self, hidden: Array) -> Sequence[Array]:

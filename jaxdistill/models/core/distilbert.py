@@ -8,7 +8,16 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.core.activations import ACTIVATIONS
 from jaxdistill.models.core.bert import Part
-from jaxdistill.models.core.modules import BodyOutput, Hidden, LayerOutput, Layers, Projection, Seen, mix_values
+from jaxdistill.models.core.modules import (
+    BodyOutput,
+    Hidden,
+    LayerOutput,
+    Layers,
+    Projected,
+    Projection,
+    Seen,
+    mix_values,
+)
 
 
 class Attention(Part):
@@ -18,9 +27,9 @@ class Attention(Part):
     def __call__(self, hidden: Hidden, seen: Seen) -> LayerOutput:
         s = self.settings
         by_head = (*hidden.shape[:2], s.heads, s.head_size)
-        query, key, value = (self.dense(s.width, name)(hidden).reshape(by_head) for name in ("q_lin", "k_lin", "v_lin"))
-        scale, dropout = s.head_size**-0.5, s.attention_dropout
-        output = mix_values(self, query, key, value, seen, self.how, scale=scale, dropout=dropout)
+        names = ("q_lin", "k_lin", "v_lin")
+        projected = Projected(*(self.dense(s.width, name)(hidden).reshape(by_head) for name in names))
+        output = mix_values(self, projected, seen, scale=s.head_size**-0.5)
         return output._replace(hidden=self.dense(s.width, "out_lin")(output.hidden))
 
 

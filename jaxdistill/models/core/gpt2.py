@@ -17,6 +17,7 @@ from jaxdistill.models.core.modules import (
     LayerNormPart,
     LayerOutput,
     Layers,
+    Projected,
     Projection,
     Seen,
     mix_values,
@@ -56,10 +57,9 @@ class Attention(_Part):
     def __call__(self, hidden: Hidden, seen: Seen) -> LayerOutput:
         s = self.settings
         by_head = (*hidden.shape[:2], s.heads, s.head_size)
-        query, key, value = (
-            x.reshape(by_head) for x in jnp.split(self.dense(3 * s.width, "c_attn")(hidden), 3, axis=-1)
-        )
-        output = mix_values(self, query, key, value, seen, self.how, scale=s.score_scale, dropout=s.attention_dropout)
+        joined = self.dense(3 * s.width, "c_attn")(hidden)
+        projected = Projected(*(x.reshape(by_head) for x in jnp.split(joined, 3, axis=-1)))
+        output = mix_values(self, projected, seen, scale=s.score_scale)
         return output._replace(hidden=self.drop(self.dense(s.width, "c_proj")(output.hidden), s.residual_dropout))
 
 

@@ -7,41 +7,38 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
-from jaxtyping import Array, Float
 
-from jaxdistill.models.core.attention import Reach, Tokens, platform, visible, written_out
+from jaxdistill.models.core.attention import Attended, Heads, platform, visible, written_out
 from jaxdistill.models.core.splash import splash
 from jaxdistill.models.core.tiles import tiled
 
 # Platform -> queries x keys from which `xla` takes tiles. On a CPU they are the faster way from here on; for a v5e the
-# compiler expects as much, and memory that does not grow (benchmarks/attention.py). Nothing was measured on a GPU.
+# compiler expects as much, and memory that does not grow; on a GPU they save memory alone (docs/performance.md).
 LONG = {"cpu": 512**2, "tpu": 1024**2, "gpu": 2048**2}
 
 
-def _own(
-    query: Array, key: Array, value: Array, queries: Tokens, keys: Tokens, reach: Reach, *, scale: float, cap: float
-) -> Array:
-    return written_out(query, key, value, queries, keys, reach, scale=scale, cap=cap)[0]
+def _own(inputs: Attended, *, scale: float, cap: float) -> Heads:
+    return written_out(inputs, scale=scale, cap=cap)[0]
 
 
-def _jax(implementation: Literal["xla", "cudnn"]) -> Callable[..., Array]:
+def _jax(implementation: Literal["xla", "cudnn"]) -> Callable[..., Heads]:
     """jax.nn.dot_product_attention, which has no cap, and holds a mask of [batch, queries, keys] in memory.
 
-    The kernel of cudnn takes 16-bit numbers on an NVIDIA GPU. It is lowered for one in the tests; nobody has run it.
+    The kernel of cudnn takes 16-bit numbers on an NVIDIA GPU. It is lowered for one in the tests, and ran on an H200.
     """
 
-    def kernel(
-        query: Array, key: Array, value: Array, queries: Tokens, keys: Tokens, reach: Reach, *, scale: float, cap: float
-    ) -> Array:
+    def kernel(inputs: Attended, *, scale: float, cap: float) -> Heads:
         assert not cap
-        mask = visible(queries, keys, reach)[:, None]
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation=implementation)
+        mask = visible(inputs.queries, inputs.keys, inputs.reach)[:, None]
+        return jax.nn.dot_product_attention(
+            inputs.query, inputs.key, inputs.value, mask=mask, scale=scale, implementation=implementation
+        )
 
     return kernel
 
 
 # Name of a kernel, as in the setting `attention` -> the kernel, with the arguments of `attend`.
-KERNELS: dict[str, Callable[..., Array]] = {
+KERNELS: dict[str, Callable[..., Heads]] = {
     "own": _own,
     "xla": _jax("xla"),
     "cudnn": _jax("cudnn"),
@@ -50,15 +47,10 @@ KERNELS: dict[str, Callable[..., Array]] = {
 }
 
 
-def kernel_for(asked: str, *, platform: str, queries: int, keys: int, reach: Reach, size: int, cap: float) -> str:
-    """The name of the kernel that runs where `asked` is asked for: that one, if it can serve, else as for `xla`.
-
-    Args:
-      queries, keys: their numbers in a row; they differ where there is a cache.
-      size: of a head.
-      cap: of the scores; 0 = none.
-    """
-    known = isinstance(reach.before, int) and isinstance(reach.after, int)  # when the program is compiled
+def kernel_for(asked: str, inputs: Attended, *, platform: str, cap: float) -> str:
+    """The name of the kernel that runs where `asked` is asked for: that one, if it can serve, else as for `xla`."""
+    queries, keys, size = inputs.query.shape[1], inputs.key.shape[1], inputs.query.shape[3]
+    known = all(isinstance(steps, int) for steps in inputs.reach)  # when the program is compiled
     serves = {"splash": known and queries == keys, "cudnn": not cap and size % 8 == 0 and size <= 256}
     if asked != "xla" and serves.get(asked, True):
         return asked
@@ -67,19 +59,7 @@ def kernel_for(asked: str, *, platform: str, queries: int, keys: int, reach: Rea
     return "own" if cap else "xla"
 
 
-def attend(
-    name: str,
-    query: Float[Array, "batch queries heads size"],
-    key: Float[Array, "batch keys kv_heads size"],
-    value: Float[Array, "batch keys kv_heads size"],
-    queries: Tokens,
-    keys: Tokens,
-    reach: Reach,
-    *,
-    scale: float,
-    cap: float = 0.0,
-) -> Float[Array, "batch queries heads size"]:
+def attend(name: str, inputs: Attended, *, scale: float, cap: float = 0.0) -> Heads:
     """Attention by the kernel that is asked for by this name; see `attention.written_out` for the arguments."""
-    sizes = {"queries": query.shape[1], "keys": key.shape[1], "size": query.shape[3]}
-    chosen = kernel_for(name, platform=platform(), **sizes, reach=reach, cap=cap)
-    return KERNELS[chosen](query, key, value, queries, keys, reach, scale=scale, cap=cap).astype(value.dtype)
+    chosen = kernel_for(name, inputs, platform=platform(), cap=cap)
+    return KERNELS[chosen](inputs, scale=scale, cap=cap).astype(inputs.value.dtype)

@@ -13,9 +13,10 @@ from jaxdistill.models.core.activations import ACTIVATIONS
 from jaxdistill.models.core.modules import (
     BodyOutput,
     Hidden,
-    How,
     LayerOutput,
     Layers,
+    ModelPart,
+    Projected,
     Projection,
     Seen,
     mix_values,
@@ -23,11 +24,10 @@ from jaxdistill.models.core.modules import (
 from jaxdistill.models.core.settings import ModernBertSettings
 
 
-class _Part(nn.Module):
+class _Part(ModelPart):
     """What the modules have in common."""
 
     settings: ModernBertSettings
-    how: How
 
     def dense(self, size: int, name: str, *, bias: bool, into_sum: bool = False) -> nn.Dense:
         """A dense layer; where its output is added to the hidden states, it begins smaller by the number of layers."""
@@ -55,10 +55,9 @@ class Attention(_Part):
     def __call__(self, hidden: Hidden, seen: Seen) -> LayerOutput:
         s = self.settings
         joined = self.dense(3 * s.heads * s.head_size, "Wqkv", bias=s.attention_bias)(hidden)
-        query, key, value = (x.reshape(*hidden.shape[:2], s.heads, s.head_size) for x in jnp.split(joined, 3, axis=-1))
-        output = mix_values(
-            self, query, key, value, seen, self.how, scale=s.head_size**-0.5, dropout=s.attention_dropout
-        )
+        by_head = (*hidden.shape[:2], s.heads, s.head_size)
+        projected = Projected(*(x.reshape(by_head) for x in jnp.split(joined, 3, axis=-1)))
+        output = mix_values(self, projected, seen, scale=s.head_size**-0.5)
         mixed = self.dense(s.width, "Wo", bias=s.attention_bias, into_sum=True)(output.hidden)
         return output._replace(hidden=self.drop(s.attention_dropout, mixed))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdistill.models.core.attention import Reach, Tokens, written_out
+from jaxdistill.models.core.attention import Attended, Reach, Tokens, written_out
 from jaxdistill.models.core.kernels import attend
 from jaxdistill.models.core.rope import Rotation, rotate
 from jaxdistill.models.head import Head, logits
@@ -107,11 +107,15 @@ class Layers(nn.Module):
         return outputs
 
 
-class LayerNormPart(nn.Module):
-    """What the modules of models with learned positions and layer norms have in common (BERT, DistilBERT, GPT-2)."""
+class ModelPart(nn.Module):
+    """What the modules of all models have in common."""
 
-    settings: Any
+    settings: Any  # of the model, a `settings.Settings`
     how: How
+
+
+class LayerNormPart(ModelPart):
+    """What the modules of models with learned positions and layer norms have in common (BERT, DistilBERT, GPT-2)."""
 
     def start(self) -> nn.initializers.Initializer:
         return nn.initializers.normal(self.settings.initializer_range)
@@ -145,39 +149,28 @@ class Projection(nn.Module):
         return logits(Head(features, jnp.asarray(kernel), bias, self.cap, self.scale, tied=embedding is not None))
 
 
-def mix_values(
-    module: nn.Module,
-    query: Float[Array, "batch length heads size"],
-    key: Float[Array, "batch keys kv_heads size"],
-    value: Float[Array, "batch keys kv_heads size"],
-    seen: Seen,
-    how: How,
-    *,
-    scale: float,
-    cap: float = 0.0,
-    dropout: float = 0.0,
-) -> LayerOutput:
+def mix_values(module: ModelPart, projected: Projected, seen: Seen, *, scale: float, cap: float = 0.0) -> LayerOutput:
     """Attention of one layer: the mixed values [batch, length, heads * size], and what else was asked for.
 
     Args:
       module: draws the dropout of the probabilities.
-      query: not yet rotated by position, as the key.
     """
-    projected = Projected(query, key, value) if seen.projected else None
+    how, dropout = module.how, module.settings.attention_dropout
+    query, key, value = projected
     if seen.rotation is not None:
         query, key = rotate(query, seen.rotation), rotate(key, seen.rotation)
     cached = None if seen.cached is None else _extended(seen.cached, key, value)
     if cached is not None:
         key, value = cached.key.swapaxes(1, 2), cached.value.swapaxes(1, 2)
-    tokens = (seen.queries, seen.keys, seen.reach)
+    inputs = Attended(query, key, value, seen.queries, seen.keys, seen.reach)
     maps = None
     if how.maps or (how.train and dropout):
         drop = nn.Dropout(dropout, deterministic=not how.train, parent=module) if dropout else None
-        mixed, maps = written_out(query, key, value, *tokens, scale=scale, cap=cap, dropout=drop)
+        mixed, maps = written_out(inputs, scale=scale, cap=cap, dropout=drop)
     else:
-        mixed = attend(how.kernel, query, key, value, *tokens, scale=scale, cap=cap)
+        mixed = attend(how.kernel, inputs, scale=scale, cap=cap)
     flat = mixed.reshape(*mixed.shape[:2], -1)
-    return LayerOutput(flat, maps if how.maps else None, cached, projected)
+    return LayerOutput(flat, maps if how.maps else None, cached, projected if seen.projected else None)
 
 
 def _extended(cached: Cached, key: Array, value: Array) -> Cached:

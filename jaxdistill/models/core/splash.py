@@ -9,7 +9,7 @@ It is compiled ahead of time for v5e and compared with the other kernels in inte
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,22 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.axes import TENSOR
-from jaxdistill.models.core.attention import FAR, Heads, Reach, Tokens
+from jaxdistill.models.core.attention import FAR, Attended, Heads, Reach
 
 BLOCK = 512  # queries, and keys, of a block at most
 LANES = 128  # of which the length of a block is a multiple
 
 
-def splash(
-    query: Heads,
-    key: Float[Array, "batch length kv_heads size"],
-    value: Float[Array, "batch length kv_heads size"],
-    queries: Tokens,
-    keys: Tokens,
-    reach: Reach,
-    *,
-    scale: float,
-    cap: float = 0.0,
-    interpret: bool = False,
-) -> Heads:
+class _Form(NamedTuple):
+    """What is fixed when a program is compiled."""
+
+    reach: Reach
+    cap: float
+    block: int
+    interpret: bool
+
+
+def splash(inputs: Attended, *, scale: float, cap: float = 0.0, interpret: bool = False) -> Heads:
     """As `tiles.tiled`, with a reach of Python numbers. What stands at padding is another number.
 
     On several devices the program must be traced under `jax.sharding.use_abstract_mesh`: the compiler cannot split the
@@ -43,17 +41,18 @@ def splash(
     Args:
       interpret: run the kernel in plain JAX, on any backend.
     """
-    length, block = query.shape[1], _block(query.shape[1])
+    length = inputs.query.shape[1]
+    block = _block(length)
     # The kernel has no scale of its own.
-    scaled = (query.astype(jnp.float32) * scale).astype(query.dtype)
-    arrays = [_padded(x, block).swapaxes(1, 2) for x in (scaled, key, value)]
+    scaled = (inputs.query.astype(jnp.float32) * scale).astype(inputs.query.dtype)
+    arrays = [_padded(x, block).swapaxes(1, 2) for x in (scaled, inputs.key, inputs.value)]
     # The added tokens are a document of their own, so that they see something: one another.
-    documents = _padded(queries.document, block, fill=-1)
-    run: Any = partial(_attention, reach, cap, block, interpret)
+    documents = _padded(inputs.queries.document, block, fill=-1)
+    run: Any = partial(_attention, _Form(inputs.reach, cap, block, interpret))
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         rows = tuple(name for name in mesh.axis_names if name != TENSOR)
-        divide = len(query) % math.prod(mesh.shape[name] for name in rows) == 0
+        divide = len(inputs.query) % math.prod(mesh.shape[name] for name in rows) == 0
         heads = PartitionSpec(rows if divide else None, TENSOR if TENSOR in mesh.axis_names else None)
         tokens = PartitionSpec(heads[0])
         run = jax.shard_map(run, in_specs=(heads, heads, heads, tokens), out_specs=heads, check_vma=False)
@@ -61,10 +60,7 @@ def splash(
 
 
 def _attention(
-    reach: Reach,
-    cap: float,
-    block: int,
-    interpret: bool,
+    form: _Form,
     query: Float[Array, "batch heads length size"],
     key: Float[Array, "batch kv_heads length size"],
     value: Float[Array, "batch kv_heads length size"],
@@ -74,7 +70,7 @@ def _attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     _, heads, length, _ = query.shape
-    before, after = (None if steps >= FAR else int(steps) for steps in reach)  # None = without end
+    before, after = (None if steps >= FAR else int(steps) for steps in form.reach)  # None = without end
     shape = (length, length)
     if before is None and after is None:
         mask = splash_attention_mask.FullMask(shape)
@@ -83,17 +79,17 @@ def _attention(
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
+            block_q=form.block,
+            block_kv=form.block,
+            block_q_dkv=form.block,
+            block_kv_dkv=form.block,
+            block_q_dq=form.block,
+            block_kv_dq=form.block,
         ),
         head_shards=1,
         q_seq_shards=1,
-        attn_logits_soft_cap=cap or None,
-        interpret=interpret,
+        attn_logits_soft_cap=form.cap or None,
+        interpret=form.interpret,
     )
     return jax.vmap(kernel)(query, key, value, splash_attention_kernel.SegmentIds(documents, documents))
 

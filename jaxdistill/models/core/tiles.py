@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdistill.models.core.attention import FAR, Heads, Reach, Tokens, platform, visible
+from jaxdistill.models.core.attention import FAR, Attended, Heads, Tokens, platform, visible
 
 # Platform -> queries, and keys, of a tile at most. What is fastest (benchmarks/attention.py): a CPU's cache is small.
 TILE = {"cpu": 256, "tpu": 512, "gpu": 512}
@@ -26,37 +26,26 @@ _Grouped = Float[Array, "batch length kv_heads group size"]
 _Rows = Float[Array, "batch kv_heads group queries"]  # one number of every query
 
 
-def tiled(
-    query: Heads,
-    key: Float[Array, "batch keys kv_heads size"],
-    value: Float[Array, "batch keys kv_heads size"],
-    queries: Tokens,
-    keys: Tokens,
-    reach: Reach,
-    *,
-    scale: float,
-    cap: float = 0.0,
-) -> Heads:
+def tiled(inputs: Attended, *, scale: float, cap: float = 0.0) -> Heads:
     """Each query's mean of the values that it sees, weighted by the softmax of its scores.
 
     Only tiles in which some query of some row may see some key are computed.
 
     Args:
-      reach: may be traced, so that layers of several windows are one program.
+      inputs: their reach may be traced, so that layers of several windows are one program.
       cap: scores become cap * tanh(score / cap); 0 = no cap.
     """
-    batch, length, heads, size = query.shape
-    rows, columns = _tile(length), _tile(key.shape[1])
-    grouped = query.reshape(batch, length, key.shape[2], -1, size)
-    mixed: Array = _attention(
-        _Form(rows, columns, scale, cap),
-        _padded(grouped, rows),
-        _padded(key, columns),
-        _padded(value, columns),
-        Tokens(*(_padded(x, rows, fill=-2) for x in queries)),  # document -2: sees no key
-        Tokens(*(_padded(x, columns, fill=-1) for x in keys)),  # document -1: seen by no query
-        reach,
+    batch, length, heads, size = inputs.query.shape
+    rows, columns = _tile(length), _tile(inputs.key.shape[1])
+    whole_tiles = Attended(
+        _padded(inputs.query.reshape(batch, length, inputs.key.shape[2], -1, size), rows),  # as _Grouped from here on
+        _padded(inputs.key, columns),
+        _padded(inputs.value, columns),
+        Tokens(*(_padded(x, rows, fill=-2) for x in inputs.queries)),  # document -2: sees no key
+        Tokens(*(_padded(x, columns, fill=-1) for x in inputs.keys)),  # document -1: seen by no query
+        inputs.reach,
     )
+    mixed: Array = _attention(_Form(rows, columns, scale, cap), whole_tiles)
     return mixed[:, :length].reshape(batch, length, heads, size)
 
 
@@ -80,12 +69,7 @@ class _Sums(NamedTuple):
 class _Saved(NamedTuple):
     """What the backward pass needs."""
 
-    query: _Grouped
-    key: Array
-    value: Array
-    queries: Tokens
-    keys: Tokens
-    reach: Reach
+    inputs: Attended
     mixed: _Grouped
     log_total: _Rows  # logarithm of the sum of exp(score)
 
@@ -103,99 +87,94 @@ def _padded(x: Array, tile: int, *, fill: int = 0) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(
-    form: _Form, query: _Grouped, key: Array, value: Array, queries: Tokens, keys: Tokens, reach: Reach
-) -> _Grouped:
-    return _forward(form, query, key, value, queries, keys, reach)[0]
+def _attention(form: _Form, inputs: Attended) -> _Grouped:
+    return _forward(form, inputs)[0]
 
 
-def _forward(
-    form: _Form, query: _Grouped, key: Array, value: Array, queries: Tokens, keys: Tokens, reach: Reach
-) -> tuple[_Grouped, _Saved]:
-    needed = _needed(form, queries, keys, reach)
-    batch, length, kv_heads, group, size = query.shape
+def _forward(form: _Form, inputs: Attended) -> tuple[_Grouped, _Saved]:
+    needed = _needed(form, inputs)
+    batch, length, kv_heads, group, size = inputs.query.shape
 
     def row(i: Int[Array, ""]) -> tuple[Array, _Rows]:
-        query_part, queries_part = _part((query, queries), i, form.rows)
+        at_row = _at_row(form, inputs, i)
 
         def add(j: Int[Array, ""], sums: _Sums) -> _Sums:
-            key_part, value_part, keys_part = _part((key, value, keys), j, form.columns)
-            scores, _, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
+            tile = _at_column(form, at_row, j)
+            scores, _, seen = _scores(form, tile)
             largest = jnp.maximum(sums.largest, jnp.max(scores, axis=-1, where=seen, initial=-jnp.inf))
             weights = jnp.where(seen, jnp.exp(scores - _finite(largest)[..., None]), 0.0)
             shrink = jnp.exp(sums.largest - _finite(largest))  # exp(-inf) = 0 where no key was seen before
-            products = _product("bkgqm,bmkd->bkgqd", weights.astype(value.dtype), value_part)
+            products = _product("bkgqm,bmkd->bkgqd", weights.astype(tile.value.dtype), tile.value)
             return _Sums(largest, shrink * sums.total + weights.sum(-1), shrink[..., None] * sums.mixed + products)
 
         none = jnp.zeros((batch, kv_heads, group, form.rows), jnp.float32)
         start = _Sums(none - jnp.inf, none, jnp.zeros((*none.shape, size), jnp.float32))
         sums = _over_needed(needed[i], add, start)
         total = jnp.where(sums.total > 0, sums.total, 1.0)  # 0 at the padding of tiles alone
-        mixed = (sums.mixed / total[..., None]).astype(query.dtype)
+        mixed = (sums.mixed / total[..., None]).astype(inputs.query.dtype)
         return mixed.transpose(0, 3, 1, 2, 4), _finite(sums.largest) + jnp.log(total)
 
     mixed, log_total = lax.map(row, jnp.arange(len(needed)))
-    mixed = jnp.moveaxis(mixed, 0, 1).reshape(query.shape)
+    mixed = jnp.moveaxis(mixed, 0, 1).reshape(inputs.query.shape)
     log_total = jnp.moveaxis(log_total, 0, 3).reshape(batch, kv_heads, group, length)
-    return mixed, _Saved(query, key, value, queries, keys, reach, mixed, log_total)
+    return mixed, _Saved(inputs, mixed, log_total)
 
 
-def _backward(form: _Form, saved: _Saved, slope: _Grouped) -> tuple[Array | None, ...]:
+def _backward(form: _Form, saved: _Saved, slope: _Grouped) -> tuple[Attended]:
     """Column by column, so that the gradients of a tile of keys are finished one after the other."""
-    query, key, value, queries, keys, reach, mixed, log_total = saved
-    needed = _needed(form, queries, keys, reach)
+    inputs, mixed, log_total = saved
+    needed = _needed(form, inputs)
     # What the softmax subtracts: the mean of the slopes of its weights.
     mean = jnp.einsum("bqkgd,bqkgd->bkgq", slope, mixed, preferred_element_type=jnp.float32)
 
     def column(query_slope: _Grouped, j: Int[Array, ""]) -> tuple[_Grouped, tuple[Array, Array]]:
-        key_part, value_part, keys_part = _part((key, value, keys), j, form.columns)
+        at_column = _at_column(form, inputs, j)
 
         def add(i: Int[Array, ""], slopes: tuple[_Grouped, Array, Array]) -> tuple[_Grouped, Array, Array]:
-            query_part, slope_part, queries_part = _part((query, slope, queries), i, form.rows)
+            tile, slope_part = _at_row(form, at_column, i), _part(slope, i, form.rows)
             log_part, mean_part = (_part(x, i, form.rows, axis=3)[..., None] for x in (log_total, mean))
-            scores, slope_of_cap, seen = _scores(form, query_part, key_part, queries_part, keys_part, reach)
+            scores, slope_of_cap, seen = _scores(form, tile)
             weights = jnp.where(seen, jnp.exp(scores - log_part), 0.0)
-            of_weights = _product("bqkgd,bmkd->bkgqm", slope_part, value_part)
+            of_weights = _product("bqkgd,bmkd->bkgqm", slope_part, tile.value)
             of_scores = form.scale * weights * (of_weights - mean_part) * slope_of_cap
-            of_scores = of_scores.astype(query.dtype)
+            of_scores = of_scores.astype(tile.query.dtype)
             of_query, of_key, of_value = slopes
-            tile = _part(of_query, i, form.rows) + _product("bkgqm,bmkd->bqkgd", of_scores, key_part)
+            added = _part(of_query, i, form.rows) + _product("bkgqm,bmkd->bqkgd", of_scores, tile.key)
             return (
-                lax.dynamic_update_slice_in_dim(of_query, tile, i * form.rows, axis=1),
-                of_key + _product("bkgqm,bqkgd->bmkd", of_scores, query_part),
-                of_value + _product("bkgqm,bqkgd->bmkd", weights.astype(value.dtype), slope_part),
+                lax.dynamic_update_slice_in_dim(of_query, added, i * form.rows, axis=1),
+                of_key + _product("bkgqm,bqkgd->bmkd", of_scores, tile.query),
+                of_value + _product("bkgqm,bqkgd->bmkd", weights.astype(tile.value.dtype), slope_part),
             )
 
-        none = jnp.zeros(key_part.shape, jnp.float32)
+        none = jnp.zeros(at_column.key.shape, jnp.float32)
         query_slope, *of_keys = _over_needed(needed[:, j], add, (query_slope, none, none))
-        return query_slope, (of_keys[0].astype(key.dtype), of_keys[1].astype(value.dtype))
+        return query_slope, (of_keys[0].astype(inputs.key.dtype), of_keys[1].astype(inputs.value.dtype))
 
-    query_slope, of_keys = lax.scan(column, jnp.zeros(query.shape, jnp.float32), jnp.arange(needed.shape[1]))
-    key_slope, value_slope = (jnp.moveaxis(x, 0, 1).reshape(key.shape) for x in of_keys)
-    return query_slope.astype(query.dtype), key_slope, value_slope, None, None, None
+    query_slope, of_keys = lax.scan(column, jnp.zeros(inputs.query.shape, jnp.float32), jnp.arange(needed.shape[1]))
+    key_slope, value_slope = (jnp.moveaxis(x, 0, 1).reshape(inputs.key.shape) for x in of_keys)
+    slopes: Any = (query_slope.astype(inputs.query.dtype), key_slope, value_slope, None, None, None)
+    return (Attended(*slopes),)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _scores(
-    form: _Form, query: _Grouped, key: Array, queries: Tokens, keys: Tokens, reach: Reach
-) -> tuple[Array, Array | float, Bool[Array, "batch 1 1 queries keys"]]:
+def _scores(form: _Form, tile: Attended) -> tuple[Array, Array | float, Bool[Array, "batch 1 1 queries keys"]]:
     """(scores of a tile [batch kv_heads group queries keys], the slope of their cap, which of them count)."""
-    scores = form.scale * _product("bqkgd,bmkd->bkgqm", query, key)
-    seen = visible(queries, keys, reach)[:, None, None]
+    scores = form.scale * _product("bqkgd,bmkd->bkgqm", tile.query, tile.key)
+    seen = visible(tile.queries, tile.keys, tile.reach)[:, None, None]
     if not form.cap:
         return scores, 1.0, seen
     bounded = jnp.tanh(scores / form.cap)
     return form.cap * bounded, 1.0 - jnp.square(bounded), seen
 
 
-def _needed(form: _Form, queries: Tokens, keys: Tokens, reach: Reach) -> Bool[Array, "down across"]:
+def _needed(form: _Form, inputs: Attended) -> Bool[Array, "down across"]:
     """Which tiles may have a query that sees a key, by the smallest and the largest place and document of a tile."""
-    first, last, padded = jax.tree.map(lambda x: x[:, :, None], _spans(queries, form.rows))
-    from_key, to_key, padded_key = jax.tree.map(lambda x: x[:, None], _spans(keys, form.columns))
+    first, last, padded = jax.tree.map(lambda x: x[:, :, None], _spans(inputs.queries, form.rows))
+    from_key, to_key, padded_key = jax.tree.map(lambda x: x[:, None], _spans(inputs.keys, form.columns))
     met = (first.document <= to_key.document) & (from_key.document <= last.document)
-    near = (first.place - to_key.place <= reach.before) & (from_key.place - last.place <= reach.after)
+    near = (first.place - to_key.place <= inputs.reach.before) & (from_key.place - last.place <= inputs.reach.after)
     return jnp.any((met & near) | (padded & padded_key), axis=0)
 
 
@@ -219,6 +198,18 @@ def _spans(tokens: Tokens, tile: int) -> tuple[Tokens, Tokens, Bool[Array, "batc
     smallest = Tokens(*(jnp.min(x, axis=2, where=real, initial=FAR) for x in (place, document)))
     largest = Tokens(*(jnp.max(x, axis=2, where=real, initial=-1) for x in (place, document)))
     return smallest, largest, jnp.any(document == 0, axis=2)
+
+
+def _at_row(form: _Form, inputs: Attended, i: Int[Array, ""]) -> Attended:
+    """The queries of row `i` of tiles."""
+    query, queries = _part((inputs.query, inputs.queries), i, form.rows)
+    return inputs._replace(query=query, queries=queries)
+
+
+def _at_column(form: _Form, inputs: Attended, j: Int[Array, ""]) -> Attended:
+    """The keys and values of column `j` of tiles."""
+    key, value, keys = _part((inputs.key, inputs.value, inputs.keys), j, form.columns)
+    return inputs._replace(key=key, value=value, keys=keys)
 
 
 def _part(x: Any, i: Int[Array, ""], tile: int, *, axis: int = 1) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.models.core.attention import FAR, Tokens, written_out
+from jaxdistill.models.core.attention import FAR, Attended, Reach, Tokens, written_out
 
 HEADS, KV_HEADS, SIZE, SCALE = 4, 2, 8, 0.3
 
@@ -30,15 +30,15 @@ def arrays(length: int, keys: int = 0, rows: int = 2, dtype: Any = jnp.float32) 
     return [3 * jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
 
 
-def written(*arguments: Any, **settings: Any) -> jax.Array:
-    return written_out(*arguments, **settings)[0]
+def written(inputs: Attended, **settings: Any) -> jax.Array:
+    return written_out(inputs, **settings)[0]
 
 
-def graded(attend: Callable[..., Any], *, cap: float = 0.0) -> Callable[..., Any]:
-    """Value, and gradient of a number that weighs every entry differently."""
+def graded(attend: Callable[..., Any], *untraced: Reach, cap: float = 0.0) -> Callable[..., Any]:
+    """Value, and gradient of a number that weighs every entry differently, as a function of the fields of Attended."""
 
     def number(query: Any, key: Any, value: Any, *rest: Any) -> tuple[Any, Any]:
-        mixed = attend(query, key, value, *rest, scale=SCALE, cap=cap)
+        mixed = attend(Attended(query, key, value, *rest, *untraced), scale=SCALE, cap=cap)
         return jnp.sum(mixed.astype(jnp.float32) * jnp.cos(jnp.arange(mixed.size).reshape(mixed.shape))), mixed
 
     def run(*arguments: Any) -> Any:

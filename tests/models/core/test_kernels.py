@@ -11,7 +11,7 @@ from attention_rows import ROWS, arrays, close, graded, written
 
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
-from jaxdistill.models.core.attention import Reach, platform
+from jaxdistill.models.core.attention import Attended, Reach, platform
 from jaxdistill.models.core.kernels import KERNELS, attend, kernel_for
 from jaxdistill.models.flax.supported import has_flax_class
 from jaxdistill.models.model import build_model_for
@@ -26,6 +26,13 @@ def test_value_and_gradient(name: str, cap: float) -> None:
     row = ROWS["packed and padded"]
     arguments = (*arrays(48), row, row, Reach(before=9))
     close(*(graded(run, cap=cap)(*arguments) for run in (partial(attend, name), written)), 1e-5)
+
+
+def shapes(queries: int, keys: int, reach: Reach, size: int = 64) -> Attended:
+    """What attention is asked for, without numbers."""
+    query, key = (jax.ShapeDtypeStruct((2, length, 4, size), jnp.float32) for length in (queries, keys))
+    fields: Any = (query, key, key, None, None, reach)
+    return Attended(*fields)
 
 
 TRACED = Reach(before=jnp.int32(7))
@@ -49,13 +56,12 @@ CHOICES = {  # asked for, platform, queries, keys, reach, cap -> what runs
 @pytest.mark.parametrize(("asked", "runs"), CHOICES.values(), ids=CHOICES)
 def test_the_kernel_that_runs(asked: tuple[Any, ...], runs: str) -> None:
     name, where, queries, keys, reach, cap = asked
-    assert kernel_for(name, platform=where, queries=queries, keys=keys, reach=reach, size=64, cap=cap) == runs
+    assert kernel_for(name, shapes(queries, keys, reach), platform=where, cap=cap) == runs
 
 
 @pytest.mark.parametrize(("size", "runs"), [(64, "cudnn"), (256, "cudnn"), (6, "xla"), (264, "xla")])
 def test_cudnn_runs_heads_of_its_sizes(size: int, runs: str) -> None:
-    where: dict[str, Any] = {"platform": "gpu", "queries": 128, "keys": 128, "reach": Reach()}
-    assert kernel_for("cudnn", **where, size=size, cap=0.0) == runs
+    assert kernel_for("cudnn", shapes(128, 128, Reach(), size), platform="gpu", cap=0.0) == runs
 
 
 def test_platform() -> None:

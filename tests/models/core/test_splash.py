@@ -14,14 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.cost import hlo
 from jaxdistill.models.axes import AXES, ROWS, TENSOR
 from jaxdistill.models.core import splash
-from jaxdistill.models.core.attention import Reach, Tokens
+from jaxdistill.models.core.attention import Attended, Reach, Tokens
 
 ROW = tokens([130, 100, 40, -30], [1, 269, -30])
 
 
-def real(attend: Any, *arguments: Any, **settings: Any) -> jax.Array:
+def real(attend: Any, inputs: Attended, **settings: Any) -> jax.Array:
     """Attention with 0 at padding, where kernels differ and nobody looks."""
-    return jnp.where(ROW.document[:, :, None, None] > 0, attend(*arguments, **settings), 0.0)
+    return jnp.where(ROW.document[:, :, None, None] > 0, attend(inputs, **settings), 0.0)
 
 
 @pytest.mark.slow
@@ -32,9 +32,8 @@ def test_value_and_gradient(reach: tuple[int, int], cap: float, monkeypatch: pyt
     """In three blocks, the last of which is filled up."""
     monkeypatch.setattr(splash, "BLOCK", 128)
     arguments = (*arrays(300), ROW, ROW)
-    ours = partial(splash.splash, reach=Reach(*reach), interpret=True)
-    expected = partial(written, reach=Reach(*reach))
-    close(*(graded(partial(real, attend), cap=cap)(*arguments) for attend in (ours, expected)), 1e-5)
+    kernels = (partial(splash.splash, interpret=True), written)
+    close(*(graded(partial(real, attend), Reach(*reach), cap=cap)(*arguments) for attend in kernels), 1e-5)
 
 
 @pytest.mark.slow
@@ -49,7 +48,7 @@ def test_compiled_for_four_chips(name: str, size: int) -> None:
     query, key = (jax.ShapeDtypeStruct((4, 1000, count, size), jnp.bfloat16, sharding=heads) for count in (4, 2))
     numbers: Any = jax.ShapeDtypeStruct((4, 1000), jnp.int32, sharding=rows)
     row = Tokens(numbers, numbers)
-    run = graded(partial(splash.splash, reach=Reach(*REACHES[name])), cap=30.0)
+    run = graded(splash.splash, Reach(*REACHES[name]), cap=30.0)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         text = run.lower(query, key, key, row, row).compile().as_text()
     assert text.count("tpu_custom_call") == 3

@@ -11,7 +11,7 @@ from attention_rows import REACHES, ROWS, SCALE, arrays, close, graded, tokens, 
 
 from jaxdistill.cost import hlo
 from jaxdistill.models.core import tiles
-from jaxdistill.models.core.attention import FAR, Reach, Tokens
+from jaxdistill.models.core.attention import FAR, Attended, Reach, Tokens
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_caps() -> None:
     arguments = (*arrays(48), row, row, Reach(9))
     ours, expected = (graded(attend, cap=2.0)(*arguments) for attend in (tiles.tiled, written))
     close(ours, expected, 1e-5)
-    assert not np.allclose(expected[0], written(*arguments, scale=SCALE), atol=0.1)
+    assert not np.allclose(expected[0], written(Attended(*arguments), scale=SCALE), atol=0.1)
 
 
 def test_keys_of_a_cache() -> None:
@@ -86,7 +86,7 @@ def test_tiles_that_nobody_sees_are_not_computed(
     """Even a weight of 0 would carry a NaN on."""
     query, key, value = arrays(48, rows=1)
     value = value.at[:, unseen * 16 : (unseen + 1) * 16].set(jnp.nan)
-    mixed = attend(query, key, value, row, row, Reach(*map(jnp.asarray, reach)))
+    mixed = attend(Attended(query, key, value, row, row, Reach(*map(jnp.asarray, reach))))
     assert jnp.isfinite(mixed[:, asked * 16 : (asked + 1) * 16]).all()
     assert jnp.isnan(mixed[:, unseen * 16 : (unseen + 1) * 16]).any()
 
@@ -94,7 +94,8 @@ def test_tiles_that_nobody_sees_are_not_computed(
 def test_plan_counts_every_tile() -> None:
     """Of 3 x 3, though how many of them are computed is known only when the program runs."""
     row = ROWS["whole"]
-    compiled: Any = jax.jit(functools.partial(tiles.tiled, scale=SCALE)).lower(*arrays(48), row, row, Reach()).compile()
+    whole = Attended(*arrays(48), row, row, Reach())
+    compiled: Any = jax.jit(functools.partial(tiles.tiled, scale=SCALE)).lower(whole).compile()
     assert max(times for times, _ in hlo.lines_run(compiled.as_text())) == 9
 
 
