@@ -438,7 +438,7 @@ def test_distilling_brings_the_student_to_its_teacher(tiny, tmp_path):
     assert last["kl"] < first["kl"] / 2 and last["top1"] > first["top1"]
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # test_not_finite has such a run that goes on at a lower rate
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     make = training.make_train_step

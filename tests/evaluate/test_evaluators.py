@@ -2,6 +2,7 @@
 
 import math
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,9 +71,8 @@ def other(kind: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "tokens", [pytest.param(1, marks=pytest.mark.slow), 24, pytest.param(1000, marks=pytest.mark.slow)]
-)  # of the 16 x 8 at a time: a row's 1, 3 (8 is not 3 x k), all 8
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+    ("kind", "tokens"), grids.covering(["bert", "gpt2"], [1, 24, 1000])
+)  # tokens of the 16 x 8 at a time: a row's 1, 3 (8 is not 3 x k), all 8
 @pytest.mark.slow
 def test_figures_do_not_depend_on_the_pieces(kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = 8

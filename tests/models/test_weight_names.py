@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from jaxdistill.models import torch_names, weights
 from jaxdistill.models.families import FAMILIES
 
-FAMILY = pytest.mark.parametrize("kind", tiny.families(FAMILIES))
+FAMILY = pytest.mark.parametrize("kind", tiny.families(FAMILIES, weekly=True))
 
 
 def write(folder, tensors, *, kind):

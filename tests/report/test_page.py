@@ -8,6 +8,7 @@ from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import grids
 import numpy as np
 import pytest
 
@@ -217,8 +218,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1180])
+@pytest.mark.parametrize(("width", "dark"), grids.covering([390, 1180], [False, True]))
 def test_a_browser_shows_the_page_without_overflow(dark: bool, width: int, tmp_path: Path) -> None:
     """In a frame of that width, whose measures a script beside it reads."""
     if CHROMIUM is None:

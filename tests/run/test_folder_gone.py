@@ -75,7 +75,7 @@ def replace(run: Path) -> None:
     ("when", "happen"),
     [
         ("step", delete),
-        ("step", move),
+        pytest.param("step", move, marks=pytest.mark.weekly),  # to the run, a folder that was deleted
         ("save", delete_what_is_seen),
         ("save", delete_the_checkpoints),
         ("save", replace),

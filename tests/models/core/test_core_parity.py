@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import tiny_core
 import torch
 from flax.traverse_util import flatten_dict
@@ -81,7 +82,7 @@ def close(got, wanted, mask):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "form"), FORMS)
+@pytest.mark.parametrize(("kind", "form"), tiny.families(tiny_core.INSTALLED, fast=(), weekly=True))
 def test_gradients_are_those_of_torch(kind, form):
     params, model = tiny_core.params(kind, form), tiny_core.torch_model(kind, form)
     ids, mask = tiny_core.batch(20, "left")
