@@ -10,8 +10,8 @@ thinking switched off. The two models pad their embeddings alike and share a tok
 A variant follows the file: forward_kl (the default), or on_policy (GKD, Agarwal et al. 2023, arXiv:2306.13649: half of
 the updates learn from answers that the student writes, by the JSD).
 
-Time: 2.5 to 6 hours on eight chips of a v5e for a million rows of 1,024 tokens, reckoned from the arithmetic alone
-(docs/times.md); docs/scaling.md says whether it fits there.
+Time: 2.5 to 12 hours on the eight chips of a v5e:2x4 for every billion tokens, by `plan` (docs/times.md). An update
+takes 7.9 of the 17.2 GB of each chip (docs/scaling.md).
 
 Result: nobody has run this recipe at full size yet.
 
@@ -32,6 +32,8 @@ def get_config(variant: str = "forward_kl") -> Config:
     config.teacher.name = "Qwen/Qwen3-4B"
     config.student.name = "Qwen/Qwen3-0.6B"
     config.teacher.dtype = config.student.dtype = "bfloat16"
+    # Layers as a loop compile sooner, and the kernels of one layer at a time are gathered: without it 22 GB a chip.
+    config.teacher.scan = config.student.scan = True
     config.student.remat = "full"
     config.mesh.fsdp = 8  # the eight chips of a v5e:2x4 split the parameters of both models
     config.data.source = "jsonl"
