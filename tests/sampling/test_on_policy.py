@@ -6,6 +6,7 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,10 +203,7 @@ def advantages_by_hand(r: np.ndarray, mask: np.ndarray, semantics: str) -> np.nd
 
 
 @pytest.mark.parametrize("semantics", ["paper", "lmops"])
-@pytest.mark.parametrize(
-    ("accumulation", "group"),
-    [pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow), (2, 2)],
-)
+@pytest.mark.parametrize(("accumulation", "group"), grids.everyday([(1, 1), (4, 1), (2, 2)], (2, 2)))
 def test_scores_are_those_of_the_whole_batch(semantics, accumulation, group):
     """Against the formulas in NumPy on plain forward passes, in however many pieces they are taken."""
     written = make_written(1)

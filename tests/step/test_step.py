@@ -7,6 +7,7 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -311,12 +312,12 @@ def assert_same_run(a: SimpleNamespace, b: SimpleNamespace) -> None:
     assert int(a.state.step) == int(b.state.step) == 3
 
 
-@pytest.mark.parametrize("accumulation", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accumulation", grids.everyday([2, 4], 2))
 def test_accumulation_changes_nothing(accumulation: int) -> None:
     assert_same_run(run("one", accumulation=accumulation), run("one"))
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("data", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.parametrize("mesh", grids.everyday(["data", "fsdp"], "fsdp"))
 def test_eight_devices_are_one(mesh: str) -> None:
     """On the fsdp mesh with two micro-batches, so that both cuts are made."""
     many = run(mesh, accumulation=2 if mesh == "fsdp" else 1)
@@ -326,7 +327,7 @@ def test_eight_devices_are_one(mesh: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", grids.everyday(["dots", "full"], "dots"))  # test_remat has both
 def test_rematerialised_layers_change_nothing(remat: str) -> None:
     """With micro-batches and LayerDrop, which are traced around it."""
     settings: dict[str, Any] = {"accumulation": 2, "dropout": True, "layer_drop": 0.3}
