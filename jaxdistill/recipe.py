@@ -3,13 +3,14 @@
 The recipes of the package are also found by name, as `bert_mlm` or `bert_mlm:smoke`, wherever the package is installed.
 """
 
+import contextlib
 import difflib
 import inspect
 import os
 import re
 import runpy
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,22 +127,33 @@ def recipes() -> list[Recipe]:
 
 
 def recipe_named(name: str) -> Recipe:
-    """A recipe of the package.
+    """A recipe of the package, or of a file; a variant after a colon is that of the recipe.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: there is none of this name, or the file is none.
     """
-    return _described(_found(name))
+    file, _, variant = name.partition(":")
+    found = _described(_found(file))
+    if variant and variant not in found.variants:
+        raise NoVariantError(variant, found.variants or ("none",))
+    return found
 
 
 def _described(path: Path) -> Recipe:
-    names = runpy.run_path(str(path))
+    with _mistakes_of(str(path)):
+        names = runpy.run_path(str(path))
+        variants = _variants(_get_config(names))
+    return Recipe(path.stem, variants, path, inspect.cleandoc(names["__doc__"] or "no explanation"))
+
+
+def _variants(get_config: Any) -> tuple[str, ...]:
     try:
-        names["get_config"]("?")
-        variants = ()
+        get_config("?")
     except NoVariantError as error:
-        variants = error.names
-    return Recipe(path.stem, variants, path, inspect.cleandoc(names["__doc__"] or ""))
+        return error.names
+    except Exception:  # a recipe without variants, or one that refuses them in a way of its own, names none
+        return ()
+    return ()
 
 
 def _found(name: str) -> Path:
@@ -154,8 +166,7 @@ def _found(name: str) -> Path:
     near = difflib.get_close_matches(Path(name).stem, of_package, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(
-        f"--config: there is no file {name!r}, and no recipe of this name; {hint}`jaxdistill recipes` lists those of "
-        "the package"
+        f"there is no file {name!r}, and no recipe of this name; {hint}`jaxdistill recipes` lists those of the package"
     )
 
 
@@ -170,14 +181,24 @@ def _run(path: str) -> Any:
     file, *variant = path.split(":", 1)
     if variant == [""]:
         raise UserError(f"--config {path} ends with a colon; name a variant after it, or leave it out")
+    with _mistakes_of(file):
+        return _get_config(runpy.run_path(file))(*variant)
+
+
+def _get_config(names: Mapping[str, Any]) -> Any:
+    if "get_config" not in names:
+        raise UserError("there is no function get_config")
+    return names["get_config"]
+
+
+@contextlib.contextmanager
+def _mistakes_of(file: str) -> Iterator[None]:
+    """A recipe is the user's program: what it raises is reported with its line."""
     try:
-        names = runpy.run_path(file)
-        if "get_config" not in names:
-            raise UserError("there is no function get_config")
-        return names["get_config"](*variant)
+        yield
     except UserError as e:
         raise UserError(f"{file}: {e}") from e
-    except (Exception, SystemExit) as e:  # a recipe is the user's program: what it raises is reported with its line
+    except (Exception, SystemExit) as e:
         lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == file]
         where = f"{file} line {lines[-1]}" if lines else file
         raise UserError(f"{where}: {type(e).__name__}: {_one_line(e)}") from e

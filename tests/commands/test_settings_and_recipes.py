@@ -40,8 +40,9 @@ def test_recipes_are_those_of_the_folder():
     assert code == 0 and set(found) == {path.stem for path in CONFIGS.glob("*.py")}
     assert found["gpt2_policy"]["variants"] == ["penalties", "lmops", "smoke"]
     assert all("smoke" in one["variants"] and one["explanation"] for one in found.values())
-    code, out, _ = tiny_run.call(cli.main, ["recipes", "bert_mlm"])
-    assert code == 0 and "arXiv:1910.01108" in out and str(CONFIGS / "bert_mlm.py") in out
+    for name in ("bert_mlm", "bert_mlm:smoke"):
+        code, out, _ = tiny_run.call(cli.main, ["recipes", name])
+        assert code == 0 and "arXiv:1910.01108" in out and str(CONFIGS / "bert_mlm.py") in out
 
 
 @pytest.mark.parametrize("variant", ["", ":smoke"])
@@ -52,6 +53,24 @@ def test_a_recipe_has_a_name_in_any_folder(variant, tmp_path, monkeypatch):
     (tmp_path / "bert_mlm").write_text("a file of this name goes before the recipe of the package")
     with pytest.raises(UserError, match="bert_mlm: SyntaxError: invalid syntax"):
         recipe.read(f"bert_mlm{variant}", [])
+
+
+@pytest.mark.parametrize(
+    ("content", "variant", "said"),
+    [
+        ("x = (", "", "SyntaxError: '(' was never closed"),
+        ("x = 1", "", "there is no function get_config"),
+        ("1 / 0", "", "line 1: ZeroDivisionError: division by zero"),
+        ("def get_config(): ...", "", ""),
+        ("def get_config(variant=''): return {'': 1}[variant]", "", ""),
+        ("def get_config(): ...", ":smoke", "the recipe has no variant 'smoke'; there are none"),
+    ],
+)
+def test_a_recipe_of_ones_own_is_shown_or_refused_in_a_line(content, variant, said, tmp_path):
+    (tmp_path / "mine.py").write_text(content)
+    code, out, err = tiny_run.call(cli.main, ["recipes", f"{tmp_path / 'mine.py'}{variant}"])
+    assert (code, err.count("error: ")) == ((2, 1) if said else (0, 0)) and said in err, err
+    assert said or "variants: none" in out
 
 
 def test_a_mistyped_recipe_is_answered_with_the_nearest():
