@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grids
 import numpy as np
 import pytest
 import tiny_causal
@@ -70,7 +71,7 @@ def assert_alike(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["fused", "dense"])
+@pytest.mark.parametrize("head", grids.everyday(["fused", "dense"], "fused"))  # test_partial compares both
 def test_a_whole_cache_trains_as_the_live_teacher(masked: Kept, tmp_path: Path, monkeypatch: Any, head: str) -> None:
     """Also with hidden states; with the batches, masks and updates of the live run; the teacher's weights are gone."""
     tiny, kept = masked

@@ -23,7 +23,7 @@ from jaxdistill.models.intercept import apply
 from jaxdistill.models.model import build_model, count_params
 from jaxdistill.models.tokenizer import check_tokenizer, load_tokenizer
 
-BOTH = [(kind, tie) for kind in tiny.INSTALLED for tie in (True, False)]
+CASES = grids.covering(tiny.INSTALLED, (True, False))
 CAUSAL = [kind for kind, family in FAMILIES.items() if family.causal]
 
 
@@ -47,7 +47,7 @@ def torch_model(folder, model):
     return torch_class(model).from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
 
 
-@pytest.mark.parametrize(("kind", "tie"), tiny.families(BOTH))
+@pytest.mark.parametrize(("kind", "tie"), tiny.families(CASES))
 def test_names_round_trip_bitwise(kind, tie):
     params = tiny.params(kind, tie_word_embeddings=tie)
     back = torch_names.from_torch(torch_names.to_torch(params), params)
@@ -92,7 +92,7 @@ def test_our_weights_in_torch(kind, tie, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tie"), tiny.families(grids.covering(tiny.INSTALLED, (True, False))))
+@pytest.mark.parametrize(("kind", "tie"), tiny.families(CASES))
 def test_torch_weights_in_ours(kind, tie, tmp_path):
     """A folder torch saved, in several shards; hidden states and attention maps too."""
     model = tiny.model(kind, tie_word_embeddings=tie)
