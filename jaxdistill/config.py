@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxdistill.data.settings import CacheConfig, DataConfig, MaskConfig
 from jaxdistill.errors import UserError
@@ -108,7 +108,7 @@ class Config(Section):
     @property
     def losses(self) -> dict[str, float]:
         """The weights of the losses that are on; without a teacher those that need none."""
-        return self.loss.enabled(teacher=bool(self.teacher.name or self.teacher.cache))
+        return self.loss.enabled(teacher=bool(self.teacher.count))
 
     @property
     def losses_on_samples(self) -> list[str]:
@@ -131,6 +131,8 @@ if TYPE_CHECKING:
 else:
     Recipe = ConfigDict
 
+TEXT_OR_TEXTS = ("teacher.cache",)  # settings that are a text, or a tuple of texts
+
 
 def base() -> Recipe:
     """The default config for recipes: an ml_collections.ConfigDict with the keys of Config, whose values may be set.
@@ -142,7 +144,8 @@ def base() -> Recipe:
         section, _, name = key.rpartition(".")
         if section and section not in config:
             config[section] = ConfigDict()
-        (config[section] if section else config)[name] = config_dict.placeholder(object) if value is None else value
+        any_type = value is None or key in TEXT_OR_TEXTS
+        (config[section] if section else config)[name] = FieldReference(value, field_type=object) if any_type else value
     return config.lock()
 
 
@@ -236,6 +239,7 @@ def check(config: Config, *, own_losses: bool = False) -> None:
         _attention_and_rows,
         _where_models_come_from,
         _cached_teacher,
+        _several_teachers,
         _revisions,
         _rows_divide,
         _sampling,
@@ -262,13 +266,13 @@ def _where_models_come_from(c: Config) -> None:
             "config.teacher.name is empty, so there is nothing to cut a student from; name a teacher, or a "
             'config.student.name, or config.student.init=random with config.student.overrides={"model_type": ...}'
         )
-    if not (c.teacher.name or c.teacher.cache or c.student.name or c.tokenizer.name):
+    if not (c.teacher.count or c.student.name or c.tokenizer.name):
         raise UserError("config.tokenizer.name is empty; name one, as there is no teacher to take it from")
 
 
 def _cached_teacher(c: Config) -> None:
     """The rules of a run that reads a teacher's answers; those of its losses and its text need the cache itself."""
-    if not c.teacher.cache:
+    if not c.teacher.caches:
         return
     key = f"config.teacher.cache={c.teacher.cache!r}"
     if not c.student.name and c.student.init != "random":
@@ -283,6 +287,30 @@ def _cached_teacher(c: Config) -> None:
         )
     if c.teacher.devices:
         raise UserError(f"{key}: no teacher runs; set config.teacher.devices and config.student.devices to 0")
+
+
+def _several_teachers(c: Config) -> None:
+    """The rules of further teachers, which the losses on logits alone compare with."""
+    if c.teacher.count < 2:
+        return
+    key = "config.teacher." + (f"also={c.teacher.also!r}" if c.teacher.also else f"cache={c.teacher.cache!r}")
+    if not any(TERMS[name].needs_teacher and TERMS[name].sees == "logits" for name in c.losses):
+        raise UserError(
+            f"{key}: further teachers are for losses on logits, and none is on; set config.loss.alpha_ce, or name one "
+            "teacher"
+        )
+    if c.losses_on_samples:
+        raise UserError(
+            f"{key}: config.loss.alpha_{c.losses_on_samples[0]} is of text that one teacher scores; set it to 0, or "
+            "name one teacher"
+        )
+    if "mse" in c.losses and c.teacher.combine == "probabilities":
+        raise UserError(
+            "config.teacher.combine=probabilities mixes probabilities, and config.loss.alpha_mse compares logits; set "
+            "that to 0, or combine to losses"
+        )
+    if c.teacher.devices:
+        raise UserError(f"{key}: several teachers run on the student's devices; set both devices to 0")
 
 
 def _revisions(c: Config) -> None:

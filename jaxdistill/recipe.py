@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxdistill.config import Config, NoVariantError, base, check, flat
+from jaxdistill.config import TEXT_OR_TEXTS, Config, NoVariantError, base, check, flat
 from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
 from jaxdistill.knobs import checked
@@ -211,7 +211,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         key = item.removeprefix("--config.").split("=")[0]
         if key not in _keys():
             raise UserError(_unknown(key))
-    argv = ["jaxdistill", *overrides]
+    argv = ["jaxdistill", *map(_quoted, overrides)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
@@ -219,6 +219,13 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         return values.config
     except flags.Error as e:
         raise UserError(_one_line(e)) from e
+
+
+def _quoted(item: str) -> str:
+    """An override, with quotation marks where a text or a tuple may stand: 2024 is the name of a folder there."""
+    key, _, value = item.partition("=")
+    is_text = key.removeprefix("--config.") in TEXT_OR_TEXTS and not value.startswith(("(", "[", "'", '"'))
+    return f"{key}={value!r}" if is_text else item
 
 
 def _keys() -> set[str]:

@@ -161,6 +161,9 @@ def test_missing_file_and_variant(recipe, tmp_path):
 # For every rule on one value: (values that break it, a value that keeps it).
 RULES: dict[str, tuple[list[Any], Any]] = {
     "seed": ([-1, 2**31], 2**31 - 1),
+    "teacher.also": ([(3,)], ("other",)),
+    "teacher.weights": ([(0.0,), (-1.0,), (1e308,), (math.inf,), ("a",)], (2.0,)),
+    "teacher.combine": (["logits"], "probabilities"),
     "teacher.dtype": (["float16"], "bfloat16"),
     "student.dtype": (["f32"], "bfloat16"),
     "teacher.attention": (["flash"], "own"),
@@ -306,6 +309,7 @@ def test_rules_on_one_value(key):
     validate(config)
 
 
+TWO = {"teacher.also": ("b",)}
 APART = {"student.devices": 4, "teacher.devices": 2}
 
 
@@ -336,6 +340,22 @@ APART = {"student.devices": 4, "teacher.devices": 2}
         ({**APART, "teacher.name": "", "student.name": "s"}, "config.teacher.devices=2, and there is no teacher"),
         ({**APART, "mesh.data": 2}, "config.mesh.data=2 is of one mesh for both models"),
         ({**APART, "mesh.fsdp": 4}, "config.mesh.fsdp=4 must divide config.student.devices=4 and config.teacher.d"),
+        (
+            {"teacher.name": "", "student.name": "s", **TWO},
+            "config.teacher.also=('b',) stand beside config.teacher.name",
+        ),
+        ({"teacher.also": ("b", "")}, "config.teacher.also=('b', '') holds an empty name"),
+        ({"teacher.cache": ("a", "")}, "config.teacher.cache=('a', '') holds an empty name"),
+        ({**TWO, "teacher.weights": (1.0,)}, "config.teacher.weights=(1.0,) must be as many as there are teachers, 2"),
+        ({"teacher.weights": (1.0, 2.0)}, "config.teacher.weights=(1.0, 2.0) must be as many as there are teachers, 1"),
+        ({**TWO, "teacher.cache": "c"}, "name a cache of each teacher in config.teacher.cache, and set also to ()"),
+        ({**TWO, "loss.alpha_ce": 0.0}, "config.teacher.also=('b',): further teachers are for losses on logits"),
+        ({**TWO, "loss.alpha_mse": 1.0, "teacher.combine": "probabilities"}, "config.loss.alpha_mse compares logits"),
+        ({**TWO, **APART}, "several teachers run on the student's devices"),
+        (
+            {**TWO, "loss.tokens": "labels", "loss.alpha_entropy": 1.0},
+            "alpha_entropy is of text that one teacher scores",
+        ),
     ],
 )
 def test_rules_on_several_values(values, said):
@@ -383,6 +403,24 @@ def test_rules_on_what_is_sampled(values, said):
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         validate(config)
     assert "\n" not in str(caught.value)
+
+
+def test_one_cache_or_several_are_named_by_a_recipe_and_by_a_flag(recipe):
+    """A folder may be called by a number, which stays a text."""
+    line = "config.teacher.cache = ('a', 'b'); config.student.name = 's'"
+    assert recipes.read(recipe(line), []).teacher.caches == ("a", "b")
+    for given, caches in (
+        ("('a','b')", ("a", "b")),
+        ("['a']", ("a",)),
+        ("2024", ("2024",)),
+        ("None", ("None",)),
+        ("", ()),
+    ):
+        config = recipes.read(recipe("config.student.name = 's'"), [f"--config.teacher.cache={given}"])
+        assert config.teacher.caches == caches
+    assert "config.teacher.cache=3: must be of type str" in refused(recipe("config.teacher.cache = 3"))
+    again = recipes.recorded(json.loads(configs.to_json(recipes.read(recipe(line), []))), [])
+    assert again.teacher.cache == ("a", "b")
 
 
 def test_valid_without_a_teacher_and_with_named_held_out_text():
@@ -442,6 +480,7 @@ OTHER = {
     "data.buckets": (64, 128),
     "cache.temperatures": (1.0,),
     "cache.layers": (-1,),
+    "teacher.weights": (2.0,),
 }
 RESUMABLE = ("evaluate.", "checkpoint.", "log.", "export.", "data.threads", "data.prefetch", "data.cache_dir")
 RESUMABLE += ("data.max_document_bytes", "data.max_field_lines", "teacher.classes", "student.classes", "cache.")
@@ -456,7 +495,7 @@ CONTENT += tuple(
         "prepared", "token_counts",
     )
 )  # fmt: skip
-CONTENT += ("teacher.cache",)
+CONTENT += ("teacher.cache", "teacher.also")
 LENGTH = ("train.steps", "train.epochs")
 
 

@@ -45,9 +45,12 @@ class Line(NamedTuple):
 def line_of(target: Target) -> Line | None:
     """The depths for a target; None where it is compiled whole.
 
-    That is where few layers would be saved, and where single layers are named: in a loss, or as frozen parameters.
+    That is where few layers would be saved, where single layers are named, in a loss or as frozen parameters, and where
+    there are several teachers.
     """
     config, pair = target.config, target.pair
+    if pair.others:
+        return None
     objective = make_objective(config.loss, config.policy, pair)
     last = pair.teacher.num_layers if pair.teacher else 0
     hidden, attentions = terms.teacher_layers(objective, last=last)

@@ -78,14 +78,14 @@ def _stages(target: Target) -> Iterator[dict[str, Any]]:
     if config.student.remat != "full" and not pair.student.scan:
         settings = settings | {"student.remat": "full"}
         yield settings
-    models = {"student": pair.student, "teacher": pair.teacher}
-    if written := [role for role, model in models.items() if model and model.core and not model.attention]:
+    models = [("student", pair.student), *(("teacher", teacher) for teacher in pair.teachers)]
+    if written := {role for role, model in models if model.core and not model.attention}:
         settings = settings | {f"{role}.attention": "tiles" for role in written}
         yield settings
     fewest = min(mesh.size for mesh in target.meshes)
     for tensor in (2, 4, 8):
         whole = all(mesh.size % tensor == 0 for mesh in target.meshes)
-        if whole and tensor > config.mesh.tensor and all(_divides(tensor, model) for model in models.values() if model):
+        if whole and tensor > config.mesh.tensor and all(_divides(tensor, model) for _, model in models):
             yield settings | {"mesh.tensor": tensor, "mesh.fsdp": fewest // tensor}
 
 
@@ -105,7 +105,8 @@ def _changed(target: Target, settings: dict[str, Any]) -> Target:
     if attention := by_section.get("student", {}).get("attention"):
         pair = pair._replace(student=replace(pair.student, attention=attention))
     if pair.teacher is not None and (attention := by_section.get("teacher", {}).get("attention")):
-        pair = pair._replace(teacher=replace(pair.teacher, attention=attention))
+        first, *others = (replace(teacher, attention=attention) for teacher in pair.teachers)
+        pair = pair._replace(teacher=first, others=tuple(others))
     return Target(config, pair, meshes_on(config, target.devices))
 
 

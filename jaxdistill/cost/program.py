@@ -156,10 +156,15 @@ def meshes_on(config: Config, devices: Sequence[Any]) -> Meshes:
 
 def kept_bytes(target: Target) -> int:
     """Bytes of state and teacher on a device: parameters and what the optimizer keeps of them; nothing is compiled."""
-    training, state = _training(target)
-    teacher = _placed(target.pair.teacher_params, training.teacher_shardings)
-    on_student, on_teacher = _bytes_on_a_device(state), _bytes_on_a_device(teacher)
+    _, state = _training(target)
+    on_student, on_teacher = _bytes_on_a_device(state), bytes_of_teachers(target)
     return max(on_student, on_teacher) if target.meshes.separate else on_student + on_teacher
+
+
+def bytes_of_teachers(target: Target) -> int:
+    """Bytes of the parameters of all teachers on a device."""
+    shardings = sharding.of_teacher(target.pair, target.meshes.teacher)
+    return _bytes_on_a_device(_placed(target.pair.params_of_teachers, shardings))
 
 
 def _bytes_on_a_device(placed: PyTree) -> int:
@@ -186,13 +191,13 @@ def parts(target: Target) -> dict[str, Part]:
         text |= answer_shapes(config, pair, make_objective(config.loss, config.policy, pair), text)
     step: Any = training.step
     if meshes.separate:
-        lower = partial(step.lower, state, pair.teacher_params, text, key)
+        lower = partial(step.lower, state, pair.params_of_teachers, text, key)
         return {
             TEACHER: Part(partial(lower, "teacher"), "teacher", 1.0),
             UPDATE: Part(partial(lower, "student"), "student", 1.0),
         }
     writers, batch = _writers(target, training, state, text)
-    return {UPDATE: Part(partial(step.lower, state, pair.teacher_params, batch, key), "student", 1.0), **writers}
+    return {UPDATE: Part(partial(step.lower, state, pair.params_of_teachers, batch, key), "student", 1.0), **writers}
 
 
 def _writers(
@@ -204,7 +209,7 @@ def _writers(
         return {}, text
     layout = BatchLayout(config.data.max_length, config.train.accumulation, config.mask.group, mesh)
     student = state.params["student"]
-    teacher = _placed(pair.teacher_params, training.teacher_shardings)
+    teacher = _placed(pair.teacher_params, pair.of_first(training.teacher_shardings))
     rows, length = config.train.batch_size, config.data.max_length - config.sample.max_new_tokens
     by_rows = sharding.by_batch(mesh)
     prompts = {
@@ -259,7 +264,11 @@ def without_kernels(target: Target) -> Target:
         return replace(model, attention="" if model.core is None else "tiles")
 
     pair = target.pair
-    pair = pair._replace(student=with_products(pair.student), teacher=with_products(pair.teacher))
+    pair = pair._replace(
+        student=with_products(pair.student),
+        teacher=with_products(pair.teacher),
+        others=tuple(map(with_products, pair.others)),
+    )
     return target._replace(pair=pair)
 
 

@@ -27,9 +27,13 @@ FORMAT_VERSION = 1
 META, SHARD = "meta.json", "shard.json"
 TEACHER = "teacher"  # folder with the teacher's configuration and tokenizer
 KEY_BYTES = 16
-OF_TEACHER = "teacher_"  # begins the names of the arrays that a batch gets
 
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+
+
+def of_teacher(number: int) -> str:
+    """The beginning of the names of the arrays that a batch gets from a cache, the first one having the number 0."""
+    return f"teacher_{number}_" if number else "teacher_"
 
 
 class TeacherRecord(pydantic.BaseModel, strict=True):
@@ -334,10 +338,11 @@ class Wanted(NamedTuple):
     logits: bool  # whether a loss compares distributions
     layers: tuple[int, ...]  # hidden states
     capacity: int = 0  # `masked`: places for the masked tokens of a row
+    number: int = 0  # of the cache, where there are several
 
 
 def with_answers(cache: TeacherCache, batch: HostBatch, wanted: Wanted) -> HostBatch:
-    """The batch with the teacher's answers beside it, as arrays [rows, places ...] named teacher_...
+    """The batch with the teacher's answers beside it, as arrays [rows, places ...] named by `of_teacher`.
 
     The places are the tokens of a row, or where `wanted.tokens` is "masked", its masked tokens in their order. Places
     without an answer hold 0.
@@ -370,7 +375,8 @@ def with_answers(cache: TeacherCache, batch: HostBatch, wanted: Wanted) -> HostB
                 array[example.row, example.start : example.stop] = values
             else:
                 array[example.row, to] = values[chosen]
-    return batch | {f"{OF_TEACHER}{_NAMES.get(name, name)}": array for name, array in answers.items()}
+    of = of_teacher(wanted.number)
+    return batch | {f"{of}{_NAMES.get(name, name)}": array for name, array in answers.items()}
 
 
 _NAMES = {"tails": "tail", "floors": "floor"}  # of one temperature

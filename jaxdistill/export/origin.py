@@ -24,6 +24,7 @@ class Origin(pydantic.BaseModel):
 
     how: How
     teacher: Source | None = None
+    also: tuple[Source, ...] = ()  # the teachers beside the first one
     start: Source | None = None  # the model that the student began as
     is_cut: bool = False  # without a start: whether the student began as layers of the teacher, or else at random
     layers: tuple[int, ...] = ()  # which ones; () where that is not recorded
@@ -31,8 +32,8 @@ class Origin(pydantic.BaseModel):
 
     @property
     def sources(self) -> list[Source]:
-        """The models that it was made from, the teacher first."""
-        return [source for source in (self.teacher, self.start) if source is not None]
+        """The models that it was made from, the teachers first."""
+        return [source for source in (self.teacher, *self.also, self.start) if source is not None]
 
     @property
     def base_models(self) -> list[str]:
@@ -54,7 +55,9 @@ class Origin(pydantic.BaseModel):
         assert self.teacher is not None, "what is cut or distilled has a teacher"
         if self.how == "cut":
             return f"cut from `{self.teacher.name}` ({self._kept()}) and not trained"
-        return f"distilled from `{self.teacher.name}`, starting at {self._begin()}"
+        first, *others = [f"`{source.name}`" for source in (self.teacher, *self.also)]
+        teachers = f"{', '.join([first, *others[:-1]])} and {others[-1]}" if others else first
+        return f"distilled from {teachers}, starting at {self._begin()}"
 
     def _begin(self) -> str:
         if self.start is not None:

@@ -71,7 +71,9 @@ def make_cache(config: Config, out: Path, *, allow_pickle: bool, report: Report)
       UserError: what does not fit, before any text is read and anything is compiled; `out` holds something else.
     """
     out = named_path(str(out))
-    config = config.changed(teacher={"cache": ""})
+    if config.teacher.also:
+        report(f"config.teacher.also={config.teacher.also!r} is left out: a cache is of config.teacher.name alone")
+    config = config.changed(teacher={"cache": "", "also": (), "weights": ()})
     configs.check(config)
     if not config.teacher.name:
         raise UserError("config.teacher.name is empty, so there is nobody to answer; name a teacher")
@@ -88,7 +90,8 @@ def make_cache(config: Config, out: Path, *, allow_pickle: bool, report: Report)
     assert pair.teacher is not None
     folder = hub.resolve(config.teacher.name, revision=config.teacher.revision, allow_pickle=allow_pickle)
     tokenizer = _tokenizer(config, folder, pair.teacher)
-    meta = _meta(config, folder, pair.teacher, words=common_words(pair.teacher, pair.student))
+    words = common_words(pair.teacher, pair.student)
+    meta = meta_of(config, pair.teacher, words=words, fingerprint=weights_fingerprint(folder))
     if (out / caches.META).exists():
         _check_same(out, meta, tokenizer)
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
@@ -135,7 +138,12 @@ def _tokenizer(config: Config, folder: Path, teacher: Model) -> Any:
     return tokenizer
 
 
-def _meta(config: Config, folder: Path, teacher: Model, *, words: int) -> Meta:
+def meta_of(config: Config, teacher: Model, *, words: int, fingerprint: str) -> Meta:
+    """What the cache of a config is.
+
+    Raises:
+      UserError: config.cache.layers holds a layer that is not there.
+    """
     cache, causal = config.cache, teacher.family.causal
     for layer in cache.layers:
         if not -1 <= layer < teacher.num_layers:
@@ -155,7 +163,7 @@ def _meta(config: Config, folder: Path, teacher: Model, *, words: int) -> Meta:
         teacher=TeacherRecord(
             name=config.teacher.name,
             revision=config.teacher.revision,
-            fingerprint=weights_fingerprint(folder),
+            fingerprint=fingerprint,
             dtype=config.teacher.dtype,
         ),
         causal=causal,

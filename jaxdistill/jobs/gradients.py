@@ -79,7 +79,7 @@ def _measured(config: Config, parts: Parts, *, batches: int) -> Gradients:
     objective = make_objective(config.loss, config.policy, parts.pair)
     distillation = distillation_of(config, parts.pair, objective)
     params = parts.training.init(parts.pair.student_params).params
-    teacher_params = jax.device_put(parts.pair.teacher_params, parts.training.teacher_shardings)
+    teacher_params = jax.device_put(parts.pair.params_of_teachers, parts.training.teacher_shardings)
     functions = {name: _gradient_of(name, distillation, config, parts) for name in objective.weights}
     sums: dict[str, PyTree] = {}
     values = dict.fromkeys(functions, 0.0)
@@ -88,7 +88,7 @@ def _measured(config: Config, parts: Parts, *, batches: int) -> Gradients:
         if parts.rollouts is None:
             batch = sharding.put_batch(host, parts.meshes.student)
         else:
-            batch = parts.rollouts(at, host, params["student"], teacher_params)
+            batch = parts.rollouts(at, host, params["student"], parts.pair.of_first(teacher_params))
         if config.train.accumulation > 1:
             pieces = micro_batches(batch, accumulation=config.train.accumulation, group=config.mask.group)
             batch = {name: x[0] for name, x in pieces.items()}

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.divergences import LogitLoss, Scalar, masked_sum
-from jaxdistill.losses.partial import Partial, resolved
+from jaxdistill.losses.several import Target, each, resolved
 from jaxdistill.models.axes import ROWS, TENSOR, row_devices
 from jaxdistill.models.head import Head, before_bound, logits
 from jaxdistill.models.partition import words_stay
@@ -41,7 +41,7 @@ class HeadLoss(NamedTuple):
 
 def fused_head(
     student: Head,
-    teacher: Head | Partial | None,
+    teacher: Target,
     labels: Int[Array, "*tokens"],
     losses: Mapping[str, HeadLoss],
     *,
@@ -57,7 +57,7 @@ def fused_head(
 
     Args:
       teacher: None where no loss compares with it; its width may differ from the student's, its vocabulary may not. Or
-        what a cache holds of its distributions.
+        what a cache holds of its distributions, or several of either.
       labels: the targets of losses on labels; anything outside their masks.
       losses: by any names.
       temperature: T of the divergences; has no gradient.
@@ -99,7 +99,7 @@ class _Settings(NamedTuple):
 class _Constants(NamedTuple):
     """The arguments that the total has no gradient in."""
 
-    teacher: Head | Partial | None
+    teacher: Target
     labels: Int[Array, "*tokens"]
     masks: dict[str, Bool[Array, "*tokens"]]
     temperature: Float[Array, ""]
@@ -142,7 +142,7 @@ def _on_mesh(
             """A kernel that is split over the mesh is gathered here, once and not once a chunk."""
             return head and head._replace(features=rows, kernel=whole, bias=whole)
 
-        of_teacher = rows if isinstance(constants.teacher, Partial) else split(constants.teacher)
+        of_teacher = each(lambda one: split(one) if isinstance(one, Head) else rows, constants.teacher)
         of_constants: Any = of_teacher, rows, rows, whole
 
         def summed(*args: Any) -> tuple[Scalars, Head | None]:
@@ -171,7 +171,7 @@ def _in_chunks(
     """(sum of each loss, gradient of their weighted total in the student's head) of this device's tokens."""
     teacher, labels, masks, temperature = constants
     student = words_stay(student, settings.mesh)
-    teacher = words_stay(teacher, settings.mesh) if isinstance(teacher, Head) else teacher
+    teacher = each(lambda one: words_stay(one, settings.mesh) if isinstance(one, Head) else one, teacher)
     assert student.features is not None
     tokens, chunk = labels.size, settings.chunk
     chunks = -(-tokens // chunk)
@@ -184,11 +184,11 @@ def _in_chunks(
 
     # Cast here, and so once and not once a chunk.
     student_cast = _in_dtype_of_features(student)
-    teacher_cast = _in_dtype_of_features(teacher) if isinstance(teacher, Head) else None
+    teacher_cast = each(lambda one: _in_dtype_of_features(one) if isinstance(one, Head) else one, teacher)
 
     def one(piece: Any) -> tuple[Any, Array | None]:
         (of_student, of_teacher), labels, masks = piece
-        other = teacher_cast._replace(features=of_teacher) if teacher_cast else of_teacher
+        other = each(lambda one, x: one._replace(features=x) if isinstance(one, Head) else x, teacher_cast, of_teacher)
         own = student_cast._replace(features=of_student)
         return _one_chunk(settings, own, weights, _Constants(other, labels, masks, temperature), gradients=gradients)
 
@@ -196,7 +196,7 @@ def _in_chunks(
         more, of_features = one(piece)
         return jax.tree.map(jnp.add, total, more), of_features
 
-    by_token = teacher.features if isinstance(teacher, Head) else teacher
+    by_token = each(lambda one: one.features if isinstance(one, Head) else one, teacher)
     pieces = jax.tree.map(cut, ((student.features, by_token), labels, masks))
     first = jax.tree.map(lambda x: x[0], pieces)
     if chunks == 1:
@@ -219,11 +219,11 @@ def _one_chunk(
     features = student.features
     assert features is not None
     s = logits(student)
-    t = logits(constants.teacher) if isinstance(constants.teacher, Head) else constants.teacher
+    t = each(lambda one: logits(one) if isinstance(one, Head) else one, constants.teacher)
     sums, slope = {}, jnp.zeros(s.shape, jnp.float32)
     for name, loss in settings.losses:
         target, mask = constants.labels if loss.target == "labels" else t, constants.masks[name]
-        loss, target = resolved(loss, target, words=s.shape[-1])
+        loss, target = resolved(loss, target, words=s.shape[-1], temperature=constants.temperature)
         sums[name] = masked_sum(loss.value(s, target, constants.temperature, settings.beta), mask)
         gradient = loss.slope(s, target, constants.temperature, settings.beta)
         slope += jnp.where(mask[:, None], weights[name] * gradient, 0.0)

@@ -60,6 +60,10 @@ def make_objective(
         narrow = model and getattr(model.config, "word_embed_proj_dim", model.width) != model.width
         if narrow and any(row.sees == "hidden_states" for row in rows):
             raise UserError(f"the {role}'s last hidden states are projected (OPT-350m): set the losses on them to 0")
+    if pair.mix and (whole := [name for name in own if own[name].row.sees == "logits" and own[name].row.needs_teacher]):
+        raise UserError(
+            f"the program's own loss {whole[0]} is given one teacher's logits, and there are several teachers"
+        )
     layer_map: tuple[tuple[int, int], ...] = ()
     if any(row.by_layer for row in rows):
         layer_map = _layer_map(loss.layer_map, pair)
@@ -78,6 +82,7 @@ def make_objective(
         share=loss.share,
         student_side=loss.student_side,
         own={name: loss.row for name, loss in own.items()},
+        mix=pair.mix,
     )
 
 

@@ -58,8 +58,12 @@ def entropy(logits: Float[Array, "*tokens vocab"]) -> Float[Array, "*tokens"]:
 
 
 def at(x: Any, positions: Int[Array, "groups k"]) -> Any:
-    """The tokens at `positions` of arrays by token, or of the features of a head."""
-    if isinstance(x, Head):
-        assert x.features is not None
-        return x._replace(features=gather_tokens(x.features, positions))
-    return jax.tree.map(lambda array: gather_tokens(array, positions), x)
+    """The tokens at `positions` of arrays by token, or of the features of heads."""
+
+    def one(x: Any) -> Any:
+        if isinstance(x, Head):
+            assert x.features is not None
+            return x._replace(features=gather_tokens(x.features, positions))
+        return gather_tokens(x, positions)
+
+    return jax.tree.map(one, x, is_leaf=lambda x: isinstance(x, Head))

@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.losses.divergences import ByWriter, LogitLoss, Scalar
-from jaxdistill.losses.partial import Partial
 from jaxdistill.losses.policy import PolicyConfig
+from jaxdistill.losses.several import Target
 from jaxdistill.models.head import Head
 from jaxdistill.models.intercept import Outputs
+from jaxdistill.models.pair import Mix
 
 # Which tokens a loss is a mean over: real tokens; those whose logits are compared; labelled ones; sampled ones.
 Tokens = Literal["tokens", "head", "labels", "sampled"]
@@ -41,6 +42,7 @@ class Objective(NamedTuple):
     student_side: float = 1.0  # weight of what the student wrote, of 2 for both sides, where the divergence has sides
     # The rows of losses that a Python program adds, which are in no table; their weights are in `weights`.
     own: "Mapping[str, Term]" = MappingProxyType({})
+    mix: Mix | None = None  # of several teachers
 
 
 class Signals(NamedTuple):
@@ -51,7 +53,7 @@ class Signals(NamedTuple):
     labels: Int[Array, "*head"]
     masks: Mapping[str, Bool[Array, "..."]]  # of terms.masks_of; head and labels: as the logits
     projections: Mapping[str, Mapping[str, Array]]  # student width -> teacher width, by `student>teacher` layer
-    heads: tuple[Head, Head | Partial | None] | None = None  # student's and teacher's, if fused; None = dense logits
+    heads: tuple[Head, Target] | None = None  # student's and teacher's, if fused; None = dense logits
     sampled: Mapping[str, Array] | None = None  # the arrays that on_policy.make_scorer adds to a batch of samples
     embedding: Float[Array, "vocab width"] | None = None  # the student's input embedding, for `diversity`
     documents: Int[Array, "batch length"] | None = None  # number of each token's document; padding has 0

@@ -16,8 +16,8 @@ from jaxdistill.losses import layers, outputs, relations, samples
 from jaxdistill.losses import policy as policies
 from jaxdistill.losses.divergences import ByWriter, LogitLoss, masked_sum
 from jaxdistill.losses.fused_head import HeadLoss, fused_head
-from jaxdistill.losses.partial import resolved
 from jaxdistill.losses.selection import chosen
+from jaxdistill.losses.several import resolved
 from jaxdistill.losses.term import Objective, Signals, Term
 
 TERMS: dict[str, Term] = {**outputs.TERMS, **layers.TERMS, **relations.TERMS, **samples.TERMS}
@@ -188,7 +188,8 @@ def _values(loss: LogitLoss, objective: Objective, signals: Signals) -> Float[Ar
     if loss.target == "teacher":
         assert signals.teacher is not None
         target = signals.teacher.logits
-    loss, target = resolved(loss, target, words=signals.student.logits.shape[-1])
+    words = signals.student.logits.shape[-1]
+    loss, target = resolved(loss, target, words=words, temperature=objective.temperature)
     return loss.value(signals.student.logits, target, objective.temperature, objective.beta)
 
 

@@ -1,9 +1,9 @@
 """The knobs of teacher, student and tokenizer."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxdistill.errors import UserError
-from jaxdistill.knobs import Section, knob
+from jaxdistill.knobs import Rule, Section, knob
 
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["xla", "tiles", "splash", "cudnn", "own"]
@@ -34,9 +34,29 @@ class TeacherConfig(Section):
         resumable="content",
     )
     revision: str = knob("", "Branch, tag or commit, where `name` is a hub name.", resumable="content")
-    cache: str = knob(
+    also: tuple[str, ...] = knob(
+        (),
+        "Further teachers, each a folder or hub name, for the losses on logits. Losses on hidden states, attention and "
+        "relations, text that the teacher writes, and figures of agreement are of `name` alone. All have its settings.",
+        resumable="content",
+    )
+    weights: Annotated[
+        tuple[float, ...],
+        Rule("must be numbers between 1e-6 and 1e6", lambda weights: all(1e-6 <= weight <= 1e6 for weight in weights)),
+    ] = knob(
+        (),
+        "Weights of several teachers, those of `name` and `also`, or of the caches; each is divided by their sum. "
+        "Empty: all equal.",
+    )
+    combine: Literal["losses", "probabilities"] = knob(
+        "losses",
+        "How several teachers teach: by the weighted mean of their losses (`losses`), or by one loss against the "
+        "weighted mean of their probabilities at its temperature (`probabilities`).",
+    )
+    cache: str | tuple[str, ...] = knob(
         "",
-        "Folder of `jaxdistill cache`, whose answers stand for the teacher: its weights are not read.",
+        "Folder of `jaxdistill cache`, whose answers stand for the teacher: its weights are not read. A tuple of "
+        "folders stands for several teachers.",
         resumable="content",
     )
     dtype: Dtype = knob("float32", "Data type of computation and of the stored parameters; losses stay float32.")
@@ -50,8 +70,36 @@ class TeacherConfig(Section):
         resumable=True,
     )
 
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The folders of answers that stand for teachers."""
+        return tuple(filter(None, (self.cache,) if isinstance(self.cache, str) else self.cache))
+
+    @property
+    def count(self) -> int:
+        """The number of teachers, whether they run or their answers are read."""
+        return len(self.caches) or bool(self.name) + len(self.also)
+
     def check(self) -> None:
         _check_attention(self, "teacher")
+        if self.also and self.caches:
+            raise UserError(
+                f"config.teacher.also={self.also!r} run, and config.teacher.cache={self.cache!r} stands for teachers "
+                "that do not; name a cache of each teacher in config.teacher.cache, and set also to ()"
+            )
+        if self.also and not self.name:
+            raise UserError(
+                f"config.teacher.also={self.also!r} stand beside config.teacher.name, which is empty; name the first "
+                "of them there, or set also to ()"
+            )
+        for key, names in (("also", self.also), ("cache", self.cache)):
+            if isinstance(names, tuple) and "" in names:
+                raise UserError(f"config.teacher.{key}={names!r} holds an empty name; leave it out")
+        if self.weights and len(self.weights) != self.count:
+            raise UserError(
+                f"config.teacher.weights={self.weights!r} must be as many as there are teachers, {self.count}; name "
+                "a weight for each, or none, which weighs all alike"
+            )
 
 
 SIZES = ("width", "inner", "heads")  # settings of a student that is cut by importance

@@ -178,19 +178,28 @@ def check_tokenizer(tokenizer: Any, config: Any) -> None:
         )
 
 
-def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: Sequence[Any] = ()) -> None:
+def check_same_vocabulary(
+    teacher_config: Any,
+    student_config: Any,
+    tokenizers: Sequence[Any] = (),
+    *,
+    of: tuple[str, str] = ("the teacher", "the student"),
+) -> None:
     """Checks that both models, and the tokenizers given (teacher's, student's), have the same words.
 
     With the same tokenizer, the embeddings may be padded to unlike sizes.
 
+    Args:
+      of: what the two models are called in messages.
+
     Raises:
       UserError: the tokenizers differ in a token's id, or the sizes differ and no tokenizer says which words both have.
     """
-    sizes = teacher_config.vocab_size, student_config.vocab_size
+    sizes, (one, other_one) = (teacher_config.vocab_size, student_config.vocab_size), of
     if sizes[0] != sizes[1] and not tokenizers:
         raise UserError(
-            f"vocabularies differ: the teacher's has {sizes[0]} entries, the student's {sizes[1]}, and no tokenizer "
-            "stands beside the student to say which words they share; save the student's tokenizer in its folder"
+            f"vocabularies differ: {one}'s has {sizes[0]} entries, {other_one}'s {sizes[1]}, and no tokenizer "
+            f"stands beside {other_one} to say which words they share; save {other_one}'s tokenizer in its folder"
         )
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
     for other in vocabularies[1:]:
@@ -198,8 +207,8 @@ def check_same_vocabulary(teacher_config: Any, student_config: Any, tokenizers: 
         if other != first:
             different = len(set(first.items()) ^ set(other.items()))
             raise UserError(
-                f"vocabularies differ: the teacher's tokenizer has {len(first)} entries, the student's {len(other)}, "
-                f"and {different} (token, id) pairs stand in one only"
+                f"vocabularies differ: {one}'s tokenizer has {len(first)} entries, {other_one}'s {len(other)}, and "
+                f"{different} (token, id) pairs stand in one only"
             )
 
 

@@ -91,7 +91,8 @@ def _peak(config: Config, pair: Pair, objective: Objective, meshes: Meshes, batc
     key = jax.eval_shape(lambda: jax.random.key(0))
     step: Any = training.step
     try:
-        program = step.lower(state, pair.teacher_params, {name: longest(x) for name, x in batch.items()}, key).compile()
+        rows = {name: longest(x) for name, x in batch.items()}
+        program = step.lower(state, pair.params_of_teachers, rows, key).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -135,9 +135,12 @@ def describe(config: Config, pair: Pair, text: Text, meshes: Meshes, *, steps: i
     """The line at the start of a run: models, devices, text, steps."""
     teacher = ""
     if pair.teacher is not None:
-        teacher = f"teacher {pair.teacher.config.model_type} {in_millions(pair.teacher_params)} -> "
+        params = (pair.teacher_params, *pair.others_params)
+        each = [f"{one.config.model_type} {in_millions(x)}" for one, x in zip(pair.teachers, params, strict=True)]
+        teacher = f"teacher{'s' * bool(pair.others)} {', '.join(each)} -> "
     if pair.cached is not None:
-        teacher = f"teacher {pair.cached.model.config.model_type}, its answers from {config.teacher.cache} -> "
+        answers = f"{'their' if pair.mix else 'its'} answers from {', '.join(config.teacher.caches)}"
+        teacher = f"teacher{'s' * bool(pair.mix)} {pair.cached.model.config.model_type}, {answers} -> "
     student = f"student {pair.student.config.model_type} {in_millions(pair.student_params)}"
     layers = f" (layers {','.join(map(str, pair.layers))})" if pair.layers else ""
     shapes = {role: dict(mesh.shape) for role, mesh in meshes._asdict().items()}

@@ -131,7 +131,7 @@ class _Session(NamedTuple):
     report: Report
     log: Log
     profiler: Profiler
-    teacher_params: PyTree  # on the devices
+    teacher_params: PyTree  # of all teachers, on the devices
     evaluate: Callable[[int, PyTree], dict[str, float]]  # (step, student_params) -> figures
     samples: Callable[[PyTree], Table]  # the student's parameters, on the host -> answers to evaluate.prompts
 
@@ -142,7 +142,7 @@ def _open(
     """(session, state, figures of its last evaluation), at the last checkpoint or at the start; creates the folder."""
     workdir, training, steps, per_epoch = held.workdir, parts.training, parts.steps, parts.per_epoch
     state = training.init(parts.pair.student_params)
-    teacher_params = jax.device_put(parts.pair.teacher_params, training.teacher_shardings)
+    teacher_params = jax.device_put(parts.pair.params_of_teachers, training.teacher_shardings)
     is_new = not checkpoint.steps_in(workdir)  # a run that was killed before its first checkpoint begins anew
     processes.wait("read")  # all have read the folder as it was
     if is_new and processes.is_first():
@@ -183,7 +183,7 @@ def _open(
     samples = make_samples(config.evaluate, parts.pair)
 
     def evaluate(at: int, student_params: PyTree) -> dict[str, float]:
-        measured = dict(parts.evaluate(student_params, teacher_params))
+        measured = dict(parts.evaluate(student_params, parts.pair.of_first(teacher_params)))
         check_finite(measured, of=lambda: f"step {at}; {_last_good(manager, at)}")
         if config.log.shows_texts:
             show(at, "figures", beside_teacher(measured))
@@ -261,7 +261,7 @@ def _put(batch: HostBatch, at: int, parts: Parts, state: TrainState, teacher_par
     """The batch of step `at` on the devices: rows of the text, and rows that models write beside or instead of them."""
     if parts.rollouts is None:
         return sharding.put_batch(batch, parts.meshes.student)
-    return parts.rollouts(at - 1, batch, state.params["student"], teacher_params)
+    return parts.rollouts(at - 1, batch, state.params["student"], parts.pair.of_first(teacher_params))
 
 
 def _restored(

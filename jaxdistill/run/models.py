@@ -1,6 +1,6 @@
 """Teacher, student and tokenizer of a run, loaded from where its settings say, and checked to go together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +12,12 @@ from jaxtyping import PyTree
 from jaxdistill.config import Config
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate import EVALUATORS, rouge
-from jaxdistill.models import hub, stored, transformers_5, weights
+from jaxdistill.models import hub, stored, transformers_5
 from jaxdistill.models.families import FAMILIES
 from jaxdistill.models.layer_choice import half, resolve_layers
 from jaxdistill.models.model import Model, build_model_for, common_words, init_params, param_shapes
 from jaxdistill.models.narrow import Sizes, narrow_config, resolve_sizes
-from jaxdistill.models.pair import Pair
+from jaxdistill.models.pair import Pair, mix_of
 from jaxdistill.models.partition import check_heads
 from jaxdistill.models.settings import HOW_MADE, StudentConfig, TeacherConfig
 from jaxdistill.models.student import cut_student, student_config
@@ -28,6 +28,7 @@ from jaxdistill.models.tokenizer import (
     has_tokenizer,
     load_tokenizer,
 )
+from jaxdistill.models.weights import open_params
 from jaxdistill.run import folder as folders
 from jaxdistill.run import teacher_cache
 from jaxdistill.step import sharding
@@ -40,6 +41,15 @@ class StudentChoice(NamedTuple):
     model: Model
     layers: tuple[int, ...] | None  # the teacher layers that it is cut from
     folder: Path | None  # the folder that it is read from
+
+
+class OtherTeacher(NamedTuple):
+    """A teacher beside the first one."""
+
+    name: str
+    model: Model
+    folder: Path
+    params: PyTree  # {} where they are not read
 
 
 def load_pair(
@@ -55,14 +65,21 @@ def load_pair(
     Raises:
       UserError: what does not fit; before any text is read and anything is compiled.
     """
-    if config.teacher.cache:
-        cached = teacher_cache.cached_teacher(config)
-        check_model(config, cached.model, "teacher")
+    if config.teacher.caches:
+        cached, *others = teacher_cache.cached_teachers(config)
+        for one in (cached, *others):
+            check_model(config, one.model, "teacher")
         pair = pair_with(config, cached.model, {}, allow_pickle=allow_pickle, report=report, meshes=meshes)
+        for one in others:
+            _check_same_kind(one.model, pair.student)
         teacher_cache.check_words(config, cached, pair.student)
-        return pair._replace(teacher=None, cached=cached)
+        return pair._replace(teacher=None, cached=cached, mix=mix_of(config.teacher))
     teacher, teacher_params = load_teacher(config, allow_pickle=allow_pickle)
-    return pair_with(config, teacher, teacher_params, allow_pickle=allow_pickle, report=report, meshes=meshes)
+    others = [_other_teacher(config, name, allow_pickle=allow_pickle) for name in config.teacher.also]
+    pair = pair_with(
+        config, teacher, teacher_params, allow_pickle=allow_pickle, report=report, meshes=meshes, others=others
+    )
+    return pair._replace(mix=mix_of(config.teacher))
 
 
 def pair_with(
@@ -74,11 +91,13 @@ def pair_with(
     report: Callable[[str], None],
     missing: Literal["error", "init"] = "init",
     meshes: Meshes | None = None,
+    others: Sequence[OtherTeacher] = (),
 ) -> Pair:
     """As `load_pair`, with a teacher from `load_teacher`.
 
     Args:
       missing: "error" refuses a folder of config.student.name that lacks a head, which "init" draws.
+      others: the teachers of config.teacher.also, where they are to be run.
 
     Raises:
       UserError: as `load_pair`.
@@ -104,13 +123,28 @@ def pair_with(
         raise UserError("the tokenizer has no mask token; masked-LM training needs one")
     if teacher is not None:
         _check_same_words(teacher, choice, tokenizer)
-        if teacher.vocab_size != choice.model.vocab_size:
+        for other in others:
+            _check_same_kind(other.model, choice.model)
+            _check_other_teacher(teacher, other, tokenizer)
+            check_tokenizer(tokenizer, other.model.config)
+        teachers = (teacher, *(other.model for other in others))
+        if {one.vocab_size for one in teachers} != {choice.model.vocab_size}:
+            sizes = ", ".join(f"{one.vocab_size:,}" for one in teachers)
+            whose, those = ("teachers' vocabularies have", "all") if others else ("teacher's vocabulary has", "both")
             report(
-                f"the teacher's vocabulary has {teacher.vocab_size:,} entries and the student's "
-                f"{choice.model.vocab_size:,}, with the same tokenizer: the losses on logits are over the "
-                f"{common_words(teacher, choice.model):,} that both have"
+                f"the {whose} {sizes} entries and the student's {choice.model.vocab_size:,}, with the same tokenizer: "
+                f"the losses on logits are over the {common_words(choice.model, *teachers):,} that {those} have"
             )
-    pair = Pair(choice.model, params, teacher, teacher_params, tokenizer, choice.layers)
+    pair = Pair(
+        choice.model,
+        params,
+        teacher,
+        teacher_params,
+        tokenizer,
+        choice.layers,
+        others=tuple(other.model for other in others),
+        others_params=tuple(other.params for other in others),
+    )
     return in_memory(pair, config.teacher.dtype, meshes)
 
 
@@ -120,8 +154,9 @@ def pair_of_shapes(config: Config) -> Pair:
     Raises:
       UserError: as `load_pair`.
     """
-    cached = teacher_cache.cached_teacher(config) if config.teacher.cache else None
+    cached = teacher_cache.cached_teachers(config)[0] if config.teacher.caches else None
     teacher = cached.model if cached else _teacher_model(config.teacher, allow_pickle=False, weights=False)[0]
+    others = [_other_teacher(config, name, allow_pickle=False, weights=False) for name in config.teacher.also]
     choice = _student_model(config.student, teacher, allow_pickle=False, weights=False)
     check_model(config, choice.model, "student")
     if teacher is not None:
@@ -129,11 +164,28 @@ def pair_of_shapes(config: Config) -> Pair:
         _check_same_kind(teacher, choice.model)
         if teacher.vocab_size != choice.model.vocab_size:
             _check_same_words(teacher, choice, _tokenizer(config, choice))
+        for other in others:
+            if teacher.vocab_size != other.model.vocab_size:
+                _check_other_teacher(teacher, other, _tokenizer(config, choice))
+            _check_same_kind(other.model, choice.model)
     dtype = jnp.dtype(config.teacher.dtype)
     runs = teacher if cached is None else None
-    shapes = {} if runs is None else param_shapes(runs)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-    return Pair(choice.model, param_shapes(choice.model), runs, shapes, None, choice.layers, cached)
+
+    def shapes_of(model: Model) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), param_shapes(model))
+
+    return Pair(
+        choice.model,
+        param_shapes(choice.model),
+        runs,
+        {} if runs is None else shapes_of(runs),
+        None,
+        choice.layers,
+        cached,
+        others=tuple(other.model for other in others),
+        others_params=tuple(shapes_of(other.model) for other in others),
+        mix=mix_of(config.teacher),
+    )
 
 
 def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, PyTree]:
@@ -142,7 +194,16 @@ def load_teacher(config: Config, *, allow_pickle: bool) -> tuple[Model | None, P
     if teacher is None or folder is None:
         return None, {}
     check_model(config, teacher, "teacher")  # before its weights are read
-    return teacher, weights.open_params(folder, teacher, allow_pickle=allow_pickle)
+    return teacher, open_params(folder, teacher, allow_pickle=allow_pickle)
+
+
+def _other_teacher(config: Config, name: str, *, allow_pickle: bool, weights: bool = True) -> OtherTeacher:
+    """A teacher of config.teacher.also, with parameters that are read later, if at all."""
+    settings = config.teacher.model_copy(update={"name": name, "revision": ""})
+    model, folder = _teacher_model(settings, allow_pickle=allow_pickle, weights=weights)
+    assert model is not None and folder is not None, "config.check lets no empty name pass"
+    check_model(config, model, f"teacher {name}")
+    return OtherTeacher(name, model, folder, open_params(folder, model, allow_pickle=allow_pickle) if weights else {})
 
 
 def in_dtype(params: PyTree, dtype: str) -> PyTree:
@@ -157,11 +218,11 @@ def in_memory(pair: Pair, teacher_dtype: str, meshes: Meshes | None) -> Pair:
       meshes: as of `load_pair`.
     """
     if meshes is None:
-        teacher_params = in_dtype(pair.teacher_params, teacher_dtype)
+        teacher_params = in_dtype(pair.params_of_teachers, teacher_dtype)
     else:
         of_teacher = sharding.of_teacher(pair, meshes.teacher)
-        teacher_params = stored.placed(pair.teacher_params, of_teacher, jnp.dtype(teacher_dtype))
-    return student_in_memory(pair._replace(teacher_params=teacher_params), meshes)
+        teacher_params = stored.placed(pair.params_of_teachers, of_teacher, jnp.dtype(teacher_dtype))
+    return student_in_memory(pair.with_params_of_teachers(teacher_params), meshes)
 
 
 def student_in_memory(pair: Pair, meshes: Meshes | None) -> Pair:
@@ -215,6 +276,12 @@ def _check_same_kind(teacher: Model | None, model: Model) -> None:
         raise UserError(f"teacher {kinds[0]} and student {kinds[1]}: both must be masked, or both causal")
 
 
+def _check_other_teacher(first: Model, other: OtherTeacher, tokenizer: Any) -> None:
+    """Checks that a further teacher has the words of the first one, as a student that is read from a folder must."""
+    tokenizers = [tokenizer, load_tokenizer(other.folder)] if has_tokenizer(other.folder) else []
+    check_same_vocabulary(first.config, other.model.config, tokenizers, of=("the teacher", f"the teacher {other.name}"))
+
+
 def _check_same_words(teacher: Model, choice: StudentChoice, tokenizer: Any) -> None:
     if choice.folder is None:  # its words are those of the run's tokenizer
         tokenizers = [tokenizer]
@@ -228,8 +295,8 @@ def _check_same_words(teacher: Model, choice: StudentChoice, tokenizer: Any) -> 
 def _tokenizer(config: Config, choice: StudentChoice) -> Any:
     if config.tokenizer.name:
         folder = hub.resolve(config.tokenizer.name, revision=config.tokenizer.revision, weights=False)
-    elif config.teacher.cache:
-        folder = teacher_cache.teacher_folder(config)
+    elif config.teacher.caches:
+        folder = teacher_cache.teacher_folder(config.teacher.caches[0])
     elif config.teacher.name:
         folder = hub.resolve(config.teacher.name, revision=config.teacher.revision, weights=False)
     else:
@@ -325,7 +392,7 @@ def _student_params(
     if hub.is_run(config.student.name):
         # To the host, as they lie on one device and the run's state may lie on others.
         return jax.device_get(folders.load_student(Path(config.student.name), report=report).params)
-    return weights.open_params(choice.folder, choice.model, allow_pickle=allow_pickle, missing=missing, key=key)
+    return open_params(choice.folder, choice.model, allow_pickle=allow_pickle, missing=missing, key=key)
 
 
 def _config_from_scratch(overrides: dict[str, Any], family: str) -> Any:

@@ -35,23 +35,22 @@ def origin_of(
     """
     rows = [TERMS[name] for name in config.losses] + [loss.row for loss in own.values()]
     learns = bool(config.sample.teacher) or any(row.needs_teacher for row in rows)
-    teacher = _teacher(config)
+    teachers = _teachers(config)
+    teacher = teachers[0] if teachers else None
     start = source_named(config.student.name, config.student.revision) if config.student.name else None
     is_cut = layers is not None
     made = {"start": start, "is_cut": is_cut, "layers": layers or (), "sizes": dict(sizes)}
     if teacher is not None and learns:
-        return Origin(how="distilled", teacher=teacher, **made)
+        return Origin(how="distilled", teacher=teacher, also=tuple(teachers[1:]), **made)
     return Origin(how="fine-tuned" if start or is_cut else "trained", teacher=teacher if is_cut else None, **made)
 
 
-def _teacher(config: Config) -> Source | None:
-    """The teacher that the config names; or the one whose answers are read, which need not be on this machine."""
-    if config.teacher.name:
-        return source_named(config.teacher.name, config.teacher.revision)
-    if config.teacher.cache:
-        recorded = teacher_cache.recorded_teacher(config)
-        return Source(name=recorded.name or "a teacher", base_models=_on_hub(recorded.name))
-    return None
+def _teachers(config: Config) -> list[Source]:
+    """The teachers that the config names; or those whose answers are read, which need not be on this machine."""
+    named = [(config.teacher.name, config.teacher.revision)] if config.teacher.name else []
+    sources = [source_named(*one) for one in (*named, *((name, "") for name in config.teacher.also))]
+    recorded = teacher_cache.recorded_teachers(config)[len(sources) :]  # the first cache is of the teacher with a name
+    return sources + [Source(name=one.name or "a teacher", base_models=_on_hub(one.name)) for one in recorded]
 
 
 def source_named(name: str, revision: str = "") -> Source:

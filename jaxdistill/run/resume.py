@@ -35,10 +35,12 @@ from jaxdistill.run import folder as folders
 from jaxdistill.step.across_processes import on_host
 from jaxdistill.step.settings import MeshConfig
 
+_OTHERS = "list of further teachers"
 # What a run depends on -> the settings that say where it lies.
 _NAMED_BY: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer.name", "tokenizer.revision"),
     "teacher": ("teacher.name", "teacher.revision"),
+    _OTHERS: ("teacher.also",),
     "teacher cache": ("teacher.cache",),
     "student": ("student.name", "student.revision"),
     "held-out text": ("data.eval_path", "data.eval_split"),
@@ -129,15 +131,19 @@ def finished(config: Config, workdir: Path, recorded: dict[str, Any] | None) -> 
 def content(config: Config, pair: Pair, text: Text) -> dict[str, str]:
     """A digest of each thing that the run depends on and that its settings name by a place; "" where there is none."""
     named = bool(config.data.eval_path or config.data.eval_split)
+    first, others = config.teacher, zip(config.teacher.also, pair.others, pair.others_params, strict=True)
+    # A run with one teacher has no record of others, as its checkpoints had none before there were several.
+    of_others = [_of_teacher(name, "", model, params) for name, model, params in others]
+    of_first = pair.teacher and _of_teacher(first.name, first.revision, pair.teacher, pair.teacher_params)
     return {
         "text": content_of(text.train),
         "held-out text": content_of(text.held_out) if named else "",
         "token counts": _digest(text.token_counts) if config.data.token_counts else "",
         "tokenizer": _hash([dataclasses.asdict(text.vocabulary), sorted(pair.tokenizer.get_vocab().items())]),
-        "teacher": "" if pair.teacher is None else _hash([_fields(config, pair.teacher), _digest(pair.teacher_params)]),
+        "teacher": "" if of_first is None else _hash(of_first),
         "student": _digest(pair.student_params) if config.student.name else "",
         "teacher cache": _hash(teacher_cache.content_of(config)) if pair.cached else "",
-    }
+    } | ({_OTHERS: _hash(of_others)} if of_others else {})
 
 
 def check_content(
@@ -177,7 +183,7 @@ def check_content(
             continue
         if what == "tokenizer" and what not in then and not config.data.prepared:
             continue  # the name of the text, which is the same, is made from it as well
-        if then.get(what) != now[what]:
+        if then.get(what) != now.get(what):
             reason = "is not the one" if what in then else "cannot be compared with the one"
             used = [key for key in keys if after[key] or before[key]]
             spelt = " and ".join(f"config.{key}={after[key]!r}" for key in used)
@@ -261,17 +267,19 @@ def _check_schedule(config: Config, workdir: Path, old: str, new: Any) -> None:
 
 def _places(values: Mapping[str, Any], keys: Collection[str]) -> list[str]:
     """Where settings lead to: existing paths without links and relative parts, and no revision beside a folder."""
-    places = [os.path.expanduser(str(values[key])) for key in keys]
-    if os.path.isdir(places[0]):
+    first, *rest = (values[key] for key in keys)
+    names = first if isinstance(first, list | tuple) else [first]
+    places = [os.path.expanduser(str(name)) for name in (*names, *rest)]
+    if len(names) == 1 and os.path.isdir(places[0]):
         places = [os.path.realpath(places[0]), *("" for _ in places[1:])]
     return [os.path.realpath(place) if place and os.path.exists(place) else place for place in places]
 
 
-def _fields(config: Config, teacher: Model) -> list[Any]:
-    """What decides on what the teacher computes, beside its weights, and on where a text that it writes ends."""
-    fields = hub.config_fields(hub.resolve(config.teacher.name, revision=config.teacher.revision))
+def _of_teacher(name: str, revision: str, teacher: Model, params: PyTree) -> list[Any]:
+    """What decides on what a teacher computes, and on where a text that it writes ends: fields, and a digest."""
+    fields = hub.config_fields(hub.resolve(name, revision=revision))
     kept = {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
-    return [kept, teacher.config.eos_token_id]
+    return [[kept, teacher.config.eos_token_id], _digest(params)]
 
 
 # Fields of config.json that tell where and by what it was written.

@@ -1,9 +1,10 @@
 """A run that reads its teacher's answers from a cache: the cache is opened, and checked to be of this run.
 
-Everything that does not fit is refused by name before the first step. The teacher's weights are not read.
+Everything that does not fit is refused by name before the first step. The teacher's weights are not read. Of several
+caches, one for each of several teachers, every one is checked alike, and all answers stand beside a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jaxdistill.errors import UserError
 from jaxdistill.files import named_path
 from jaxdistill.losses.divergences import DIVERGENCES, ByWriter
 from jaxdistill.losses.partial import PARTIAL
-from jaxdistill.losses.term import Objective, Term
+from jaxdistill.losses.term import Objective
 from jaxdistill.losses.terms import needs_teacher_head, row_of, teacher_layers
 from jaxdistill.models import hub
 from jaxdistill.models.families import FAMILIES
@@ -35,52 +36,66 @@ from jaxdistill.models.tokenizer import load_tokenizer
 AT_ONCE = 1024  # rows that are looked up at a time
 
 
-def folder_of(config: Config) -> Path:
-    """The folder of the cache."""
-    return named_path(config.teacher.cache, key="config.teacher.cache")
-
-
-def teacher_folder(config: Config) -> Path:
-    """The folder with the configuration and the tokenizer of the cache's teacher.
+def teacher_folder(cache: str) -> Path:
+    """The folder with the configuration and the tokenizer of a cache's teacher.
 
     Raises:
       UserError: there is none.
     """
-    folder = folder_of(config) / caches.TEACHER
+    folder = _folder(cache) / caches.TEACHER
     if not folder.is_dir():
         raise UserError(
-            f"teacher cache {config.teacher.cache!r} has no folder {caches.TEACHER}/ with the teacher's config.json "
-            "and tokenizer; put it there, as docs/cache.md says"
+            f"teacher cache {cache!r} has no folder {caches.TEACHER}/ with the teacher's config.json and tokenizer; "
+            "put it there, as docs/cache.md says"
         )
     return folder
 
 
-def cached_teacher(config: Config) -> CachedTeacher:
-    """The teacher of the cache: its configuration alone.
+def _folder(cache: str) -> Path:
+    return named_path(cache, key="config.teacher.cache")
+
+
+def cached_teachers(config: Config) -> list[CachedTeacher]:
+    """The teachers of the caches: their configurations alone.
 
     Raises:
-      UserError: the cache cannot be read, or is of another teacher than config.teacher.name.
+      UserError: a cache cannot be read, is of another teacher than config.teacher.name, or of other words than the
+        first.
     """
-    meta = caches.read_meta(folder_of(config))
-    _check_teacher(config, meta)
-    fields = hub.load_config(teacher_folder(config))
+    names = config.teacher.caches
+    metas = [caches.read_meta(_folder(name)) for name in names]
+    _check_teacher(config, names[0], metas[0])
+    for name, meta in zip(names, metas, strict=True):
+        if meta.words != metas[0].words:
+            raise UserError(
+                f"config.teacher.cache: {name!r} has answers over {meta.words:,} words, and {names[0]!r} over "
+                f"{metas[0].words:,}; make both with a student of the same vocabulary"
+            )
+    return [_cached_teacher(name, meta) for name, meta in zip(names, metas, strict=True)]
+
+
+def _cached_teacher(cache: str, meta: Meta) -> CachedTeacher:
+    fields = hub.load_config(teacher_folder(cache))
     model = Model(None, fields, FAMILIES[fields.model_type])  # never computed, so no class has to follow it
     if meta.words > model.vocab_size:
         raise UserError(
-            f"teacher cache {config.teacher.cache!r} is damaged: its answers are over {meta.words:,} words, and its "
-            f"teacher has {model.vocab_size:,}"
+            f"teacher cache {cache!r} is damaged: its answers are over {meta.words:,} words, and its teacher has "
+            f"{model.vocab_size:,}"
         )
     return CachedTeacher(model, meta.words)
 
 
-def recorded_teacher(config: Config) -> TeacherRecord:
-    """What a cache says of its teacher."""
-    return caches.read_meta(folder_of(config)).teacher
+def recorded_teachers(config: Config) -> list[TeacherRecord]:
+    """What the caches say of their teachers."""
+    return [caches.read_meta(_folder(cache)).teacher for cache in config.teacher.caches]
 
 
-def content_of(config: Config) -> dict[str, Any]:
-    """What decides on the answers of a cache, for the record of a run."""
-    return caches.read_meta(folder_of(config)).model_dump(mode="json", exclude={"texts"})
+def content_of(config: Config) -> Any:
+    """What decides on the answers of a cache, or a list of that for several, for the record of a run."""
+    contents = [
+        caches.read_meta(_folder(cache)).model_dump(mode="json", exclude={"texts"}) for cache in config.teacher.caches
+    ]
+    return contents if len(contents) > 1 else contents[0]
 
 
 def check_words(config: Config, cached: CachedTeacher, student: Model) -> None:
@@ -96,54 +111,62 @@ def check_words(config: Config, cached: CachedTeacher, student: Model) -> None:
         )
 
 
-def open_for_run(config: Config, pair: Pair, objective: Objective, text: Text) -> TeacherCache:
-    """The cache of a run, with answers for every example that can come.
+def open_for_run(config: Config, pair: Pair, objective: Objective, text: Text) -> list[TeacherCache]:
+    """The caches of a run, with answers for every example that can come.
 
     Raises:
-      UserError: names what the cache does not hold, or what is of another teacher, tokenizer, text or temperature.
+      UserError: names what a cache does not hold, or what is of another teacher, tokenizer, text or temperature.
     """
-    cache = caches.open_cache(folder_of(config))
-    _check_tokenizer(config, pair)
-    assert pair.imitated is not None
-    _check_losses(config, cache.meta, objective, pair.imitated)
+    opened = [caches.open_cache(_folder(cache)) for cache in config.teacher.caches]
+    for name, cache in zip(config.teacher.caches, opened, strict=True):
+        _check_tokenizer(config, name, pair)
+        _check_losses(config, name, cache.meta, objective, pair)
     with taking("looking up the teacher's answers"):
-        _check_text(config, cache, text)
-    return cache
+        for name, cache in zip(config.teacher.caches, opened, strict=True):
+            _check_text(config, name, cache, text)
+    return opened
 
 
 def answers_of(
-    config: Config, pair: Pair, objective: Objective, cache: TeacherCache
+    config: Config, pair: Pair, objective: Objective, opened: Sequence[TeacherCache]
 ) -> Callable[[HostBatch], HostBatch]:
-    """Puts the answers that the losses use beside a batch."""
-    meta, teacher = cache.meta, pair.imitated
+    """Puts the answers that the losses use beside a batch: those of all caches, hidden states of the first alone."""
+    teacher = pair.imitated
     assert teacher is not None
     layers, _ = teacher_layers(objective, last=teacher.num_layers)
     logits = needs_teacher_head(objective)
     tokens: Any = objective.tokens
-    temperature = 0 if meta.whole or not logits else meta.temperatures.index(config.loss.temperature)
     fraction, group = config.mask.fraction, config.mask.group
+
+    def temperature(meta: Meta) -> int:
+        return 0 if meta.whole or not logits else meta.temperatures.index(config.loss.temperature)
+
+    of_each = [
+        Wanted(tokens, temperature(cache.meta), logits, () if i else tuple(sorted(layers)), number=i)
+        for i, cache in enumerate(opened)
+    ]
 
     def add(batch: HostBatch) -> HostBatch:
         width = batch["input_ids"].shape[1]
         capacity = masked_capacity(fraction=fraction, group=group, width=width) if tokens == "masked" else 0
-        return caches.with_answers(
-            cache, batch, Wanted(tokens, temperature, logits, tuple(sorted(layers)), capacity=capacity)
-        )
+        for cache, wanted in zip(opened, of_each, strict=True):
+            batch = caches.with_answers(cache, batch, wanted._replace(capacity=capacity))
+        return batch
 
     return add
 
 
 def answer_shapes(config: Config, pair: Pair, objective: Objective, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The shapes of the arrays that a cache adds to a batch of these shapes.
+    """The shapes of the arrays that caches add to a batch of these shapes.
 
     Raises:
-      UserError: the cache cannot serve the losses.
+      UserError: a cache cannot serve the losses.
     """
-    cache, teacher = caches.open_cache(folder_of(config)), pair.imitated
-    assert teacher is not None
-    _check_losses(config, cache.meta, objective, teacher)
+    opened = [caches.open_cache(_folder(cache)) for cache in config.teacher.caches]
+    for name, cache in zip(config.teacher.caches, opened, strict=True):
+        _check_losses(config, name, cache.meta, objective, pair)
     empty = {name: np.zeros(x.shape, x.dtype) for name, x in batch.items()}
-    filled = answers_of(config, pair, objective, cache)(empty)
+    filled = answers_of(config, pair, objective, opened)(empty)
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in filled.items() if name not in batch}
 
 
@@ -167,11 +190,16 @@ def passes(config: Config, text: Text, *, rows: int) -> Iterator[Iterator[HostBa
         yield iter(batches_in_order(make, text.train, config.data, batch_size=rows, limit=0, own_rows=slice(0, rows)))
 
 
-def _check_teacher(config: Config, meta: Meta) -> None:
+def _key(cache: str) -> str:
+    return f"config.teacher.cache={cache!r}"
+
+
+def _check_teacher(config: Config, cache: str, meta: Meta) -> None:
+    """Checks that the first cache is of the teacher that config.teacher.name names."""
     named, recorded = config.teacher, meta.teacher
     if not named.name:
         return
-    key = f"config.teacher.cache={named.cache!r}"
+    key = _key(cache)
     advice = "name that teacher, or set config.teacher.name to '', which goes by the cache alone"
     folder = named_path(named.name)
     if folder.is_dir():
@@ -186,37 +214,46 @@ def _check_teacher(config: Config, meta: Meta) -> None:
         raise UserError(f"{key} is of the teacher {of}, and config.teacher.name is {asked}; {advice}")
 
 
-def _check_tokenizer(config: Config, pair: Pair) -> None:
-    if not config.tokenizer.name:  # then it is the cache's own
+def _check_tokenizer(config: Config, cache: str, pair: Pair) -> None:
+    named, first = config.tokenizer.name, config.teacher.caches[0]
+    if not named and cache == first:  # then it is the cache's own
         return
-    if load_tokenizer(teacher_folder(config)).get_vocab() != pair.tokenizer.get_vocab():
-        raise UserError(
-            f"config.teacher.cache={config.teacher.cache!r} is of another tokenizer than config.tokenizer.name="
-            f"{config.tokenizer.name!r}: their vocabularies differ; set config.tokenizer.name to '', which takes the "
-            "cache's"
-        )
+    if load_tokenizer(teacher_folder(cache)).get_vocab() != pair.tokenizer.get_vocab():
+        other = f"config.tokenizer.name={named!r}" if named else repr(first)
+        advice = "set config.tokenizer.name to '', which takes the cache's" if named else "name caches of one tokenizer"
+        raise UserError(f"{_key(cache)} is of another tokenizer than {other}: their vocabularies differ; {advice}")
 
 
-def _check_losses(config: Config, meta: Meta, objective: Objective, teacher: Model) -> None:
-    key = f"config.teacher.cache={config.teacher.cache!r}"
-    for name in objective.weights:
-        row = row_of(objective, name)
-        if row.needs_teacher and (reason := _not_served(config, meta, objective, name, row, teacher)):
-            raise UserError(f"{key} cannot serve config.loss.alpha_{name}: {reason}")
-    if needs_teacher_head(objective):
-        if objective.tokens not in ("all", "labels", "masked"):
-            raise UserError(f"{key} has no answers for config.loss.tokens={objective.tokens}; set it to all or labels")
-        if objective.tokens == "all" and meta.tokens == "labels":
-            raise UserError(
-                f"{key} has answers for the predicted tokens alone, and config.loss.tokens=all compares all; set "
-                "config.loss.tokens=labels (masked LMs: masked), or make a cache with a config that sets it to all"
-            )
-    if meta.layers and meta.width != teacher.width:
+def _check_losses(config: Config, cache: str, meta: Meta, objective: Objective, pair: Pair) -> None:
+    """Checks that a cache serves the losses; those on hidden states are of the first cache."""
+    key, teacher, is_first = _key(cache), pair.imitated, cache == config.teacher.caches[0]
+    assert teacher is not None
+    seen = {name: w for name, w in objective.weights.items() if is_first or row_of(objective, name).sees == "logits"}
+    if reason := cannot_serve(config, meta, objective._replace(weights=seen), teacher):
+        raise UserError(f"{key} {reason}")
+    if is_first and meta.layers and meta.width != teacher.width:
         raise UserError(f"{key} is damaged: hidden states of width {meta.width}, of a teacher of {teacher.width}")
 
 
-def _not_served(config: Config, meta: Meta, objective: Objective, name: str, row: Term, teacher: Model) -> str:
-    """Why the cache cannot serve a loss; "" where it can."""
+def cannot_serve(config: Config, meta: Meta, objective: Objective, teacher: Model) -> str:
+    """Why a cache of a teacher cannot serve the losses, to follow its name; "" where it can."""
+    for name in objective.weights:
+        if row_of(objective, name).needs_teacher and (reason := _not_served(config, meta, objective, name, teacher)):
+            return f"cannot serve config.loss.alpha_{name}: {reason}"
+    if needs_teacher_head(objective):
+        if objective.tokens not in ("all", "labels", "masked"):
+            return f"has no answers for config.loss.tokens={objective.tokens}; set it to all or labels"
+        if objective.tokens == "all" and meta.tokens == "labels":
+            return (
+                "has answers for the predicted tokens alone, and config.loss.tokens=all compares all; set "
+                "config.loss.tokens=labels (masked LMs: masked), or make a cache with a config that sets it to all"
+            )
+    return ""
+
+
+def _not_served(config: Config, meta: Meta, objective: Objective, name: str, teacher: Model) -> str:
+    """Why a cache cannot serve a loss; "" where it can."""
+    row = row_of(objective, name)
     if row.on_logits is not None:
         loss = row.on_logits(objective)
         if isinstance(loss, ByWriter):
@@ -227,6 +264,12 @@ def _not_served(config: Config, meta: Meta, objective: Objective, name: str, row
             return "it compares logits, and a cache holds probabilities; set it to 0"
         if meta.whole:
             return ""
+        if objective.mix and objective.mix.combine == "probabilities":
+            return (
+                "config.teacher.combine=probabilities needs the teachers' probabilities of every word, and the kind "
+                f"{meta.kind} holds those of {meta.k or 'no'} words of {meta.words:,}; set combine to losses, or make "
+                f"a cache of kind topk with cache.k={meta.words}"
+            )
         if loss.name not in PARTIAL:
             return (
                 f"config.loss.divergence={loss.name} needs the teacher's probability of every word, and the kind "
@@ -258,7 +301,7 @@ def _listed(meta: Meta) -> str:
     return ", ".join(f"{t:g}" for t in meta.temperatures)
 
 
-def _check_text(config: Config, cache: TeacherCache, text: Text) -> None:
+def _check_text(config: Config, name: str, cache: TeacherCache, text: Text) -> None:
     record = text_record(config, text)
     every = passes(config, text, rows=AT_ONCE)  # raises for masks that are new in every epoch
     if record in cache.meta.texts:
@@ -273,9 +316,9 @@ def _check_text(config: Config, cache: TeacherCache, text: Text) -> None:
                     found += 1
     if missing:
         raise UserError(
-            f"config.teacher.cache={config.teacher.cache!r} lacks the answers of {missing:,} of {missing + found:,} "
-            f"examples of this run: {_what_differs(record, cache.meta)}; run `jaxdistill cache` with this config "
-            "and the same --out, which adds what is missing"
+            f"{_key(name)} lacks the answers of {missing:,} of {missing + found:,} examples of this run: "
+            f"{_what_differs(record, cache.meta)}; run `jaxdistill cache` with this config and the same --out, which "
+            "adds what is missing"
         )
 
 

@@ -77,6 +77,7 @@ def distillation_of(config: Config, pair: Pair, objective: Objective) -> Distill
         group,
         capacity=lambda width: masked_capacity(fraction=config.mask.fraction, group=group, width=width),
         cached=pair.cached,
+        others=pair.others,
     )
 
 

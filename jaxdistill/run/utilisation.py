@@ -15,7 +15,7 @@ Rates = Callable[[float, float], dict[str, float]]  # (tokens per second, tokens
 def rates_of(config: Config, pair: Pair) -> Rates:
     """Figures of speed on devices whose peak is known; none on others, such as CPUs.
 
-    MFU is the arithmetic of the models themselves, three forward passes for the student and one for the teacher,
+    MFU is the arithmetic of the models themselves, three forward passes for the student and one for a teacher,
     without padding and without what is computed again, over the peak in bfloat16. It is not given where text is
     generated or layers are dropped, as their arithmetic is another in every step.
     """
@@ -31,8 +31,7 @@ def rates_of(config: Config, pair: Pair) -> Rates:
         if config.samples or config.student.layer_drop:
             return figures
         flops = 3 * forward_flops(pair.student, length=length, head_share=share)
-        if pair.teacher is not None:
-            flops += forward_flops(pair.teacher, length=length, head_share=share)
+        flops += sum(forward_flops(teacher, length=length, head_share=share) for teacher in pair.teachers)
         return figures | {"mfu": tokens_per_s * flops / (devices * peak)}
 
     return rates

@@ -139,7 +139,7 @@ def sampler_of(
         ),
         mixture=mixture,
         length=layout.max_length - sample.max_new_tokens,
-        words=common_words(pair.student, pair.teacher),  # the model that does not write reads them, too
+        words=common_words(pair.student, *pair.teachers),  # the models that do not write read them, too
     )
 
 

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxdistill.data.teacher_cache import OF_TEACHER
+from jaxdistill.data.teacher_cache import of_teacher
 from jaxdistill.losses import selection, terms
 from jaxdistill.losses.partial import Partial
+from jaxdistill.losses.several import Several, Target
 from jaxdistill.losses.term import Objective, Signals
 from jaxdistill.losses.terms import needs_teacher_head, teacher_layers, uses_fused_head
 from jaxdistill.models import intercept
 from jaxdistill.models.head import Head, first_words, over_words
-from jaxdistill.models.inputs import Asked, Inputs
+from jaxdistill.models.inputs import LOGITS_ALONE, Asked, Inputs
 from jaxdistill.models.intercept import Outputs
 from jaxdistill.models.interceptors import Interceptor
 from jaxdistill.models.model import Model, common_words, embedding_of
-from jaxdistill.models.pair import CachedTeacher
+from jaxdistill.models.pair import CachedTeacher, Mix
 from jaxdistill.models.positions import gather_tokens, head_positions
 from jaxdistill.models.scan import layer_interceptors
 from jaxdistill.step.batch import Batch
@@ -36,11 +37,12 @@ class Distillation(NamedTuple):
     group: int  # rows whose masked positions were drawn together
     capacity: Callable[[int], int]  # row length -> largest number of masked positions in a group
     cached: CachedTeacher | None = None  # in place of a teacher: its answers stand in the batch
+    others: Sequence[Model] = ()  # teachers beside the first one, for the losses on logits
 
     @property
     def words(self) -> int:
-        """The words that the losses compare and predict, which are those that both models have."""
-        return common_words(self.student, self.teacher) if self.cached is None else self.cached.words
+        """The words that the losses compare and predict, which are those that all models have."""
+        return common_words(self.student, self.teacher, *self.others) if self.cached is None else self.cached.words
 
 
 class TeacherOutputs(NamedTuple):
@@ -48,6 +50,7 @@ class TeacherOutputs(NamedTuple):
 
     outputs: Outputs  # with None in place of arrays that no loss uses
     head: Head | None  # weights alone, where the fused head makes the logits from outputs.features
+    others: "tuple[TeacherOutputs, ...]" = ()  # of further teachers, what the losses on logits use
 
 
 class StudentPass(NamedTuple):
@@ -80,46 +83,91 @@ def loss_fn(
     if distillation.teacher is not None:
         from_teacher = teacher_outputs(distillation, teacher_params, batch, mesh=how.teacher_mesh)
     elif distillation.cached is not None:
-        from_teacher = cached_outputs(distillation.cached.model, batch)
+        from_teacher = cached_outputs(distillation, batch)
     return student_loss(params, from_teacher, batch, counts, distillation, how)
 
 
 def teacher_outputs(
     distillation: Distillation, params: PyTree, batch: Batch, *, mesh: Mesh | None = None
 ) -> TeacherOutputs:
-    """Runs the teacher, under `stop_gradient`, and keeps the outputs that the enabled losses use."""
+    """Runs the teacher, under `stop_gradient`, and keeps the outputs that the enabled losses use.
+
+    Several teachers run one after another, so that the activations of one alone are there at a time.
+
+    Args:
+      params: of the teacher; of several, a tuple.
+    """
     teacher, objective = distillation.teacher, distillation.objective
     assert teacher is not None
     layer = None if objective.relation is None else objective.relation.layer
+    asked = _asked(objective, projected=layer)
+    if not distillation.others:
+        return _outputs_of(teacher, params, batch, asked, distillation, mesh)
+    first, *rest = params
+    outputs = [_outputs_of(teacher, first, batch, asked, distillation, mesh)]
+    for model, its in zip(distillation.others, rest, strict=True):
+        batch = _waiting(batch, outputs[-1].outputs)
+        outputs.append(_outputs_of(model, its, batch, LOGITS_ALONE, distillation, mesh))
+    return outputs[0]._replace(others=tuple(outputs[1:]))
+
+
+def _waiting(batch: Batch, outputs: Outputs) -> Batch:
+    """The batch, whose ids are not known before these outputs are.
+
+    The 0 that is added to them (1 where an output is NaN, and so is the loss) is an order that every compiler keeps. A
+    CPU's drops `optimization_barrier`, and then the activations of three teachers took 1.8 times those of one, and not
+    1.2 times.
+    """
+    last = outputs.logits if outputs.features is None else outputs.features
+    if last is None:  # no loss compares logits, so no further teacher is computed
+        return batch
+    wait = jnp.isnan(last[:, 0, 0]).astype(jnp.int32)
+    of_rows = jnp.repeat(wait, len(batch["input_ids"]) // len(wait))  # `masked`: there is one for a group of rows
+    return {**batch, "input_ids": batch["input_ids"] + of_rows[:, None]}
+
+
+def _outputs_of(
+    teacher: Model, params: PyTree, batch: Batch, asked: Asked, distillation: Distillation, mesh: Mesh | None
+) -> TeacherOutputs:
     outputs = intercept.apply(
         teacher,
         params,
         _rows(batch),
-        asked=_asked(objective, projected=layer),
+        asked=asked,
         positions=_masked_positions(distillation, batch)[0],
         interceptors=layer_interceptors(teacher),
         mesh=mesh,
     )
-    outputs = _over_words(outputs, distillation.words)
-    return jax.lax.stop_gradient(TeacherOutputs(_used_outputs(objective, outputs), teacher_head(distillation, params)))
+    outputs = _used_outputs(distillation.objective, _over_words(outputs, distillation.words))
+    return jax.lax.stop_gradient(TeacherOutputs(outputs, _head_of(teacher, params, distillation)))
 
 
-def cached_outputs(teacher: Model, batch: Batch) -> TeacherOutputs:
-    """The answers of a teacher that stand in a batch (data/teacher_cache.py), in the place of its outputs."""
+def cached_outputs(distillation: Distillation, batch: Batch) -> TeacherOutputs:
+    """The answers of teachers that stand in a batch (data/teacher_cache.py), in the place of their outputs."""
+    assert distillation.cached is not None
+    mix, layers = distillation.objective.mix, distillation.cached.model.num_layers
+    first, *others = [_answers(batch, of_teacher(i)) for i in range(len(mix.shares) if mix else 1)]
+    hidden: Any = tuple(batch.get(f"{of_teacher(0)}hidden_{i}") for i in range(layers + 1))
+    outputs = [TeacherOutputs(Outputs(one, (), ()), None) for one in others]
+    return TeacherOutputs(Outputs(first, hidden, ()), None, tuple(outputs))
+
+
+def _answers(batch: Batch, of: str) -> Any:
     whole_numbers = ("words", "samples")
-    answers = {name: batch.get(f"{OF_TEACHER}{name}") for name in Partial._fields}
-    answers = {
-        name: x if x is None or name not in whole_numbers else x.astype(jnp.int32) for name, x in answers.items()
-    }
-    logits: Any = Partial(**answers)
-    hidden: Any = tuple(batch.get(f"{OF_TEACHER}hidden_{i}") for i in range(teacher.num_layers + 1))
-    return TeacherOutputs(Outputs(logits, hidden, ()), None)
+    answers = {name: batch.get(f"{of}{name}") for name in Partial._fields}
+    return Partial(
+        **{name: x if x is None or name not in whole_numbers else x.astype(jnp.int32) for name, x in answers.items()}
+    )
 
 
 def teacher_head(distillation: Distillation, params: PyTree) -> Head | None:
     """The weights of the teacher's head, where the fused head makes logits from them."""
-    teacher, objective = distillation.teacher, distillation.objective
-    if teacher is None or not (uses_fused_head(objective) and needs_teacher_head(objective)):
+    return None if distillation.teacher is None else _head_of(distillation.teacher, params, distillation)
+
+
+def _head_of(teacher: Model, params: PyTree, distillation: Distillation) -> Head | None:
+    objective = distillation.objective
+    if not (uses_fused_head(objective) and needs_teacher_head(objective)):
         return None
     return over_words(intercept.head_of(teacher, params), distillation.words)
 
@@ -162,10 +210,9 @@ def student_loss(
     outputs = _over_words(outputs, distillation.words)
     heads = None
     if head := how.head or student_head(distillation, params["student"]):
-        heads = (head._replace(features=outputs.features), _teacher_logits(from_teacher))
-    signals = Signals(
-        outputs, from_teacher and from_teacher.outputs, labels, masks, params["projections"], heads, sampled=batch
-    )
+        heads = (head._replace(features=outputs.features), _target_of(from_teacher, objective.mix))
+    seen = from_teacher and _seen(from_teacher, objective.mix)
+    signals = Signals(outputs, seen, labels, masks, params["projections"], heads, sampled=batch)
     if objective.relation is not None:
         signals = signals._replace(documents=_documents(batch, causal=student.family.causal))
     if terms.needs_samples(objective):
@@ -272,10 +319,29 @@ def _used_outputs(objective: Objective, outputs: Outputs) -> Outputs:
     )
 
 
-def _teacher_logits(from_teacher: TeacherOutputs | None) -> Head | Partial | None:
+def _target_of(from_teacher: TeacherOutputs | None, mix: Mix | None) -> Target:
     """What the fused head compares with; None where no loss compares logits."""
-    if from_teacher is not None and isinstance(from_teacher.outputs.logits, Partial):
-        return from_teacher.outputs.logits
-    if from_teacher is None or from_teacher.head is None:
+    if from_teacher is None:
         return None
-    return from_teacher.head._replace(features=from_teacher.outputs.features)
+    first, *others = [
+        one.outputs.logits if isinstance(one.outputs.logits, Partial) else _with_features(one)
+        for one in _each_of(from_teacher)
+    ]
+    return first if mix is None or first is None else Several((first, *others), mix)
+
+
+def _with_features(from_teacher: TeacherOutputs) -> Head | None:
+    return from_teacher.head and from_teacher.head._replace(features=from_teacher.outputs.features)
+
+
+def _seen(from_teacher: TeacherOutputs, mix: Mix | None) -> Outputs:
+    """The outputs of the first teacher, with the logits of all, where losses compare with these."""
+    outputs = from_teacher.outputs
+    if mix is None or outputs.logits is None:
+        return outputs
+    logits: Any = Several(tuple(one.outputs.logits for one in _each_of(from_teacher)), mix)
+    return outputs._replace(logits=logits)
+
+
+def _each_of(from_teacher: TeacherOutputs) -> Sequence[TeacherOutputs]:
+    return from_teacher, *from_teacher.others

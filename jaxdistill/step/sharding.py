@@ -170,7 +170,10 @@ def on_mesh(shapes: PyTree, mesh: Mesh | None, *, family: Family) -> PyTree:
 
 
 def of_teacher(pair: Pair, mesh: Mesh) -> PyTree:
-    """Shardings of the teacher's parameters."""
+    """Shardings of the parameters of all teachers (`Pair.params_of_teachers`)."""
+    if pair.others:
+        both = zip(pair.teachers, pair.params_of_teachers, strict=True)
+        return tuple(by_rule(params, mesh, family=teacher.family) for teacher, params in both)
     return by_rule(pair.teacher_params, mesh, family=None if pair.teacher is None else pair.teacher.family)
 
 

@@ -51,6 +51,11 @@ def test_the_kinds_of_runs(models):
         (config(teacher=teacher, student=start), None, f"distilled from `{teacher}`, starting at `{start}`"),
         (config(teacher=teacher, student=run), None, f"distilled from `{teacher}`, starting at `{run}`"),
         (config(teacher=teacher, student__init="random"), None, f"distilled from `{teacher}`, starting at random"),
+        (
+            config(teacher=teacher, teacher__also=(start, run), student__init="random"),
+            None,
+            f"distilled from `{teacher}`, `{start}` and `{run}`, starting at random",
+        ),
         (config(student=start), None, f"fine-tuned from `{start}`"),
         (config(**scratch), None, "trained from scratch"),
         # A teacher that no loss listens to taught nothing.
