@@ -14,6 +14,7 @@ from jaxdistill.cost.program import (
     UPDATE,
     Programs,
     Target,
+    bytes_of_teachers,
     collectives_of,
     devices_of,
     measure,
@@ -22,8 +23,14 @@ from jaxdistill.cost.program import (
     work_of,
 )
 from jaxdistill.cost.roofline import REACHED, Work, seconds, tokens_per_second
-from jaxdistill.models.model import count_params, in_millions
+from jaxdistill.data.teacher_cache import bytes_per_token
+from jaxdistill.jobs.cache import meta_of
+from jaxdistill.losses.objective import make_objective
+from jaxdistill.losses.terms import teacher_layers
+from jaxdistill.models.arithmetic import forward_flops
+from jaxdistill.models.model import common_words, count_params, in_millions
 from jaxdistill.run.models import pair_of_shapes
+from jaxdistill.run.teacher_cache import cannot_serve
 from jaxdistill.run.training import check_devices
 from jaxdistill.step.chips import Chip, chip_of
 
@@ -65,6 +72,7 @@ def plan(path: str, overrides: Sequence[str], *, topology: str, whole: bool = Fa
     if any(one.work is None for one in programs.values()):
         return
     yield from _work_lines(programs, target)
+    yield from saved_by_cache(target)
     chip = chip_of(target.devices[0])
     if chip and peak(programs) <= limit:
         yield from _speed_lines(target, work_of(programs), chip)
@@ -99,9 +107,12 @@ def _limit(target: Target) -> float:
 def _target_lines(target: Target) -> Iterator[Cost]:
     config, pair, meshes = target
     roles = [("teacher", pair.teacher, pair.teacher_params), ("student", pair.student, pair.student_params)]
+    others = zip(pair.others, pair.others_params, strict=True)
+    roles[1:1] = [(f"teacher {i}", model, params) for i, (model, params) in enumerate(others, start=2)]
     models = [f"{role} {model.config.model_type} {in_millions(params)}" for role, model, params in roles if model]
     if pair.cached is not None:
-        models.insert(0, f"teacher {pair.cached.model.config.model_type} with its answers in {config.teacher.cache}")
+        answers = ", ".join(config.teacher.caches)
+        models.insert(0, f"teacher {pair.cached.model.config.model_type} with its answers in {answers}")
     sides = meshes._asdict() if meshes.separate else {"": meshes.student}
     kind, size = target.devices[0].device_kind, len(target.devices)
     shapes = {side: dict(mesh.shape) for side, mesh in sides.items()}
@@ -174,6 +185,41 @@ def _work_lines(programs: Programs, target: Target) -> Iterator[Cost]:
     yield Cost(
         f"work of all devices: {flops / 1e12:.3g} TFLOP an update",
         {"total_flops": flops, "programs": {name: _figures(one) for name, one in programs.items()}},
+    )
+
+
+def saved_by_cache(target: Target) -> Iterator[Cost]:
+    """What `teacher.cache` would save of an update with a teacher that runs, and read; where it can serve the losses.
+
+    The teacher's arithmetic is counted by the formula of models/arithmetic.py; nothing is compiled.
+    """
+    config, pair, _ = target
+    if pair.teacher is None or config.samples:
+        return
+    objective = make_objective(config.loss, config.policy, pair)
+    masked = not pair.student.family.causal
+    layers = tuple(sorted(i - 1 for i in teacher_layers(objective, last=pair.teacher.num_layers)[0]))
+    words = common_words(pair.student, *pair.teachers)
+    config = config.changed(cache={"layers": layers})
+    meta = meta_of(config, pair.teacher, words=words, fingerprint="")
+    if cannot_serve(config, meta, objective, pair.teacher):
+        return
+    tokens, length = config.train.batch_size * config.data.max_length, config.data.max_length
+    answered = round(tokens * (config.mask.fraction if masked and meta.tokens == "labels" else 1.0))
+    share = config.mask.fraction if masked and config.loss.tokens == "masked" else 1.0
+    flops = tokens * sum(forward_flops(teacher, length=length, head_share=share) for teacher in pair.teachers)
+    of_hidden = 2 * meta.width * len(meta.layers)
+    read = len(pair.teachers) * answered * bytes_per_token(meta) + tokens * of_hidden
+    kept, each = bytes_of_teachers(target), " for each teacher" * bool(pair.others)
+    hidden = f" and {of_hidden:,} bytes of hidden states for every token" * bool(of_hidden)
+    again = "; it needs config.mask.epochs and config.mask.group=1" * (
+        masked and not (config.mask.epochs and config.mask.group == 1)
+    )
+    yield Cost(
+        f"with teacher.cache: {flops / 1e12:.3g} TFLOP an update and {_gb(kept)} of parameters a device less, and "
+        f"{read / 1e6:.3g} MB an update to read, {bytes_per_token(meta)} bytes of kind {meta.kind} for each of "
+        f"{answered:,} tokens{each}{hidden}{again}",
+        {"saved_by_cache": {"flops": flops, "bytes": kept, "bytes_read": read}},
     )
 
 

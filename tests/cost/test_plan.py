@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill import cli
 from jaxdistill.cost import depth, estimate, hlo, plan, program, roofline
+from jaxdistill.models.model import count_params
 from jaxdistill.step import chips
 
 CHIP = chips.Chip(flops=1e9, bandwidth=1e9, memory=2**40)
@@ -51,6 +52,33 @@ def test_a_plan_of_the_devices_here(recipe):
     assert number(r"temporaries ([\d.e-]+) GB", out) > 0 and number(r"work a device: ([\d.e-]+) TFLOP", out) > 0
     assert "all-reduce" in out  # eight devices add up their gradients
     assert "expected" not in out  # nothing is known of this processor's peaks
+    assert "with teacher.cache: " in out
+
+
+def test_what_a_cache_would_save_is_counted_without_a_program(recipe):
+    """16 x 32 tokens: 102 bytes of drawn words each, or 68 of the best 16, and the last hidden states of width 16."""
+
+    def target(*flags: str) -> program.Target:
+        return plan.read_target(str(recipe.recipe), [f"--config.{flag}" for flag in flags], topology="")
+
+    def saved(*flags: str) -> list[plan.Cost]:
+        return list(plan.saved_by_cache(target(*flags)))
+
+    (cost,) = saved()
+    figures = cost.figures["saved_by_cache"]
+    assert figures["bytes_read"] == 512 * (102 + 2 * 16)
+    assert figures["bytes"] == 4 * count_params(target().pair.teacher_params)
+    assert "it needs config.mask.epochs and config.mask.group=1" in cost.line
+    masked = "loss.tokens=masked", "loss.alpha_cos=0.0", "mask.epochs=2", "mask.group=1"
+    (cost,) = saved(*masked, "cache.kind=topk", "cache.k=16")
+    assert cost.figures["saved_by_cache"]["bytes_read"] == round(512 * 0.15) * 68 and "it needs" not in cost.line
+    assert cost.figures["saved_by_cache"]["flops"] < figures["flops"]  # of the head, for the masked tokens alone
+    (two,) = saved(*masked, "cache.kind=topk", "cache.k=16", f"teacher.also=('{recipe.folder / 'teacher'}',)")
+    one = cost.figures["saved_by_cache"]
+    assert two.figures["saved_by_cache"] == {name: 2 * value for name, value in one.items()}
+    for cannot in ("loss.alpha_attention=1.0", "loss.divergence=jsd", "loss.alpha_mse=1.0", "teacher.name="):
+        without = "student.name=" + str(recipe.folder / "teacher") if cannot == "teacher.name=" else "seed=0"
+        assert saved(cannot, without, "tokenizer.name=x") == []
 
 
 @pytest.mark.slow
