@@ -22,3 +22,13 @@ def test_values_take_turns_and_the_whole_grid_can_be_had() -> None:
     turns = [second for _, second in grids.covering("abcdef", (0, 1), full=False)]
     assert sorted(turns) == [0, 0, 0, 1, 1, 1]
     assert grids.covering(*AXES, full=True) == list(itertools.product(*AXES))
+
+
+def test_cases_that_are_not_chosen_are_weekly_and_so_slow(request: pytest.FixtureRequest) -> None:
+    chosen, other = grids.everyday(["a", ("b", 1)], "a")
+    assert (chosen.values, chosen.marks) == (("a",), ()) and other.values == ("b", 1)
+    assert [mark.name for mark in other.marks] == ["weekly"]
+    with pytest.raises(AssertionError):
+        grids.everyday("ab", "c")  # a case that is renamed is missed
+    weekly = [item for item in request.session.items if item.get_closest_marker("weekly")]
+    assert all(item.get_closest_marker("slow") for item in weekly)
