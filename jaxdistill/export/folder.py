@@ -76,7 +76,9 @@ def _write_pytorch(folder: Path, model: Model, params: Mapping[str, Any]) -> Non
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(said).to_bytes(8, "little") + said)
         for path in paths:
-            file.write(torch_names.torch_tensor(path, stored.whole(leaves[path]).astype("<f4", copy=False)).data)
+            tensor = torch_names.transposed(path, stored.whole(leaves[path]))
+            for rows in np.array_split(tensor, max(tensor.nbytes >> 24, 1)):  # a transposed one has to be copied
+                file.write(np.ascontiguousarray(rows, "<f4").data)
 
 
 def _write_flax(folder: Path, model: Model, params: Mapping[str, Any]) -> None:

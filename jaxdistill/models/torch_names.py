@@ -25,14 +25,12 @@ def transposed(path: str, array: Any) -> Any:
     return array.T if path.endswith("/kernel") else array
 
 
-def torch_tensor(path: str, array: Any) -> np.ndarray:
-    """The array of a Flax path in torch's layout: contiguous, dtype kept."""
-    return np.ascontiguousarray(transposed(path, np.asarray(array)))
-
-
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of the torch class by name, as `torch_tensor` gives them."""
-    return {torch_name(path): torch_tensor(path, array) for path, array in flatten_dict(params, sep="/").items()}
+    """The tensors of the torch class by name: contiguous, dtypes kept."""
+    return {
+        torch_name(path): np.ascontiguousarray(transposed(path, np.asarray(array)))
+        for path, array in flatten_dict(params, sep="/").items()
+    }
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> dict[str, Any]:
