@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Array, Float
 
@@ -31,6 +31,8 @@ OnFigures = Callable[[int, dict[str, float]], object]
 # Called with the step and the folder of a checkpoint that is whole.
 OnCheckpoint = Callable[[int, Path], object]
 LossFunction = Callable[[Signals], Float[Array, "..."]]
+Seen = Literal["logits", "hidden_states", "attentions"]
+_SEEN: tuple[str, ...] = get_args(Seen)
 
 
 class Loss(NamedTuple):
@@ -44,7 +46,7 @@ class Loss(NamedTuple):
 
     function: LossFunction
     weight: float = 1.0
-    sees: Literal["logits", "hidden_states", "attentions"] = "logits"  # the arrays that the models must return for it
+    sees: Seen = "logits"  # the arrays that the models must return for it
     needs_teacher: bool = True
 
 
@@ -105,11 +107,12 @@ def distil(
     Raises:
       UserError: what does not fit, in one line that says what to do.
     """
-    folder, own = _folder(workdir), _own_losses(losses or {})
+    folder, own = _folder(workdir), _own_losses({} if losses is None else losses)
+    _check_functions(on_step=on_step, on_evaluation=on_evaluation, on_checkpoint=on_checkpoint)
     of_text, files = settings_of(
         text, held_out=held_out, column=column, prompt_column=prompt_column, folder=folder / "text"
     )
-    chosen = {**_models(teacher, student), **of_text, **(settings or {})}
+    chosen = {**_models(teacher, student), **of_text, **_given(settings)}
     made = with_settings(config, chosen, own_losses=bool(own))
     if not made.teacher.name and (alone := [name for name, loss in own.items() if loss.row.needs_teacher]):
         raise UserError(
@@ -156,7 +159,7 @@ def evaluate(
             text, held_out=text, column=column, prompt_column=prompt_column, folder=Path(folder)
         )
         write(files)
-        chosen = {**(_models(teacher, None) if teacher is not None else {}), **of_text, **(settings or {})}
+        chosen = {**(_models(teacher, None) if teacher is not None else {}), **of_text, **_given(settings)}
         if config is None and model.layers is None and hub.is_run(model.place.name):
             workdir = named_path(model.place.name)
             made = with_settings(measure.config_of_run(workdir, ()), chosen)
@@ -164,8 +167,20 @@ def evaluate(
             return measure.evaluate_run(
                 workdir, made, step=step, metrics=metrics, allow_pickle=model.allow_pickle, report=say
             )
-        made = with_settings(config, {**_models(teacher, model), **of_text, **(settings or {})})
+        made = with_settings(config, {**_models(teacher, model), **of_text, **_given(settings)})
         return measure.evaluate_config(made, str(model), metrics=metrics, allow_pickle=model.allow_pickle, report=say)
+
+
+def _given(settings: Any) -> Mapping[str, Any]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UserError(f"settings is of type {type(settings).__name__}; give a dictionary, {{'train.steps': 100}}")
+    return settings or {}
+
+
+def _check_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise UserError(f"{name} is {function!r}; give a function, or leave it out")
 
 
 def _folder(workdir: Named) -> Path:
@@ -212,27 +227,46 @@ def _place(model: LanguageModel | Named, role: str) -> tuple[str, str]:
     return model.place.name, model.place.revision
 
 
-def _own_losses(losses: Mapping[str, Loss | tuple[LossFunction, float]]) -> dict[str, OwnLoss]:
+def _own_losses(losses: Any) -> dict[str, OwnLoss]:
+    if not isinstance(losses, Mapping):
+        raise UserError(f"losses is of type {type(losses).__name__}; give a dictionary, {{name: (function, weight)}}")
     own = {}
     for name, given in losses.items():
-        loss = given if isinstance(given, Loss) else Loss(*given)
-        if not name.isidentifier() or name in TERMS or name in _FIGURES:
+        if not isinstance(name, str) or not name.isidentifier() or name in TERMS or name in _FIGURES:
             raise UserError(f"losses holds {name!r}: a name must be a Python name that no other figure of a run has")
-        if not 0 < loss.weight < float("inf"):
-            raise UserError(f"losses[{name!r}] has the weight {loss.weight}; it must be a number above 0")
-        own[name] = OwnLoss(_row(loss), float(loss.weight))
+        loss = _loss(f"losses[{name!r}]", given)
+        own[name] = OwnLoss(_row(f"losses[{name!r}]", loss), float(loss.weight))
     return own
+
+
+def _loss(name: str, given: Any) -> Loss:
+    loss = Loss(*given) if isinstance(given, tuple) and 1 <= len(given) <= len(Loss._fields) else None
+    if loss is None or not callable(loss.function):
+        raise UserError(f"{name} is {given!r}; give (function, weight), or a jaxdistill.Loss")
+    if not isinstance(loss.weight, int | float) or not 0 < loss.weight < float("inf"):
+        raise UserError(f"{name} has the weight {loss.weight!r}; it must be a number above 0")
+    if loss.sees not in _SEEN:
+        raise UserError(f"{name} sees {loss.sees!r}; a loss sees one of {', '.join(_SEEN)}")
+    return loss
 
 
 _FIGURES = ("loss", "grad_norm", "learning_rate", "tokens_per_s", "input_wait", "layers", "step", "time", "kind")
 
 
-def _row(loss: Loss) -> Term:
+def _row(name: str, loss: Loss) -> Term:
+    tokens = "head" if loss.sees == "logits" else "tokens"
+
+    def per_token(objective: Any, signals: Signals) -> Any:
+        values, shape = loss.function(signals), signals.masks[tokens].shape
+        if (found := getattr(values, "shape", ())) != shape:
+            raise UserError(f"{name} returns the shape {found}; it must return one value for each token: {shape}")
+        return values
+
     return Term(
         "A loss of the program's own.",
-        tokens="head" if loss.sees == "logits" else "tokens",
+        tokens=tokens,
         sees=loss.sees,
-        per_token=lambda objective, signals: loss.function(signals),
+        per_token=per_token,
         every_layer=True,
         needs_teacher=loss.needs_teacher,
     )

@@ -87,6 +87,8 @@ def _rows(text: Any, name: str, *, column: str, prompt_column: str) -> Iterator[
     columns = (prompt_column, column) if prompt_column else (column,)
     if isinstance(text, Mapping):
         raise UserError(f"{name} is a {type(text).__name__} with {', '.join(map(str, text))}; give one of its values")
+    if not hasattr(text, "__iter__"):
+        raise UserError(f"{name} is of type {type(text).__name__}; give a path, or texts: a list, a series or a frame")
     if (names := getattr(text, "column_names", getattr(text, "columns", None))) is not None:
         if missing := [one for one in columns if one not in list(names)]:
             key = "prompt_column" if prompt_column and missing[0] == prompt_column else "column"

@@ -1,18 +1,22 @@
 """Runs from a Python program: text in memory, callbacks, losses of its own, figures as rows, errors that are raised."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny_run
 
 import jaxdistill
+from jaxdistill.api import distil
 from jaxdistill.api import text as texts
 from jaxdistill.errors import UserError
+from jaxdistill.losses.term import Signals
 
 SHORT = {"data.max_length": 32, "data.min_tokens": 4, "data.buckets": (32,), "train.batch_size": 16, "mask.group": 2}
 SHORT |= {"evaluate.batches": 2, "evaluate.batch_size": 8, "log.every": 1, "train.steps": 4, "checkpoint.every": 2}
@@ -156,6 +160,50 @@ def test_errors_are_raised_before_anything_is_written(tiny, tmp_path):
         with pytest.raises(UserError, match=message):
             jaxdistill.distil(**{**common, **wrong})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ([logit_distance], r"losses is of type list; give a dictionary"),
+        (
+            {"mine": logit_distance},
+            r"is <function .*; give \(function, weight\), or a jaxdistill.Loss",
+        ),
+        ({"mine": (3, 1.0)}, r"losses\['mine'\] is \(3, 1.0\); give \(function, weight\)"),
+        ({"mine": (logit_distance, "1")}, r"has the weight '1'; it must be a number above 0"),
+        ({"mine": (logit_distance, math.nan)}, r"has the weight nan; it must be a number above 0"),
+        (
+            {"mine": (logit_distance, 1.0, "logit")},
+            r"sees 'logit'; a loss sees one of logits, hidden",
+        ),
+        ({3: (logit_distance, 1.0)}, r"losses holds 3: a name must be a Python name"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused(losses, message):
+    """By the function that takes any value: under tests, annotations are checked before `distil` is called."""
+    with pytest.raises(UserError, match=message):
+        distil._own_losses(losses)
+
+
+def test_arguments_of_another_type_are_refused():
+    with pytest.raises(UserError, match="on_step is 3; give a function, or leave it out"):
+        distil._check_functions(on_step=3, on_evaluation=None)
+    with pytest.raises(UserError, match="settings is of type list; give a dictionary"):
+        distil._given(["train.steps"])
+    with pytest.raises(UserError, match="text is of type int; give a path, or texts"):
+        next(texts._rows(3, "text", column="text", prompt_column=""))
+
+
+def test_a_loss_of_another_shape_is_named():
+    masks: Any = {"head": np.ones((2, 4), bool), "tokens": np.ones((2, 3), bool)}
+    signals = Signals(student=cast(Any, None), teacher=None, labels=masks["head"], masks=masks, projections={})
+    for sees, shape in (("logits", (2, 4)), ("hidden_states", (2, 3))):
+        own = {"right": (lambda x, shape=shape: np.ones(shape), 1.0, sees), "wrong": (lambda x: np.ones(()), 1.0, sees)}
+        right, wrong = (cast(Any, one.row.per_token) for one in distil._own_losses(own).values())
+        assert right(None, signals).shape == shape
+        with pytest.raises(UserError, match=r"losses\['wrong'\] returns the shape \(\); it must return one value"):
+            wrong(None, signals)
 
 
 ROWS = ["the cat\nsees", "a “dog”"]
