@@ -1,10 +1,12 @@
 """Costs before a machine is rented: what is counted, against programs whose cost is known, and the command itself."""
 
+import itertools
 import json
 import re
 import shutil
 from pathlib import Path
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -450,9 +452,12 @@ def moved_by_hand(
     }
 
 
+MESHES = ({"fsdp": 1}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2})
+STAND_FOR_ALL = (("qwen3", MESHES[0]), ("bert", MESHES[1]), ("qwen3", MESHES[2]))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [{"fsdp": 1}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}], ids=str)
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize(("name", "mesh"), grids.everyday(itertools.product(BY_HAND, MESHES), *STAND_FOR_ALL))
 def test_figures_are_those_of_arithmetic_by_hand(tmp_path, name, mesh):
     recipe, make, products, heads, transform, large, small, sums = BY_HAND[name]
     rows, length, pieces = 64, 64, 2
