@@ -1,4 +1,4 @@
-"""BERT distilled on the English half of Europarl, the debates of the European Parliament (Koehn 2005).
+r"""BERT distilled on the English half of Europarl, the debates of the European Parliament (Koehn 2005).
 
     python -m jaxdistill.train --config configs/bert_europarl.py --workdir runs/europarl \
         --config.data.path=europarl-v7.de-en.en

@@ -1,4 +1,4 @@
-"""Every other layer of a BERT that was trained with LayerDrop, taught by all of its layers.
+r"""Every other layer of a BERT that was trained with LayerDrop, taught by all of its layers.
 
     python -m jaxdistill.train --config configs/bert_layerdrop_student.py --workdir runs/student \
         --config.teacher.name=teacher/ --config.data.path=corpus.txt

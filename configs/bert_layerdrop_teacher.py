@@ -1,4 +1,4 @@
-"""A BERT teacher trained with LayerDrop, to be cut to every other layer (Fan et al. 2019, arXiv:1909.11556).
+r"""A BERT teacher trained with LayerDrop, to be cut to every other layer (Fan et al. 2019, arXiv:1909.11556).
 
     python -m jaxdistill.train --config configs/bert_layerdrop_teacher.py --workdir runs/teacher \
         --config.tokenizer.name=bert-base-uncased --config.data.path=corpus.txt

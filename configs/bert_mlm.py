@@ -1,4 +1,4 @@
-"""BERT distilled into a student of half its depth, as DistilBERT was made (Sanh et al. 2019, arXiv:1910.01108).
+r"""BERT distilled into a student of half its depth, as DistilBERT was made (Sanh et al. 2019, arXiv:1910.01108).
 
     python -m jaxdistill.train --config configs/bert_mlm.py --workdir runs/bert \
         --config.teacher.name=bert-base-uncased --config.data.path=corpus.txt

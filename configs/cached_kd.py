@@ -1,4 +1,4 @@
-"""GPT-2-medium distilled into GPT-2 on summaries of news, from a cache of the teacher's answers.
+r"""GPT-2-medium distilled into GPT-2 on summaries of news, from a cache of the teacher's answers.
 
     jaxdistill cache --config configs/cached_kd.py --out cache/ --config.teacher.name=runs/finetune/export-pytorch \
         --config.data.path=train.csv --config.data.eval_path=validation.csv

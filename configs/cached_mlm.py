@@ -1,4 +1,4 @@
-"""BERT distilled from a cache of its answers: the teacher runs once, and no longer in every epoch of every run.
+r"""BERT distilled from a cache of its answers: the teacher runs once, and no longer in every epoch of every run.
 
     jaxdistill init-student --teacher bert-base-uncased --layers every_other --family distilbert --out student/
     jaxdistill cache --config configs/cached_mlm.py --out cache/ --config.data.path=corpus.txt

@@ -1,4 +1,4 @@
-"""DistilBERT with the hyper-parameters of its authors' code, every one of them (Sanh et al. 2019, arXiv:1910.01108).
+r"""DistilBERT with the hyper-parameters of its authors' code, every one of them (Sanh et al. 2019, arXiv:1910.01108).
 
     python -m jaxdistill.train --config configs/distilbert_reference.py --workdir runs/distilbert \
         --config.data.path=wikipedia_and_books.txt

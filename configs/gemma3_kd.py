@@ -1,4 +1,4 @@
-"""Gemma 3 1B distilled into Gemma 3 270M on plain text, by the forward KL of their next-token distributions.
+r"""Gemma 3 1B distilled into Gemma 3 270M on plain text, by the forward KL of their next-token distributions.
 
     python -m jaxdistill.train --config configs/gemma3_kd.py --workdir runs/gemma3 \
         --config.teacher.name=google/gemma-3-1b-pt --config.student.name=google/gemma-3-270m \

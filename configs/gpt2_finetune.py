@@ -1,4 +1,4 @@
-"""GPT-2 fine-tuned on summaries of news, without a teacher: makes the teacher, or the initial student, of gpt2_kd.py.
+r"""GPT-2 fine-tuned on summaries of news, without a teacher: makes the teacher, or the initial student, of gpt2_kd.py.
 
     python -m jaxdistill.train --config configs/gpt2_finetune.py --workdir runs/finetune \
         --config.student.name=gpt2-medium --config.data.path=train.csv --config.data.eval_path=validation.csv

@@ -1,4 +1,4 @@
-"""GPT-2-medium distilled into GPT-2 on summaries of news, by a divergence of their next-token distributions.
+r"""GPT-2-medium distilled into GPT-2 on summaries of news, by a divergence of their next-token distributions.
 
     python -m jaxdistill.train --config configs/gpt2_kd.py --workdir runs/kd \
         --config.teacher.name=runs/finetune/export-pytorch --config.student.name=gpt2 \

@@ -1,4 +1,4 @@
-"""GPT-2-medium distilled into GPT-2 on summaries of news, by policy gradient: MiniLLM (Gu et al. 2024).
+r"""GPT-2-medium distilled into GPT-2 on summaries of news, by policy gradient: MiniLLM (Gu et al. 2024).
 
     python -m jaxdistill.train --config configs/gpt2_policy.py --workdir runs/policy \
         --config.teacher.name=runs/finetune/export-pytorch --config.student.name=runs/student/export-pytorch \

@@ -1,4 +1,4 @@
-"""Llama-3.1-8B distilled into Llama-3.2-1B on plain text, by the forward KL of their next-token distributions.
+r"""Llama-3.1-8B distilled into Llama-3.2-1B on plain text, by the forward KL of their next-token distributions.
 
     python -m jaxdistill.train --config configs/llama3_kd.py --workdir runs/llama3 \
         --config.teacher.name=meta-llama/Llama-3.1-8B --config.student.name=meta-llama/Llama-3.2-1B \

@@ -1,4 +1,4 @@
-"""BERT distilled into a student of 6 layers, half as wide, by self-attention relations (MiniLMv2, arXiv:2012.15828).
+r"""BERT distilled into a student of 6 layers, half as wide, by self-attention relations (MiniLMv2, arXiv:2012.15828).
 
     python -m jaxdistill.train --config configs/minilmv2_bert.py --workdir runs/minilm \
         --config.teacher.name=bert-base-uncased --config.data.path=corpus.txt

@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024, arXiv:2412.13663) distilled into half of its layers; also for mmBERT and Ettin.
+r"""ModernBERT (Warner et al. 2024, arXiv:2412.13663) distilled into half of its layers; also for mmBERT and Ettin.
 
     python -m jaxdistill.train --config configs/modernbert_mlm.py --workdir runs/modernbert \
         --config.teacher.name=answerdotai/ModernBERT-base --config.data.path=corpus.txt

@@ -1,4 +1,4 @@
-"""BERT distilled into a student of two thirds of its width: its most important channels, units and heads (Minitron).
+r"""BERT distilled into a student of two thirds of its width: its most important channels, units and heads (Minitron).
 
     python -m jaxdistill.train --config configs/narrow_bert.py --workdir runs/narrow \
         --config.teacher.name=bert-base-uncased --config.data.path=corpus.txt

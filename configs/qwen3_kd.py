@@ -1,4 +1,4 @@
-"""Qwen3-4B distilled into Qwen3-0.6B on prompts and answers, by a divergence of their next-token distributions.
+r"""Qwen3-4B distilled into Qwen3-0.6B on prompts and answers, by a divergence of their next-token distributions.
 
     python -m jaxdistill.train --config configs/qwen3_kd.py --workdir runs/qwen3 \
         --config.teacher.name=Qwen/Qwen3-4B --config.student.name=Qwen/Qwen3-0.6B \

@@ -1,4 +1,4 @@
-"""RoBERTa distilled into every other of its layers, as DistilRoBERTa was made; also for a fine-tuned RoBERTa or XLM-R.
+r"""RoBERTa distilled into every other of its layers, as DistilRoBERTa was made; also for a fine-tuned RoBERTa or XLM-R.
 
     python -m jaxdistill.train --config configs/roberta_mlm.py --workdir runs/roberta \
         --config.teacher.name=trained_roberta --config.data.path=tweets.txt

@@ -1,4 +1,4 @@
-"""A RoBERTa that was trained on tweets, distilled into every other of its layers, on tweets.
+r"""A RoBERTa that was trained on tweets, distilled into every other of its layers, on tweets.
 
     python -m jaxdistill.train --config configs/roberta_tweets.py --workdir runs/tweets \
         --config.data.path=tweets.txt --config.data.eval_path=dev.txt

@@ -1,4 +1,4 @@
-"""BERT-base and BERT-large distilled together into a DistilBERT of six layers.
+r"""BERT-base and BERT-large distilled together into a DistilBERT of six layers.
 
     jaxdistill train --config configs/two_teachers.py --workdir runs/two \
         --config.teacher.name=bert-base-uncased --config.teacher.also="('bert-large-uncased',)" \

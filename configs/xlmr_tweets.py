@@ -1,4 +1,4 @@
-"""An XLM-RoBERTa that was trained on tweets of many languages, distilled into every other of its layers.
+r"""An XLM-RoBERTa that was trained on tweets of many languages, distilled into every other of its layers.
 
     python -m jaxdistill.train --config configs/xlmr_tweets.py --workdir runs/xlmr \
         --config.data.path=tweets.txt --config.data.eval_path=dev.txt

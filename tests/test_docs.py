@@ -93,6 +93,7 @@ def test_what_commands_need_is_said_before_them(section: str, command: str, need
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_a_recipe_says_how_it_is_run_how_long_it_takes_and_what_came_of_it(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert max(map(len, text.splitlines())) <= 120, "a command on two lines needs a raw docstring, for its backslash"
     assert f"configs/{path.name} " in text or f"python scripts/make_{path.stem.removesuffix('_teacher')}.py" in text
     time, result = (
         [" ".join(part.split()) for part in text.split("\n\n") if part.startswith(f"{word}: ")]
