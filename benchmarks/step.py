@@ -368,11 +368,16 @@ def machine() -> str:
     )
 
 
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    sizes = {"teacher-layers": 12, "student-layers": 6, "width": 768, "heads": 12, "vocab": 30_522}
+    for name, default in {**sizes, "rows": 8, "length": 128}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"teacher-layers": 12, "student-layers": 6, "width": 768, "heads": 12, "vocab": 30_522}
-    for name, default in {**sizes, "rows": 8, "length": 128, "rounds": 9}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_sizes(parser)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", nargs="+", choices=["all", "masked"], default=["all", "masked"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--device", choices=list(SIDE), default="cpu")

@@ -19,6 +19,28 @@ def test_the_step_names_its_machine(monkeypatch) -> None:
     assert machine().endswith(", asked for by malloc")
 
 
+def test_the_parts_of_a_step_are_told_by_the_names_of_its_operations(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(STEP.parent))
+    parts = runpy.run_path(str(STEP.with_name("step_parts.py")))
+    layer = "transformer/layer/0"
+    named = {  # an operation of the compiled program, its name, and where its time counts
+        "dot.1": (f"transpose(jvp(FlaxDistilBert))/{layer}/ffn/lin1/transpose", "student, backward", "products"),
+        "ynn_fusion.2": (f"jvp(FlaxDistilBert)/{layer}/ffn/erfc", "student, forward", "GELU"),
+        "ynn_fusion.3": ("jvp(FlaxBert)/layer/3/attention/self/vmap(BTNH)/dot_general", "teacher", "attention"),
+        "fusion.4": ("jvp()/while/body/closed_call/exp", "head", "rest"),
+        "add_fusion.5": ("add", "update", "rest"),
+    }
+    lines = [
+        f'  %{op} = f32[2,3]{{1,0}} fusion(%a), metadata={{op_name="jit(step)/{x[0]}" id=1}}' for op, x in named.items()
+    ]
+    loop = '  %while.6 = (f32[]) while(%tuple), metadata={op_name="jit(step)/jvp()/while"}'
+    found = parts["operations"]("\n".join([*lines, loop, "  %tuple.7 = (f32[]) tuple(%b)"]))
+    assert list(found) == list(named)
+    for op, (_, model, kind) in named.items():
+        assert parts["kind_of"](parts["MODELS"], found[op]).startswith(model), op
+        assert parts["kind_of"](parts["KINDS"], found[op]).startswith(kind), op
+
+
 def timed(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs a benchmark in the environment of a shell, without what commands of other tests set for their process."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("USE_")} | {"COLUMNS": "140"}
