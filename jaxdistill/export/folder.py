@@ -79,6 +79,7 @@ def _write_pytorch(folder: Path, model: Model, params: Mapping[str, Any]) -> Non
             tensor = torch_names.transposed(path, stored.whole(leaves[path]))
             for rows in np.array_split(tensor, max(tensor.nbytes >> 24, 1)):  # a transposed one has to be copied
                 file.write(np.ascontiguousarray(rows, "<f4").data)
+            del tensor, rows  # before the next one is there as well
 
 
 def _write_flax(folder: Path, model: Model, params: Mapping[str, Any]) -> None:
