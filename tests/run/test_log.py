@@ -1,7 +1,10 @@
 """Figures while a run trains: what they count, and where they are written."""
 
+import json
+import struct
 import sys
 import time
+from collections.abc import Iterator
 from types import ModuleType
 
 import jax.numpy as jnp
@@ -112,19 +115,44 @@ def test_figures_go_to_wandb_under_one_id(tmp_path, monkeypatch):
     assert stand_in.finished == 2
 
 
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of a W&B file, a log of LevelDB's form: pieces with a checksum, a length and a kind before each."""
+    at, whole = 7, b""  # after the name and the version of the format
+    while at < len(data):
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left  # no piece begins in the last bytes of a block
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            yield whole
+            whole = b""
+
+
 @pytest.mark.slow
-def test_wandb_in_its_own_offline_mode(tmp_path, monkeypatch):
-    """Where wandb is installed: the stand-in above takes what it takes."""
-    pytest.importorskip("wandb")
+def test_wandb_keeps_what_was_written(tmp_path, monkeypatch):
+    """Offline, from the file of its own that it sends later; so the stand-in above takes what the package takes."""
+    pytest.importorskip("wandb", reason="needs the extra `wandb`, which is not installed")
+    from wandb.proto import wandb_internal_pb2
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     write, close, show = writers.wandb(tmp_path, project="distil", config={"train": {"steps": 4}})
-    write(1, "train", {"loss": 0.5})
+    write(1, "train", {"loss": 0.5, "mlm": 0.25})
     write(2, "eval", {"perplexity": 3.5})
     show(2, "samples", SAMPLES)
     close()
     (file,) = tmp_path.rglob(f"*-{(tmp_path / writers.WANDB_ID).read_text()}.wandb")
-    assert all(name in file.read_bytes() for name in (b"train/loss", b"0.5", b"eval/perplexity", b"3.5"))
+    found = {}
+    for data in log_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(data)
+        for item in record.history.item:
+            found[record.history.step.num, item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    table = json.loads((file.parent / "files" / found[2, "samples.path"]).read_text())
+    assert (table["columns"], table["data"]) == (list(SAMPLES.columns), [list(row) for row in SAMPLES.rows])
+    figures = {(step, name): value for (step, name), value in found.items() if "/" in name}
+    assert figures == {(1, "train/loss"): 0.5, (1, "train/mlm"): 0.25, (2, "eval/perplexity"): 3.5}
 
 
 class Trackio(ModuleType):
