@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "narrow_bert": (),
     "roberta_mlm": (),
     "roberta_tweets": (),
+    "two_teachers": (),
     "wikitext_tfds": (),
     "xlmr_tweets": (),
 }
