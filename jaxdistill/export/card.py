@@ -176,6 +176,8 @@ def without_folders(recipe: Any) -> Any:
     """Values with absolute paths cut to their last part: a card is public, a user's folders are not."""
     if isinstance(recipe, Mapping):
         return {key: without_folders(value) for key, value in recipe.items() if key != "cache_dir"}
+    if isinstance(recipe, list | tuple):
+        return [without_folders(value) for value in recipe]
     if isinstance(recipe, str) and recipe.startswith(("/", "~")):
         return Path(recipe).name
     return recipe

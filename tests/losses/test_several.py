@@ -97,8 +97,12 @@ def dense(student: Head, target: Several, name: str) -> Any:
     return jax.value_and_grad(total)(student)
 
 
+CASES = [("reverse_kl", "probabilities"), ("jsd", "losses"), ("logit_mse", "losses")]
+OTHERS = [(name, "probabilities") for name in BY_HAND if name != "reverse_kl"]
+
+
 @pytest.mark.parametrize(
-    ("name", "combine"), [*((name, "probabilities") for name in BY_HAND), ("jsd", "losses"), ("logit_mse", "losses")]
+    ("name", "combine"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
 )
 def test_value_and_gradient_of_both_heads(name: str, combine: Any) -> None:
     """The gradient in features by differences of what is written out by hand."""
