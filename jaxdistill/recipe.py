@@ -59,7 +59,7 @@ def with_settings(config: Any, settings: Mapping[str, Any], *, own_losses: bool 
 def _values_of(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The values of a recipe with `--config.KEY=VALUE` overrides, as yet unchecked."""
     file, colon, variant = path.partition(":")
-    file = str(_found(file))
+    file = str(_found(file, flag="--config: "))
     recipe = _run(f"{file}{colon}{variant}")
     if not isinstance(recipe, ConfigDict):
         raise UserError(f"{file}: get_config returned {type(recipe).__name__}; it must return a config")
@@ -156,7 +156,7 @@ def _variants(get_config: Any) -> tuple[str, ...]:
     return ()
 
 
-def _found(name: str) -> Path:
+def _found(name: str, *, flag: str = "") -> Path:
     """The file of a recipe that a user names: a path, or the name of a recipe of the package."""
     if (path := named_path(name)).is_file():
         return path
@@ -166,7 +166,8 @@ def _found(name: str) -> Path:
     near = difflib.get_close_matches(Path(name).stem, of_package, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(
-        f"there is no file {name!r}, and no recipe of this name; {hint}`jaxdistill recipes` lists those of the package"
+        f"{flag}there is no file {name!r}, and no recipe of this name; {hint}`jaxdistill recipes` lists those of the "
+        "package"
     )
 
 

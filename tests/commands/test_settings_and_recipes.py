@@ -43,9 +43,7 @@ def test_recipes_are_those_of_the_folder():
     for name in ("bert_mlm", "bert_mlm:smoke"):
         code, out, _ = tiny_run.call(cli.main, ["recipes", name])
         assert code == 0 and "arXiv:1910.01108" in out and str(CONFIGS / "bert_mlm.py") in out
-        assert (
-            "--workdir runs/bert \\\n        --config.teacher" in out
-        )  # as in the file
+        assert "--workdir runs/bert \\\n        --config.teacher" in out  # as in the file
 
 
 @pytest.mark.parametrize("variant", ["", ":smoke"])

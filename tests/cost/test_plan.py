@@ -412,8 +412,9 @@ def qwen3(folder: Path) -> list[str]:
     Qwen3Config(vocab_size=1024, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                 head_dim=64, intermediate_size=384, max_position_embeddings=64, tie_word_embeddings=True,
                 ).save_pretrained(folder)  # fmt: skip
-    values = "student.name=", "student.layers=1", "student.remat=", "loss.tokens=all", "data.max_length=64"
-    return [f"--config.{value}" for value in (*values, "data.buckets=(64,)")]
+    one_by_one = "student.remat=", "student.scan=False", "teacher.scan=False"
+    values = "student.name=", "student.layers=1", "loss.tokens=all", "data.max_length=64", "data.buckets=(64,)"
+    return [f"--config.{value}" for value in (*one_by_one, *values)]
 
 
 # (recipe, configuration, products of a token in a layer beside attention, width of all heads, products in the head's
