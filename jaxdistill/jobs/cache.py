@@ -14,9 +14,9 @@ import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxdistill import config as configs
+from jaxdistill import processes
 from jaxdistill.config import Config
 from jaxdistill.console import taking
 from jaxdistill.data import teacher_cache as caches
@@ -104,7 +104,7 @@ def make_cache(config: Config, out: Path, *, allow_pickle: bool, report: Report)
                 pair.teacher.config.save_pretrained(out / caches.TEACHER)
                 tokenizer.save_pretrained(out / caches.TEACHER)
             caches.write_meta(out, meta)
-        _wait_for_all("begun")
+        processes.wait("cache: begun")
         return _filled(config, out, text, meta, allow_pickle=allow_pickle, report=report)
 
 
@@ -122,11 +122,6 @@ def _held(out: Path) -> Iterator[None]:
         raise UserError(f"--out {out} is being written by another process; wait for it to end") from None
     finally:
         lock.release()
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"teacher cache: {what}")
 
 
 def _tokenizer(config: Config, folder: Path, teacher: Model) -> Any:
@@ -198,7 +193,7 @@ def _filled(config: Config, out: Path, text: Text, meta: Meta, *, allow_pickle: 
     with taking("looking up what is there already"):
         known = {key.tobytes() for shard in cache.shards for key in shard.keys}
         todo = _todo(config, text, meta, known)
-    _wait_for_all("looked up")  # before anyone writes, so that all have found the same
+    processes.wait("cache: looked up")  # before anyone writes, so that all have found the same
     tokens = sum(int(text.train.lengths[rows].sum()) for rows in todo)
     if tokens:
         with taking("reading the teacher"):
@@ -212,7 +207,7 @@ def _filled(config: Config, out: Path, text: Text, meta: Meta, *, allow_pickle: 
                 progress.add(int(batch["attention_mask"].sum()))
         finally:
             writer.write()  # also where the process is interrupted
-    _wait_for_all("written")
+    processes.wait("cache: written")
     if jax.process_index() == 0:
         record = text_record(config, text)
         there = caches.read_meta(out)
