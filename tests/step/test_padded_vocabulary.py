@@ -101,12 +101,16 @@ def batch_of(kind: str, rows: int = 4) -> dict[str, np.ndarray]:
 def graded(kind: str, padded: str, objective: Objective) -> Any:
     """((loss, means), gradient of the student)."""
     student, teacher, params, teacher_params = models_of(kind, padded)
-    distillation = Distillation(student, teacher, objective, 2, lambda length: 16)
+    return gradient(Distillation(student, teacher, objective, 2, lambda length: 16), params, teacher_params, kind=kind)
+
+
+def gradient(distillation: Distillation, params: Any, teacher_params: Any, *, kind: str) -> Any:
+    """((loss, means), gradient of the student) of the batch of a kind."""
     batch = jax.tree.map(jnp.asarray, batch_of(kind))
 
     @functools.partial(jax.jit, compiler_options=tiny.QUICK)
     def of(params: Any, teacher_params: Any) -> Any:
-        counts = token_counts(masks_of(objective, batch))
+        counts = token_counts(masks_of(distillation.objective, batch))
         trained = lambda params: {"student": params, "projections": {}}  # noqa: E731
         loss = lambda params: loss_fn(trained(params), teacher_params, batch, counts, distillation)  # noqa: E731
         return jax.value_and_grad(loss, has_aux=True)(params)

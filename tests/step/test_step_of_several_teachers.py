@@ -13,12 +13,11 @@ import tiny
 from test_padded_vocabulary import close
 
 from jaxdistill.losses.term import Objective
-from jaxdistill.losses.terms import masks_of, token_counts
 from jaxdistill.models import intercept
 from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.pair import Mix, Pair
 from jaxdistill.step import sharding
-from jaxdistill.step.forward import Distillation, loss_fn, teacher_outputs
+from jaxdistill.step.forward import Distillation, teacher_outputs
 from jaxdistill.step.settings import MeshConfig
 from jaxdistill.step.sharding import Meshes
 from jaxdistill.step.state import Placement, TrainState
@@ -47,16 +46,7 @@ def graded(aim: Objective, teachers: tuple[int, ...] = (1, 2)) -> Any:
     (student, *those), (params, *theirs) = models()
     chosen, given = [those[i - 1] for i in teachers], tuple(theirs[i - 1] for i in teachers)
     distillation = Distillation(student, chosen[0], aim, 2, lambda length: 16, others=chosen[1:])
-    batch = jax.tree.map(jnp.asarray, padded.batch_of("gpt2"))
-
-    @functools.partial(jax.jit, compiler_options=tiny.QUICK)
-    def of(params: Any, given: Any) -> Any:
-        counts = token_counts(masks_of(aim, batch))
-        trained = lambda params: {"student": params, "projections": {}}  # noqa: E731
-        loss = lambda params: loss_fn(trained(params), given, batch, counts, distillation)  # noqa: E731
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    return jax.device_get(of(params, given if len(given) > 1 else given[0]))
+    return padded.gradient(distillation, params, given if len(given) > 1 else given[0], kind="gpt2")
 
 
 @pytest.mark.slow
