@@ -31,8 +31,9 @@ from jaxdistill.models import hub, stored
 from jaxdistill.models.fingerprint import weights_fingerprint
 from jaxdistill.models.model import Model, common_words
 from jaxdistill.models.tokenizer import check_tokenizer, end_texts_alike, load_tokenizer
-from jaxdistill.run.models import load_teacher, pair_of_shapes
+from jaxdistill.run.models import pair_of_shapes
 from jaxdistill.run.teacher_cache import AT_ONCE, text_record
+from jaxdistill.run.teachers import load_teacher
 from jaxdistill.run.training import check_devices
 from jaxdistill.step import sharding
 from jaxdistill.step.answers import make_answer

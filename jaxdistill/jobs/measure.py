@@ -21,7 +21,9 @@ from jaxdistill.models.settings import HOW_MADE, StudentConfig
 from jaxdistill.run import folder as folders
 from jaxdistill.run import importance
 from jaxdistill.run.assemble import held_out_of
-from jaxdistill.run.models import check_model, in_memory, load_teacher, pair_with
+from jaxdistill.run.fit import check_model
+from jaxdistill.run.models import in_memory, pair_with
+from jaxdistill.run.teachers import load_teacher
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.step import sharding
 from jaxdistill.step.sharding import Meshes

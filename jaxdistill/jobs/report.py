@@ -39,9 +39,11 @@ from jaxdistill.run import folder as folders
 from jaxdistill.run.assemble import held_out_of
 from jaxdistill.run.best import step_named
 from jaxdistill.run.export import held_out_text
-from jaxdistill.run.models import check_model, in_dtype, load_teacher
+from jaxdistill.run.fit import check_model
+from jaxdistill.run.models import in_dtype
 from jaxdistill.run.origin import read_origin
 from jaxdistill.run.records import read_records
+from jaxdistill.run.teachers import load_teacher
 from jaxdistill.run.training import check_evaluation
 from jaxdistill.sampling.generate import make_generator
 from jaxdistill.step import sharding

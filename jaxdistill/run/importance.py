@@ -22,7 +22,9 @@ from jaxdistill.models.model import Model, build_model
 from jaxdistill.models.narrow import Scores, Sizes, full_sizes, narrow, narrow_config
 from jaxdistill.models.pair import Pair
 from jaxdistill.models.student import cut_student
-from jaxdistill.run.models import is_made, load_teacher, narrower_sizes, student_in_memory
+from jaxdistill.run.models import is_made, student_in_memory
+from jaxdistill.run.students import narrower_sizes
+from jaxdistill.run.teachers import load_teacher
 from jaxdistill.step import sharding
 from jaxdistill.step.sharding import Meshes
 
