@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Array, Float
 
+from jaxdistill.api.arguments import check_flag, check_function, name_of, texts_of
 from jaxdistill.api.models import LanguageModel, Named, load, loaded
 from jaxdistill.api.text import Text, settings_of, write
 from jaxdistill.console import say
@@ -108,7 +109,12 @@ def distil(
       UserError: what does not fit, in one line that says what to do.
     """
     folder, own = _folder(workdir), _own_losses({} if losses is None else losses)
-    _check_functions(on_step=on_step, on_evaluation=on_evaluation, on_checkpoint=on_checkpoint)
+    check_flag("allow_pickle", allow_pickle)
+    for name, function in {"on_step": on_step, "on_evaluation": on_evaluation}.items():
+        if function is not None:
+            check_function(name, function, "the step", "its figures")
+    if on_checkpoint is not None:
+        check_function("on_checkpoint", on_checkpoint, "the step", "the folder of the checkpoint")
     of_text, files = settings_of(
         text, held_out=held_out, column=column, prompt_column=prompt_column, folder=folder / "text"
     )
@@ -153,6 +159,7 @@ def evaluate(
     Raises:
       UserError: what does not fit.
     """
+    metrics = None if metrics is None else texts_of("metrics", metrics)
     model = loaded(student)
     with tempfile.TemporaryDirectory() as folder:
         of_text, files = settings_of(
@@ -174,19 +181,15 @@ def evaluate(
 def _given(settings: Any) -> Mapping[str, Any]:
     if settings is not None and not isinstance(settings, Mapping):
         raise UserError(f"settings is of type {type(settings).__name__}; give a dictionary, {{'train.steps': 100}}")
+    if strange := [key for key in settings or {} if not isinstance(key, str)]:
+        raise UserError(f"settings has the key {strange[0]!r}; give dotted keys, {{'train.steps': 100}}")
     return settings or {}
-
-
-def _check_functions(**functions: Any) -> None:
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise UserError(f"{name} is {function!r}; give a function, or leave it out")
 
 
 def _folder(workdir: Named) -> Path:
     """The folder of a run, or the mirror of its address."""
     try:
-        return named_path(str(mirror.folder(str(workdir))))
+        return named_path(str(mirror.folder(name_of("workdir", workdir))))
     except argparse.ArgumentTypeError as error:
         raise UserError(str(error)) from error
 
@@ -221,7 +224,7 @@ def _models(teacher: LanguageModel | Named | None, student: LanguageModel | Name
 def _place(model: LanguageModel | Named, role: str) -> tuple[str, str]:
     """(name, revision) of a model that a run can read by itself."""
     if not isinstance(model, LanguageModel):
-        return str(model), ""
+        return name_of(role, model), ""
     if model.layers is not None or model.place.step != "last":
         raise UserError(f"the {role} is {model}, which has no folder of its own; export it, and name that folder")
     return model.place.name, model.place.revision
@@ -241,8 +244,9 @@ def _own_losses(losses: Any) -> dict[str, OwnLoss]:
 
 def _loss(name: str, given: Any) -> Loss:
     loss = Loss(*given) if isinstance(given, tuple) and 1 <= len(given) <= len(Loss._fields) else None
-    if loss is None or not callable(loss.function):
+    if loss is None:
         raise UserError(f"{name} is {given!r}; give (function, weight), or a jaxdistill.Loss")
+    check_function(name, loss.function, "the Signals of a batch")
     if not isinstance(loss.weight, int | float) or not 0 < loss.weight < float("inf"):
         raise UserError(f"{name} has the weight {loss.weight!r}; it must be a number above 0")
     if loss.sees not in _SEEN:

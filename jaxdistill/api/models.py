@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from jaxdistill.api.arguments import at_least_one, check_flag, name_of, number, texts_of, whole
 from jaxdistill.console import say
 from jaxdistill.errors import UserError
 from jaxdistill.evaluate.fill_mask import make_fill_mask
@@ -76,7 +77,8 @@ def load(name: Named, *, revision: str = "", step: str | int = "last", allow_pic
     Raises:
       UserError: it cannot be read.
     """
-    place = Place(str(name), revision, str(step))
+    check_flag("allow_pickle", allow_pickle)
+    place = Place(name_of("model", name), revision, str(step))
     writer = writer_named(place.name, step=place.step, revision=revision, allow_pickle=allow_pickle, report=say)
     return LanguageModel(writer.model, writer.tokenizer, place, allow_pickle=allow_pickle, read=writer.load)
 
@@ -128,10 +130,11 @@ def fill_mask(
     Raises:
       UserError: the model is no masked one; a text has no [MASK] or is too long.
     """
+    asked, count = texts_of("texts", texts), at_least_one("top", top)
     model = loaded(model)
     if model.model.family.causal:
         raise UserError(f"a {model.model.config.model_type} fills no masks; continue a text with generate")
-    return make_fill_mask(model.model, model.tokenizer, _listed(texts), top=top, where="fill_mask")(model.params)
+    return make_fill_mask(model.model, model.tokenizer, asked, top=count, where="fill_mask")(model.params)
 
 
 def generate(
@@ -153,10 +156,16 @@ def generate(
     Raises:
       UserError: the model is no causal one; a prompt does not fit.
     """
+    decoding = Decoding(
+        max_new_tokens=whole("max_new_tokens", max_new_tokens),
+        temperature=number("temperature", temperature),
+        top_k=whole("top_k", top_k),
+        top_p=number("top_p", top_p),
+    )
+    asked, of_batch, drawn = texts_of("prompts", prompts), whole("batch_size", batch_size), whole("seed", seed)
     model = loaded(model)
-    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     writer = Writer(model.model, model.tokenizer, lambda: model.params)
-    return continue_prompts(writer, _listed(prompts), decoding, batch_size=batch_size, seed=seed)
+    return continue_prompts(writer, asked, decoding, batch_size=of_batch, seed=drawn)
 
 
 def neighbours(
@@ -167,8 +176,9 @@ def neighbours(
     Raises:
       UserError: the tokenizer does not know a word.
     """
-    model, asked = loaded(model), _listed(words)
-    found = nearest_words(model.model, model.params, model.tokenizer, asked, top=top)
+    asked, count = texts_of("words", words), at_least_one("top", top)
+    model = loaded(model)
+    found = nearest_words(model.model, model.params, model.tokenizer, asked, top=count)
     return dict(zip(asked, found, strict=True))
 
 
@@ -185,7 +195,8 @@ def export(model: LanguageModel | Named, out: Named, *, to: str = "pytorch") -> 
     """
     if to not in FORMATS:
         raise UserError(f"to={to!r}: there are {', '.join(FORMATS)}")
-    model, folder = loaded(model), named_path(str(out))
+    folder = named_path(name_of("out", out))
+    model = loaded(model)
     if model.layers is not None:
         kept, place = model.layers, model.place
         made = Cut(place.name, ",".join(map(str, kept)), place.revision, family=model.family)
@@ -198,7 +209,3 @@ def export(model: LanguageModel | Named, out: Named, *, to: str = "pytorch") -> 
             f"{model.place.name} is a model folder already; export the student of a run, or one that is cut"
         )
     return folder
-
-
-def _listed(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
