@@ -25,11 +25,12 @@ os.environ.setdefault(
     # jaxlib 0.12 has no such flag, and ends a process that sets it.
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")) else ""),
 )
-# Compiled programs are shared by all processes of a session: pytest's own and those that tests start.
+# Compiled programs are shared by all processes of a session: pytest's own and those that tests start. In a folder that
+# JAX_COMPILATION_CACHE_DIR names they are kept for the next session.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdistill-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 pytest.register_assert_rewrite("tiny_run")  # so that failures of its assertions show the values

@@ -47,7 +47,7 @@ def timed(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # no user runs a benchmark; its step is that of a run
 def test_a_step_of_both_libraries_is_the_same_and_is_timed() -> None:
     """The benchmark itself compares the losses of the first steps."""
     sizes = "--teacher-layers 2 --student-layers 1 --width 32 --heads 2 --vocab 300 --rows 8 --length 16 --rounds 2"
@@ -57,7 +57,7 @@ def test_a_step_of_both_libraries_is_the_same_and_is_timed() -> None:
     assert "torch-eager" in done.stdout and "of peak" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # as the step's; test_generate compares the text of both libraries
 def test_both_libraries_write_the_same_text_and_are_timed() -> None:
     """The benchmark itself compares the texts."""
     sizes = "--layers 1 --prompts 2 --length 8 --new 4 --rounds 1"

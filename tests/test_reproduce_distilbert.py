@@ -49,7 +49,7 @@ def test_the_report(script, tmp_path, monkeypatch):
     assert (tmp_path / "distilbert.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # an arm is a run of bert_mlm with other settings, and a measurement by `evaluate`
 def test_arms_of_other_methods_run_and_are_measured(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("We must work for peace and for the good of all nations of the world today.\n" * 200)

@@ -27,7 +27,7 @@ def test_the_tokenizer_frames_texts_as_robertas(tmp_path):
     assert (ids[0], ids[-1], ids.count(tokenizer.mask_token_id)) == (0, 2, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # each of its models is a run of a recipe
 def test_base_teacher_and_student_are_made_measured_and_compared(tmp_path):
     (tmp_path / "tweets.txt").write_text(TWEETS)
     same = [option for name in ("tweets", "dev", "text") for option in (f"--{name}", str(tmp_path / "tweets.txt"))]

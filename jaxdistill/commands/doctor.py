@@ -38,7 +38,7 @@ def main(flags: argparse.Namespace, overrides: list[str]) -> None:
         findings.append(one)
         if not flags.json:
             mark = {"ok": " ", "note": "~", "fix": "!"}[one.verdict]
-            print(f"{mark} {one.what:18} {one.found}{f' ({one.advice})' if one.advice else ''}", flush=True)
+            print(f"{mark} {one.what:19} {one.found}{f' ({one.advice})' if one.advice else ''}", flush=True)
     if flags.json:
         show((), [one._asdict() for one in findings], as_json=True)
     if wrong := [one.what for one in findings if one.verdict == "fix"]:

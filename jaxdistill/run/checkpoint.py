@@ -53,6 +53,7 @@ def open_manager(
       keep_steps: steps whose checkpoints are always kept.
     """
     _hide_library_logs()
+    _write_small_arrays_whole()
     kept = [policies.LatestN(keep), policies.CustomSteps(steps=list(keep_steps))]
     directory = folder_of(workdir)
     if best:
@@ -87,6 +88,22 @@ def _hide_library_logs() -> None:
     hook = sys.unraisablehook
     # Work still under way in tensorstore's threads when orbax gives up fails on orbax's closed event loop.
     sys.unraisablehook = lambda what: None if "Event loop is closed" in str(what.exc_value) else hook(what)
+
+
+# Bytes of the part of an array, which several devices hold alike, that each of them writes; a smaller array is written
+# by one device.
+_LEAST_PART = 2**20
+
+
+@functools.cache
+def _write_small_arrays_whole() -> None:
+    """Keeps orbax from cutting each array into a part for every device that holds a copy.
+
+    The parts of large arrays leave their devices at the same time. For the many small arrays of a model, making the
+    parts takes most of the time for which a save keeps the next step waiting (benchmarks/save.py).
+    """
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class _Best:

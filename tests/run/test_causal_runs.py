@@ -437,8 +437,8 @@ def test_what_the_student_wrote_is_as_likely_when_it_is_learnt_from(tmp_path):
     assert record["sample/clip_fraction"] == 0 and record["sample/effective_sample_size"] == pytest.approx(1.0)
 
 
-@SLOW
-@pytest.mark.parametrize("semantics", grids.everyday(["paper", "lmops"], "lmops"))  # the run above has the paper's
+@pytest.mark.weekly  # the gradient of every semantics is in test_policy, and micro-batches are in the test of pieces
+@pytest.mark.parametrize("semantics", ["paper", "lmops"])
 def test_policy_gradient_beside_the_text(tiny, tmp_path, semantics):
     """Together with the losses on the text, in micro-batches."""
     tiny_run.train(

@@ -128,7 +128,6 @@ FILES = (
         for name in (
             "_METADATA",
             "_sharding",
-            "array_metadatas/process_0",
             "commit_success.txt",
             "d/*",
             "manifest.ocdbt",

@@ -44,7 +44,8 @@ def saved_at_once(save: Callable[..., None], manager: Any, *values: Any, **named
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("address", [ADDRESS, AT_S3])
+# At s3:// the run is the same, and its checkpoints are sent and fetched as a test below does.
+@pytest.mark.parametrize("address", [ADDRESS, pytest.param(AT_S3, marks=pytest.mark.weekly)])
 def test_a_run_at_an_address_is_the_run_of_a_folder(tiny, storage, in_a_folder, monkeypatch, address):
     """Torn after five steps, and gone on with by another machine, which has nothing but the address.
 

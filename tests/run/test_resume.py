@@ -54,7 +54,8 @@ def test_the_uninterrupted_run_is_varied(tiny, uninterrupted):
     assert [record["step"] for record in tiny_run.records(uninterrupted, "eval")] == [0, 8, 16, 24, 29]
 
 
-@pytest.mark.parametrize("updates", grids.everyday([2, 6, 21], 21))  # in the second epoch
+@pytest.mark.weekly  # the short form is in test_train
+@pytest.mark.parametrize("updates", [2, 6, 21])  # 21: in the second epoch
 def test_stopped_and_run_again(tiny, uninterrupted, tmp_path, monkeypatch, updates):
     from jaxdistill import train
 
