@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from jaxdistill import __version__, processes, train
+from jaxdistill import __version__, cluster, processes, train
 from jaxdistill.arguments import Parser, did_you_mean, parse
 from jaxdistill.commands import (
     cache,
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = f"unknown command {name!r}{did_you_mean(name, parsers)}" if name else "name a command, such as train"
         parser.error(wrong)
     command = COMMANDS[name]
-    if name not in TOGETHER and (flag := processes.flag_in(argv)):
+    if name not in TOGETHER and (flag := cluster.flag_in(argv)):
         parsers[name].error(f"{flag} is for several processes, and {name} is run by one; start it once, without it")
     flags, overrides = parse(parsers[name], argv[1:], takes_config=command.TAKES_CONFIG)
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interruptible(f"interrupted; {command.INTERRUPTED}"):
             _name_paths(flags)
             if name in TOGETHER:
-                processes.join(processes.cluster_of(flags))
+                processes.join(cluster.cluster_of(flags))
                 _check_alike(flags, overrides)
             command.main(flags, overrides)
             processes.wait("end")
@@ -95,7 +95,7 @@ def make_parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         )
         command.add_flags(own)
         if name in TOGETHER:
-            processes.add_flags(own)
+            cluster.add_flags(own)
     all_of_them = {**parsers.choices, "train": train.make_parser()}
     parsers.choices["completion"].set_defaults(parsers=all_of_them)
     return parser, all_of_them
@@ -108,7 +108,7 @@ def _check_alike(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
       UserError: in all processes; names what differs.
     """
     given = {f"--{name.replace('_', '-')}": named(str(value)) for name, value in vars(flags).items()}
-    values = {name: given[name] for name in given if name not in processes.FLAGS} | {"settings": " ".join(overrides)}
+    values = {name: given[name] for name in given if name not in cluster.FLAGS} | {"settings": " ".join(overrides)}
     advice = "start all processes with the same command and the same packages"
     processes.check_same("flags", {**processes.versions(), **values}, advice=advice)
 

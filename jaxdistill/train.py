@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from jaxdistill import processes
+from jaxdistill import cluster, processes
 from jaxdistill.arguments import Parser, parse
 from jaxdistill.console import LOADING, say_last, taking
 from jaxdistill.errors import explained
@@ -54,7 +54,7 @@ def make_parser() -> Parser:
         help="folder of the run, or its address (gs://, s3://); a run that it holds is resumed",
     )
     parser.add_argument("--allow-pickle", action="store_true", help="read pytorch_model.bin, with torch's weights_only")
-    processes.add_flags(parser)
+    cluster.add_flags(parser)
     return parser
 
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jaxdistill.run import loop
 
         config = recipe.read(flags.config, overrides)
-        processes.join(processes.cluster_of(flags))
+        processes.join(cluster.cluster_of(flags))
         mirror.fetch(flags.workdir)
         loop.run(config, flags.workdir, allow_pickle=flags.allow_pickle, stop=stop)
 

@@ -50,10 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A weekly test is a slow one, too: the fast part has neither."""
+    """A weekly test is a slow one, too: the fast part has neither. Files with slow tests come first, so that at the end
+    no process waits for another one's last long test."""
     for item in items:
         if item.get_closest_marker("weekly"):
             item.add_marker(pytest.mark.slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def prepare() -> None:

@@ -28,7 +28,7 @@ LAYERS = (
     ("models",),
     ("data",),
     ("processes",),
-    ("knobs", "files", "console", "network", "arguments"),
+    ("knobs", "files", "console", "network", "arguments", "cluster"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(LAYERS) for part in parts}

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxdistill import cli, processes, train
+from jaxdistill import cli, cluster, processes, train
+from jaxdistill.cluster import Cluster, cluster_of
 from jaxdistill.errors import UserError
-from jaxdistill.processes import Cluster, cluster_of
 
 # Trains as the command does; at a step, the process of one number gets a signal, so that no test waits for a clock.
 PROGRAM = """
@@ -242,13 +242,13 @@ def test_the_coordinator_waits_in_vain(tiny, tmp_path):
 
 def flags_of(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    processes.add_flags(parser)
+    cluster.add_flags(parser)
     return parser.parse_args(argv)
 
 
 def test_flags_come_before_the_environment():
     environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert cluster_of(flags_of(), {}) == Cluster("", None, None, processes.PATIENCE)
+    assert cluster_of(flags_of(), {}) == Cluster("", None, None, cluster.PATIENCE)
     assert cluster_of(flags_of(), environment)[:3] == ("a:1", 4, 3)
     flags = flags_of("--coordinator=b:2", "--process-id=0", "--process-timeout=7")
     assert cluster_of(flags, environment) == Cluster("b:2", 4, 0, 7)
@@ -300,7 +300,7 @@ def test_a_scheduler_says_who_belongs_together(monkeypatch):
     monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    completed = processes._completed(Cluster())
+    completed = cluster.completed(Cluster())
     assert completed[:3] == (f"node03:{65535 - 2**12 + 1 + 7}", 2, 1)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     processes.join(Cluster())  # one task has nobody to wait for
@@ -319,7 +319,7 @@ def test_a_scheduler_says_who_belongs_together(monkeypatch):
     ],
 )
 def test_the_gpus_of_a_process(environment, devices):
-    assert processes._own_devices(environment) == devices
+    assert cluster.own_devices(environment) == devices
 
 
 def test_processes_that_differ_say_in_what(monkeypatch):
