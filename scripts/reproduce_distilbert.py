@@ -85,7 +85,7 @@ COLUMNS = {
     "KL to the teacher": "kl",
     "same best word": "top1",
     "pseudo-perplexity": "pseudo_perplexity",
-    "loss, masks of the recipe": "recipe_loss",
+    "loss, masks of training": "recipe_loss",
     "minutes": "minutes",
 }
 DIGITS = {"pseudo_perplexity": 1, "minutes": 1}
@@ -188,7 +188,7 @@ def size_and_time(flags: argparse.Namespace) -> list[str]:
 
 
 def figures_of(workdir: Path) -> Figures:
-    """Those of the test text with masks drawn uniformly, and of the validation text with the masks of the recipe."""
+    """Those of the test text with masks drawn uniformly, and of the validation text with masks as in training."""
     last = records(workdir, "eval")[-1]
     own = {f"{of}recipe_loss": last[f"{of}mlm_loss"] for of in ("", "teacher_")}
     return {**result_of(workdir), **own}
@@ -246,7 +246,7 @@ def draw(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
         draw_band(axes, curves, arm, linestyle="--" if "random" in arm else "-")
     axes.set(
         xlabel="updates",
-        ylabel="held-out masked-LM loss, masks of the recipe, nats",
+        ylabel="held-out masked-LM loss, masks of training, nats",
         title="One part of the recipe taken away",
     )
     axes.grid(alpha=0.3)
