@@ -2,7 +2,8 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from os import PathLike
 from typing import Any
 
@@ -16,7 +17,7 @@ def name_of(argument: str, given: Any) -> str:
       UserError: it is neither.
     """
     if not isinstance(given, str | PathLike):
-        raise UserError(f"{argument} is {given!r}; give a name or a path")
+        raise UserError(f"{argument} is {_told(given)}; give a name or a path")
     return str(given)
 
 
@@ -28,11 +29,11 @@ def texts_of(argument: str, given: Any) -> list[str]:
     """
     if isinstance(given, str):
         return [given]
-    if not isinstance(given, Iterable):
-        raise UserError(f"{argument} is {given!r}; give a text, or a list of texts")
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+        raise UserError(f"{argument} is {_told(given)}; give a text, or a list of texts")
     listed = list(given)
     if strange := [one for one in listed if not isinstance(one, str)]:
-        raise UserError(f"{argument} holds {strange[0]!r}, which is no text")
+        raise UserError(f"{argument} holds {_told(strange[0])}, which is no text")
     return listed
 
 
@@ -42,9 +43,10 @@ def whole(argument: str, given: Any) -> int:
     Raises:
       UserError: it is none.
     """
-    if isinstance(given, bool) or not hasattr(given, "__index__"):
-        raise UserError(f"{argument} is {given!r}; it must be a whole number")
-    return operator.index(given)
+    with suppress(TypeError):
+        if not isinstance(given, bool):
+            return operator.index(given)
+    raise UserError(f"{argument} is {_told(given)}; it must be a whole number")
 
 
 def at_least_one(argument: str, given: Any) -> int:
@@ -64,15 +66,16 @@ def number(argument: str, given: Any) -> float:
     Raises:
       UserError: it is none.
     """
-    if isinstance(given, bool | str) or not hasattr(given, "__float__"):
-        raise UserError(f"{argument} is {given!r}; it must be a number")
-    return float(given)
+    with suppress(TypeError, ValueError):
+        if not isinstance(given, bool | str):
+            return float(given)
+    raise UserError(f"{argument} is {_told(given)}; it must be a number")
 
 
 def check_flag(argument: str, given: Any) -> None:
     """Raises UserError for a value that is neither True nor False: "no" would be taken as true."""
     if not isinstance(given, bool):
-        raise UserError(f"{argument} is {given!r}; it must be True or False")
+        raise UserError(f"{argument} is {_told(given)}; it must be True or False")
 
 
 def check_function(argument: str, given: Any, *called_with: str) -> None:
@@ -82,9 +85,15 @@ def check_function(argument: str, given: Any, *called_with: str) -> None:
       UserError: it is no function, or takes other values.
     """
     if not callable(given):
-        raise UserError(f"{argument} is {given!r}; give a function")
+        raise UserError(f"{argument} is {_told(given)}; give a function")
     if not _takes(given, called_with):
         raise UserError(f"{argument} cannot be called with {len(called_with)} value(s), {' and '.join(called_with)}")
+
+
+def _told(given: Any) -> str:
+    """A value in a message of one line; the type of what is long, such as a data frame."""
+    text = repr(given)
+    return text if len(text) <= 80 and text.isprintable() else f"of type {type(given).__name__}"
 
 
 def _takes(function: Callable[..., Any], values: Iterable[Any]) -> bool:
