@@ -4,6 +4,7 @@ Not `tiny`: that name is the families' (tests/models/tiny.py), and pytest import
 """
 
 import contextlib
+import functools
 import io
 import json
 from collections.abc import Sequence
@@ -73,25 +74,33 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
 def write_model(folder: Path, tokenizer: Any, *, kind: str = "bert", seed: int = 0, **fields: Any) -> Path:
     """A random model as a Hugging Face folder, without the zeros of the initialisation, so that every tensor counts."""
     from safetensors.numpy import save_file
-    from transformers import AutoConfig
-
-    from jaxdistill.models import torch_names
-    from jaxdistill.models.model import build_model, init_params
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
     if kind == "distilbert":
         sizes = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
     sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 40}
-    model = build_model(AutoConfig.for_model(kind, **{**sizes, **fields}))
+    config, tensors = random_model(kind, seed, json.dumps({**sizes, **fields}))
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@functools.cache  # many files of tests begin with the same model
+def random_model(kind: str, seed: int, fields: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """The configuration with these fields, in JSON, and all tensors by their names in PyTorch."""
+    from transformers import AutoConfig
+
+    from jaxdistill.models import torch_names
+    from jaxdistill.models.model import build_model, init_params
+
+    model = build_model(AutoConfig.for_model(kind, **json.loads(fields)))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32),
         init_params(model, jax.random.key(seed)),
     )
-    model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    save_file(torch_names.to_torch(params), folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return model.config, torch_names.to_torch(params)
 
 
 def write_text(path: Path, texts: Sequence[str]) -> Path:
