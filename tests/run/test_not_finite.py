@@ -47,7 +47,7 @@ def test_a_mark_that_cannot_be_written_does_not_bury_the_error(tmp_path):
     assert not (tmp_path / ".not-finite.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # the same advice as in the next test, where there is nothing to go on from
 def test_a_lower_rate_begins_anew_where_there_is_no_checkpoint(tiny, tmp_path):
     run, values = tmp_path / "run", {"evaluate__every": 100, "optim__schedule": "constant", "optim__warmup": 0.0}
     diverges = {"optim__clip": 0.0, "optim__learning_rate": 1e37}  # the first update leaves what float32 can hold
@@ -90,7 +90,7 @@ def test_a_lower_rate_goes_on_from_the_last_good_checkpoint(tiny, tmp_path, monk
     assert rates == [0, *(pytest.approx(rate) for rate in (5e-4, 1e-4, 1e-4))]
 
 
-@pytest.mark.weekly  # the same advice as in the test above, for parameters that are bad in earnest
+@pytest.mark.weekly  # as the test above, for parameters that are bad in earnest
 def test_what_the_line_says_can_be_done_where_the_last_checkpoint_has_the_bad_parameters(tiny, tmp_path):
     run = tmp_path / "run"
     values = {"checkpoint__every": 1, "evaluate__every": 100, "optim__schedule": "constant", "optim__warmup": 0.5}

@@ -157,7 +157,7 @@ def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     torn = 0
-    for moment in ("start", "write", "step", *(("write", "step") if grids.FULL else ())):
+    for moment in ("write", "step", *(("start", "write", "step") if grids.FULL else ())):
         process = start(tiny, workdir, **VARIED)
         if moment == "start":
             alive = wait_for(process, workdir.exists)
