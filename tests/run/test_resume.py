@@ -141,9 +141,9 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
-    """A process is killed (SIGKILL) while it starts, while it writes a checkpoint, and between two steps' records.
+    """A process is killed (SIGKILL) while it writes a checkpoint, and between two steps' records.
 
-    In the whole grid it is killed a second time while it writes and between records.
+    In the whole grid it is also killed while it starts, and a second time while it writes and between records.
     """
     workdir = tmp_path / "run"
     rng = random.Random(0)
@@ -157,7 +157,7 @@ def test_killed_at_any_moment(tiny, uninterrupted, tmp_path):
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     torn = 0
-    for moment in ("write", "step", *(("start", "write", "step") if grids.FULL else ())):
+    for moment in ("start", "write", "step", "write", "step") if grids.FULL else ("write", "step"):
         process = start(tiny, workdir, **VARIED)
         if moment == "start":
             alive = wait_for(process, workdir.exists)
