@@ -13,7 +13,8 @@ Only the masked positions go through the head.
 Time: 2.4 hours on one NVIDIA H200 for every billion tokens that it trains on, some 30 million tweets, reckoned
 (docs/times.md).
 
-Result: nobody has run this recipe at full size yet.
+Result: nobody has run this recipe at full size yet. docs/results.md has the nearest words and the losses of
+small models, whose student keeps its teacher's words.
 
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
 """
