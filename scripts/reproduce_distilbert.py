@@ -247,7 +247,7 @@ def draw(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
     axes.set(
         xlabel="updates",
         ylabel="held-out masked-LM loss, masks of training, nats",
-        title="One part of the recipe taken away",
+        title="Held-out loss of every arm",
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
