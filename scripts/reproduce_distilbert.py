@@ -14,10 +14,8 @@ Methods that are no part of that recipe have arms as well, and a table of their 
     python scripts/reproduce_distilbert.py ... --section distilbert-methods --arms 'full recipe;uniform masks;...'
 
 Resumable: the same command goes on. Seeds and arms may run side by side in several processes (--seeds, --arms); the
-report is of all seeds of which the arms are complete. On one accelerator, at the size of the paper:
-
-    python scripts/reproduce_distilbert.py --teacher bert-base-uncased --student-layers 6 --train wikipedia.txt \
-        --rows 256 --accumulation 4 --steps 50000 --dtype bfloat16 ...
+report is of all seeds of which the arms are complete. `--full` is for one accelerator: BERT-base into 6 layers, 1.6
+billion tokens an arm, which docs/times.md reckons at five hours of one H200.
 
 pip install 'jaxdistill[report]' for the plot.
 """
@@ -72,6 +70,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "narrow, random start": {"student.family": "", "loss.alpha_cos": 0.0, "student.init": "random"},
 }
 ARMS = PARTS | METHODS
+# What --full sets, where a flag does not say otherwise.
+FULL_SIZE = {
+    "teacher": "bert-base-uncased",
+    "student_layers": 6,
+    "steps": 50_000,
+    "rows": 256,
+    "accumulation": 4,
+    "dtype": "bfloat16",
+    "batches": 0,
+}
+HOURS = 3.2  # of one H200, for a billion tokens of bert_mlm (docs/times.md)
 PUBLISHED = {
     "without the divergence": -2.96,
     "without the cosine": -1.46,
@@ -254,8 +263,11 @@ def draw(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def main() -> None:
+def flags_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The ablation of DistilBERT, over several seeds.")
+    parser.add_argument(
+        "--full", action="store_true", help="BERT-base and 1.6 billion tokens an arm, where flags do not say otherwise"
+    )
     parser.add_argument("--teacher", default="bert-base-uncased", help="folder or hub name of a BERT")
     parser.add_argument("--student-layers", type=int, default=3)
     parser.add_argument("--train", required=True, help="text files or quoted globs, separated by commas")
@@ -275,8 +287,23 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=32, help="of 32 rows, of the final measurement; 0 = all")
     parser.add_argument("--pseudo-rows", type=int, default=16)
     parser.add_argument("--report-only", action="store_true", help="run nothing; write the tables of what is complete")
-    flags = parser.parse_args()
+    if parser.parse_args(argv).full:
+        parser.set_defaults(**FULL_SIZE)
+    return parser.parse_args(argv)
+
+
+def size_of(flags: argparse.Namespace) -> str:
+    """How much there is to train, and how long it takes on one accelerator, as reckoned."""
+    runs = len(arms_of(flags, ARMS)) * len(seeds_of(flags))
+    tokens = flags.steps * flags.rows * flags.length
+    return f"{runs} runs of {tokens / 1e9:.1f} billion tokens, some {runs * HOURS * tokens / 1e9:.0f} hours of one H200"
+
+
+def main() -> None:
+    flags = flags_of()
     arms_of(flags, ARMS)
+    if flags.full:
+        print(size_of(flags))
     if flags.report_only:
         return report(flags)
     splits = {"train": flags.train, "valid": flags.valid, "test": flags.test}

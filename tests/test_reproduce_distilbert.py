@@ -49,6 +49,17 @@ def test_the_report(script, tmp_path, monkeypatch):
     assert (tmp_path / "distilbert.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_full_size_is_that_of_the_paper_and_says_what_it_takes(script):
+    """8 arms x 3 seeds x 50,000 updates x 256 rows x 128 tokens, at 3.2 hours a billion tokens."""
+    given = ["--full", "--train=a", "--valid=b", "--test=c", "--workdir=w"]
+    flags = script["flags_of"](given)
+    assert (flags.teacher, flags.student_layers, flags.dtype) == ("bert-base-uncased", 6, "bfloat16")
+    assert script["size_of"](flags) == "24 runs of 1.6 billion tokens, some 126 hours of one H200"
+    flags = script["flags_of"]([*given, "--steps=5", "--teacher=mine"])
+    assert (flags.teacher, flags.steps, flags.rows) == ("mine", 5, 256)
+    assert script["flags_of"](given[1:]).steps == 1000
+
+
 @pytest.mark.weekly  # an arm is a run of bert_mlm with other settings, and a measurement by `evaluate`
 def test_arms_of_other_methods_run_and_are_measured(tmp_path):
     text = tmp_path / "text.txt"
