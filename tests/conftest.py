@@ -33,6 +33,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdistill-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+gc.set_threshold(50_000, 50, 50)  # imports, too, take a tenth less time
+
 pytest.register_assert_rewrite("tiny_run")  # so that failures of its assertions show the values
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # the tower: an int is accepted as a float
@@ -78,7 +80,6 @@ def pytest_collection_finish() -> None:
     """Keeps the garbage collector from searching all imported modules again and again: a tenth of the suite's time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 50)
 
 
 _tests = itertools.count(1)

@@ -26,15 +26,15 @@ def distil(shared: Path, workdir: Path, *extra: str) -> list[dict]:
         "data.buckets": "(32,)",
         "data.cache_dir": workdir.parent / "cache",
         "loss.tokens": "masked",
-        "train.steps": 8,
+        "train.steps": 12,
         "train.batch_size": 16,
         "train.accumulation": 1,
         "optim.learning_rate": 1e-3,
         "evaluate.batches": 2,
         "evaluate.batch_size": 16,
         "evaluate.prompts": f"('{PROMPT}',)",
-        "mesh.data": 2,
-        "mesh.fsdp": 4,
+        "mesh.data": 1,
+        "mesh.fsdp": 8,
         "mask.group": 2,
         "export.to": "('pytorch',)",
     }
@@ -57,14 +57,16 @@ CORPORA = {
 }
 
 
-@pytest.mark.parametrize("student", grids.everyday(STUDENTS, "half of the layers"))
+# Every day a story-teller with real weights is trained, below, and the quickstart's BERT, by the smoke of bert_mlm.
+@pytest.mark.weekly
+@pytest.mark.parametrize("student", STUDENTS)
 def test_a_few_steps_lower_the_held_out_kl_and_torch_opens_the_export(
     student: str, shared: Path, tmp_path: Path
 ) -> None:
     corpus = f"--config.data.path={shared / 'corpora' / CORPORA[student]}"
     extra = [argument.format(shared=shared) for argument in STUDENTS[student]]
     before, after = distil(shared, tmp_path / "run", corpus, *extra)
-    assert (before["step"], after["step"]) == (0, 8)
+    assert (before["step"], after["step"]) == (0, 12)
     assert after["kl"] < 0.97 * before["kl"]
     assert after["mlm_loss"] < before["mlm_loss"]
 
@@ -84,9 +86,8 @@ OBJECTIVES = {
 }
 
 
-# Tiny models are trained by each of these every day, and their gradients are compared with PyTorch.
-@pytest.mark.weekly
-@pytest.mark.parametrize("objective", OBJECTIVES)
+# One that writes text and compares the exact logits stands for all; tiny models are trained by each of the others.
+@pytest.mark.parametrize("objective", grids.everyday(OBJECTIVES, "student writes"))
 def test_a_story_teller_of_fewer_layers(objective: str, shared: Path, tmp_path: Path) -> None:
     """The Llama of 5 layers cut to 3: by every objective it comes closer to its teacher, and it writes English."""
     stories = json.loads((shared / "corpora" / "tinystories" / "tinystories_1000.json").read_text())

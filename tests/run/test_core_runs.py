@@ -52,10 +52,16 @@ def tiny_modernbert(folder):
 @pytest.mark.parametrize(
     ("make", "values"),
     [
-        # A decoder goes through the same in test_newest, and through stops with text of its own in test_causal_runs.
+        # A decoder goes through the same in test_newest, and through stops with text of its own in test_causal_runs; a
+        # masked run of the core is stopped and goes on in test_flax_then_core.
         pytest.param(tiny_qwen3, CAUSAL, marks=pytest.mark.weekly, id="qwen3"),
         pytest.param(tiny_gemma2, CAUSAL, marks=pytest.mark.weekly, id="gemma2"),
-        pytest.param(tiny_modernbert, {"student__layers": "[0,1,2,3]", "train__batch_size": 32}, id="modernbert"),
+        pytest.param(
+            tiny_modernbert,
+            {"student__layers": "[0,1,2,3]", "train__batch_size": 32},
+            marks=pytest.mark.weekly,
+            id="modernbert",
+        ),
     ],
 )
 def test_a_whole_run(make, values, tmp_path, monkeypatch):
