@@ -27,7 +27,7 @@ def test_the_time_of_an_update_is_a_mean_of_the_second_half():
     assert runpy.run_path(str(SCRIPT))["after_compilation"](ticks) == pytest.approx((5 + 1 + 5) / 3)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # training, text and figures are those of commands
 def test_one_objective_runs_and_its_stories_are_judged_by_the_teacher(tmp_path):
     stories = tmp_path / "stories.json"
     stories.write_text(

@@ -10,7 +10,7 @@ from jaxdistill import cli, train
 from jaxdistill.jobs import cut
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # test_importance_init compares what the command makes with what a run makes
 def test_a_narrower_student_by_command(tiny, tmp_path):
     from transformers import AutoModelForMaskedLM
 

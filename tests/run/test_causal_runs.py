@@ -385,7 +385,7 @@ def test_all_updates_on_the_teachers_text(tiny, tmp_path):
     assert mean_of(trained[-5:], "clm") < mean_of(trained[:5], "clm")
 
 
-@SLOW
+@pytest.mark.weekly  # each penalty is by hand in test_policy, and samples that are used again are in the stopped runs
 def test_policy_gradient_with_all_penalties(tiny, tmp_path):
     alone = {"loss__alpha_ce": 0.0, "loss__alpha_clm": 0.0}
     values = {**distilling(tiny), **LEARNING, **POLICY, **alone, "policy__reuse": 2}
@@ -437,7 +437,7 @@ def test_what_the_student_wrote_is_as_likely_when_it_is_learnt_from(tmp_path):
     assert record["sample/clip_fraction"] == 0 and record["sample/effective_sample_size"] == pytest.approx(1.0)
 
 
-@pytest.mark.weekly  # the gradient of every semantics is in test_policy, and micro-batches are in the test of pieces
+@pytest.mark.weekly  # every semantics is by hand in test_policy, and micro-batches are in the test of pieces
 @pytest.mark.parametrize("semantics", ["paper", "lmops"])
 def test_policy_gradient_beside_the_text(tiny, tmp_path, semantics):
     """Together with the losses on the text, in micro-batches."""

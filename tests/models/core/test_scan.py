@@ -96,7 +96,7 @@ def test_the_program_does_not_grow_with_depth(kind: str) -> None:
     assert products(4) == products(12)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly  # logits, gradients and the work of layers in a loop are compared above and in test_plan
 def test_a_run_is_that_of_the_layers_one_by_one(tmp_path: Path) -> None:
     """With LayerDrop, micro-batches, parameters that are split, and losses of hidden states and maps."""
     tiny = tiny_causal.make(tmp_path, kind="gemma2", head_dim=8, num_key_value_heads=1, sliding_window=6)
