@@ -93,7 +93,7 @@ def test_a_plan_needs_no_text_and_writes_nothing(recipe, tmp_path):
     assert tiny_run.bits(recipe.folder) == before
 
 
-@pytest.mark.weekly  # what does not fit is compared with more micro-batches, above
+@pytest.mark.weekly  # the next test but one compares two numbers of micro-batches
 def test_micro_batches_change_the_memory_and_not_the_work(recipe):
     """XLA counts the body of a loop once: naively, half the work would be gone."""
     flags = ["--config.data.max_length=32", "--config.train.batch_size=256"]
