@@ -14,7 +14,7 @@ Time: 2.4 hours on one NVIDIA H200 for every billion tokens that it trains on, s
 (docs/times.md).
 
 Result: nobody has run this recipe at full size yet. docs/results.md has the nearest words and the losses of
-small models, whose student keeps its teacher's words.
+small models: the student keeps the words of its teacher.
 
 `:smoke` runs the same path in seconds, on the teacher and text of the quickstart.
 """

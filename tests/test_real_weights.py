@@ -30,11 +30,10 @@ def distil(shared: Path, workdir: Path, *extra: str) -> list[dict]:
         "train.batch_size": 16,
         "train.accumulation": 1,
         "optim.learning_rate": 1e-3,
-        "evaluate.batches": 2,
+        "evaluate.batches": 3,
         "evaluate.batch_size": 16,
         "evaluate.prompts": f"('{PROMPT}',)",
-        "mesh.data": 1,
-        "mesh.fsdp": 8,
+        "mesh.data": 8,
         "mask.group": 2,
         "export.to": "('pytorch',)",
     }

@@ -94,7 +94,8 @@ def pair_with(
     if teacher is not None:
         check_same_words(teacher, choice, tokenizer)
         for other in others:
-            check_other_teacher(teacher, other, choice.model, tokenizer)
+            check_same_kind(other.model, choice.model)
+            check_other_teacher(teacher, other, tokenizer)
         _say_common_words((teacher, *(other.model for other in others)), choice.model, report)
     pair = Pair(
         choice.model,
@@ -115,10 +116,10 @@ def _say_common_words(teachers: Sequence[Model], student: Model, report: Callabl
         return
     sizes = ", ".join(f"{one.vocab_size:,}" for one in teachers)
     several = len(teachers) > 1
-    whose, those = ("teachers' vocabularies have", "all") if several else ("teacher's vocabulary has", "both")
+    subject, models = ("teachers' vocabularies have", "all") if several else ("teacher's vocabulary has", "both")
     report(
-        f"the {whose} {sizes} entries and the student's {student.vocab_size:,}, with the same tokenizer: the losses "
-        f"on logits are over the {common_words(student, *teachers):,} that {those} have"
+        f"the {subject} {sizes} entries and the student's {student.vocab_size:,}, with the same tokenizer: the losses "
+        f"on logits are over the {common_words(student, *teachers):,} that {models} have"
     )
 
 
@@ -141,7 +142,7 @@ def pair_of_shapes(config: Config) -> Pair:
         for other in others:
             check_same_kind(other.model, choice.model)
             if teacher.vocab_size != other.model.vocab_size:
-                check_other_teacher(teacher, other, choice.model, _tokenizer(config, choice))
+                check_other_teacher(teacher, other, _tokenizer(config, choice))
     dtype = jnp.dtype(config.teacher.dtype)
     runs = teacher if cached is None else None
 

@@ -11,7 +11,7 @@ from jaxdistill.models.model import Model, build_model_for
 from jaxdistill.models.settings import TeacherConfig
 from jaxdistill.models.tokenizer import check_same_vocabulary, check_tokenizer
 from jaxdistill.models.weights import open_params
-from jaxdistill.run.fit import check_model, check_same_kind, tokenizers_of
+from jaxdistill.run.fit import check_model, tokenizers_of
 
 
 class OtherTeacher(NamedTuple):
@@ -41,13 +41,12 @@ def other_teacher(config: Config, name: str, *, allow_pickle: bool, weights: boo
     return OtherTeacher(name, model, folder, open_params(folder, model, allow_pickle=allow_pickle) if weights else {})
 
 
-def check_other_teacher(first: Model, other: OtherTeacher, student: Model, tokenizer: Any) -> None:
-    """Checks that a further teacher is of the student's kind, and has the words of the first teacher.
+def check_other_teacher(first: Model, other: OtherTeacher, tokenizer: Any) -> None:
+    """Checks that a further teacher has the words of the first one, and of the run's tokenizer.
 
     Raises:
       UserError: what does not fit.
     """
-    check_same_kind(other.model, student)
     tokenizers = tokenizers_of(tokenizer, other.folder)
     check_same_vocabulary(first.config, other.model.config, tokenizers, of=("the teacher", f"the teacher {other.name}"))
     check_tokenizer(tokenizer, other.model.config)

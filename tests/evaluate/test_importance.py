@@ -30,7 +30,7 @@ def test_a_narrower_student_by_command(tiny, tmp_path):
     assert code == 0, err
 
 
-@pytest.mark.weekly  # test_generate has a command whose model is split by the same flags
+@pytest.mark.slow
 def test_a_teacher_that_is_split_over_devices_gives_the_same_student(tiny, tmp_path, monkeypatch):
     """Wide enough to be split; layers by search, units and heads by importance."""
     from safetensors.numpy import load_file

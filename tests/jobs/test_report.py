@@ -71,7 +71,7 @@ def test_models_are_measured_side_by_side(run: Path, tmp_path: Path, monkeypatch
         assert {name: len(words) for name, words in one.words.items()} == dict.fromkeys(one.words, 5)
 
 
-@pytest.mark.weekly  # tests/api/ and test_generate have what causal models write, and their nearest words
+@pytest.mark.slow
 def test_a_causal_run_shows_what_its_models_write(tmp_path: Path) -> None:
     tiny = tiny_causal.make(tmp_path)
     run = tmp_path / "run"

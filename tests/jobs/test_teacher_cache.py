@@ -217,7 +217,7 @@ def test_causal_answers_belong_to_documents(tmp_path: Path, batching: str) -> No
         tiny_run.train(tiny, tmp_path / "again", **{**values, "data__path": moved}, teacher__cache=out)
 
 
-@pytest.mark.weekly  # a plan counts the step that is trained, and the trained step of a cache is compared above
+@pytest.mark.slow
 def test_the_plan_of_a_cached_run_has_no_teacher_to_compute(masked: Kept, tmp_path: Path) -> None:
     """What is left is the work of the same student without a teacher."""
     tiny, kept = masked

@@ -47,7 +47,7 @@ def test_a_mark_that_cannot_be_written_does_not_bury_the_error(tmp_path):
     assert not (tmp_path / ".not-finite.json").exists()
 
 
-@pytest.mark.weekly  # the same advice as in the next test, where there is nothing to go on from
+@pytest.mark.slow
 def test_a_lower_rate_begins_anew_where_there_is_no_checkpoint(tiny, tmp_path):
     run, values = tmp_path / "run", {"evaluate__every": 100, "optim__schedule": "constant", "optim__warmup": 0.0}
     diverges = {"optim__clip": 0.0, "optim__learning_rate": 1e37}  # the first update leaves what float32 can hold

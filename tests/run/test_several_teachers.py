@@ -117,7 +117,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(two: Two, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.weekly  # test_teacher_cache has one whole cache, and the mixture and the mean are by hand in test_several
 def test_two_whole_caches_train_as_the_two_teachers_that_run(two: Two, tmp_path: Path) -> None:
     """By the mixture, and by the mean of losses; every cache is checked, and named where it does not fit."""
     whole = {"cache__kind": "topk", "cache__k": 10_000, "cache__dtype": "float32"}

@@ -259,7 +259,7 @@ def test_a_run_on_two_meshes_is_the_run_on_one(tiny: tiny_run.Tiny, apart: Any) 
     )
 
 
-@pytest.mark.weekly  # the state lies on the student's devices alone, as in any run that is resumed
+@pytest.mark.slow
 def test_a_run_on_two_meshes_is_resumed(
     tiny: tiny_run.Tiny, apart: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
