@@ -89,18 +89,14 @@ def write_model(folder: Path, tokenizer: Any, *, kind: str = "bert", seed: int =
 @functools.cache  # many files of tests begin with the same model
 def random_model(kind: str, seed: int, fields: str) -> tuple[Any, dict[str, np.ndarray]]:
     """The configuration with these fields, in JSON, and all tensors by their names in PyTorch."""
+    from tiny import random_params
     from transformers import AutoConfig
 
     from jaxdistill.models import torch_names
-    from jaxdistill.models.model import build_model, init_params
+    from jaxdistill.models.model import build_model
 
     model = build_model(AutoConfig.for_model(kind, **json.loads(fields)))
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(
-        lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32),
-        init_params(model, jax.random.key(seed)),
-    )
-    return model.config, torch_names.to_torch(params)
+    return model.config, torch_names.to_torch(random_params(model, np.random.default_rng(seed), 0.1))
 
 
 def write_text(path: Path, texts: Sequence[str]) -> Path:

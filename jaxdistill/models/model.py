@@ -214,7 +214,7 @@ def by_core(model: Model) -> Model:
 
 
 def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
-    """Random float32 parameters, by the family's own initialisers.
+    """Random float32 parameters, drawn as the family's PyTorch class draws them.
 
     Raises:
       UserError: they do not fit into the memory that this process may have.
@@ -227,8 +227,7 @@ def init_params(model: Model, key: Key[Array, ""]) -> dict[str, Any]:
         )
     if (core := model.core) is not None:
         return jax.jit(lambda key: network.init_params(core, key))(key)
-    # Without jit every array is a compilation.
-    return jax.jit(lambda key: _without_tied_head(model, draw_params(model.flax, key)))(key)
+    return draw_params(model.config, param_shapes(model), key)
 
 
 def param_shapes(model: Model) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 So no process holds a model on its host: the most is one tensor at a time, or its own slice of one.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,18 +62,18 @@ def on_host(params: PyTree) -> PyTree:
 
 def placed(params: PyTree, shardings: PyTree, dtype: Any) -> PyTree:
     """The parameters as arrays of a mesh, in a data type; of tensors of files, this process reads what it holds."""
+    return jax.tree.map(lambda leaf, sharding: _placed(leaf, sharding, dtype), params, shardings)
 
-    def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        if isinstance(leaf, jax.Array) and (jax.process_count() == 1 or not leaf.is_fully_addressable):
-            return jax.device_put(leaf.astype(dtype), sharding)
-        read: Callable[[Index], np.ndarray] = leaf.read if isinstance(leaf, Stored) else np.asarray(leaf).__getitem__
-        parts: dict[str, np.ndarray] = {}  # several devices may hold the same one
 
-        def part(index: Any) -> np.ndarray:
-            if (key := str(index)) not in parts:
-                parts[key] = np.ascontiguousarray(read(index).astype(dtype, copy=False))
-            return parts[key]
+def _placed(leaf: Any, sharding: jax.sharding.Sharding, dtype: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and (jax.process_count() == 1 or not leaf.is_fully_addressable):
+        return jax.device_put(leaf.astype(dtype), sharding)
+    read: Callable[[Index], np.ndarray] = leaf.read if isinstance(leaf, Stored) else np.asarray(leaf).__getitem__
+    return jax.make_array_from_callback(leaf.shape, sharding, functools.partial(_part, read, dtype, {}))
 
-        return jax.make_array_from_callback(leaf.shape, sharding, part)
 
-    return jax.tree.map(place, params, shardings)
+def _part(read: Callable[[Index], np.ndarray], dtype: Any, parts: dict[str, np.ndarray], index: Any) -> np.ndarray:
+    """A part in a data type; kept in `parts`, as several devices may hold the same one."""
+    if (key := str(index)) not in parts:
+        parts[key] = np.ascontiguousarray(read(index).astype(dtype, copy=False))
+    return parts[key]

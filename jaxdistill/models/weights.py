@@ -292,11 +292,11 @@ def _check_tensor(source: Path, name: str, array: Tensor, shape: tuple[int, ...]
 
 def _finite(source: Path, name: str, tensor: Tensor) -> Stored:
     """The tensor, of which every part is checked when it is read."""
+    return Stored(tensor.shape, tensor.dtype, partial(_read_finite, source, name, tensor))
 
-    def read(index: Index) -> np.ndarray:
-        part = tensor.read(index) if isinstance(tensor, Stored) else tensor[index]
-        if not np.isfinite(part).all():
-            raise UserError(f"{source}: {name} holds NaN or infinite values")
-        return part
 
-    return Stored(tensor.shape, tensor.dtype, read)
+def _read_finite(source: Path, name: str, tensor: Tensor, index: Index) -> np.ndarray:
+    part = tensor.read(index) if isinstance(tensor, Stored) else tensor[index]
+    if not np.isfinite(part).all():
+        raise UserError(f"{source}: {name} holds NaN or infinite values")
+    return part

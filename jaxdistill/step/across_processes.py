@@ -47,11 +47,11 @@ class Agreement:
 
 def on_host(tree: PyTree) -> PyTree:
     """The whole arrays in the memory of every process, which all call this; gathered one after the other."""
+    return jax.tree.map(_whole, tree)
 
-    def whole(x: Array) -> np.ndarray:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True) if _is_elsewhere(x) else x)
 
-    return jax.tree.map(whole, tree)
+def _whole(x: Array) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True) if _is_elsewhere(x) else x)
 
 
 def _is_elsewhere(x: Array) -> bool:

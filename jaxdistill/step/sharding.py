@@ -15,7 +15,7 @@ from jaxdistill.models.axes import AXES, ROWS, TENSOR, row_devices
 from jaxdistill.models.families import Family
 from jaxdistill.models.head import Head
 from jaxdistill.models.pair import Pair
-from jaxdistill.models.partition import Cut, cut_of
+from jaxdistill.models.partition import Cut, cut_of, is_split
 from jaxdistill.step.optimizer import path_name
 from jaxdistill.step.settings import MeshConfig
 
@@ -153,6 +153,8 @@ def by_rule(
       family: whose parameters these are; None = `tensor` splits nothing.
       smallest: elements below which fsdp costs more than it saves; such leaves it leaves whole.
     """
+    if not is_split(mesh):
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
 
     def rule(path: tuple, leaf: Any) -> NamedSharding:
         cut = Cut() if family is None else cut_of(path_name(path), len(leaf.shape), family)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
+from tiny import random_params
 
 from jaxdistill.errors import UserError
 from jaxdistill.export import proof
@@ -18,7 +19,7 @@ from jaxdistill.export.origin import Origin, Source
 from jaxdistill.models import hub, stored, torch_names, weights
 from jaxdistill.models.inputs import Inputs
 from jaxdistill.models.intercept import apply
-from jaxdistill.models.model import build_model, init_params
+from jaxdistill.models.model import build_model
 from jaxdistill.step import sharding
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "."]
@@ -53,12 +54,7 @@ def student(request):
     else:
         sizes |= {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
     model = build_model(AutoConfig.for_model(request.param, **sizes))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: np.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32),
-        init_params(model, jax.random.key(0)),
-    )
-    return model, params
+    return model, random_params(model, np.random.default_rng(0), 0.3)
 
 
 @pytest.fixture
@@ -114,7 +110,7 @@ def test_a_model_for_which_one_device_has_no_room(tokenizer, tmp_path, monkeypat
     ids = np.array([[2, 5, 6, 4, 10, 3]])
     common = {"model": model, "tokenizer": tokenizer, "card": CARD, "to": "pytorch"}
     common["probe"] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    export(**common, params=init_params(model, jax.random.key(0)), out=tmp_path / "whole")
+    export(**common, params=random_params(model, np.random.default_rng(0), 0.02), out=tmp_path / "whole")
     shares, place = [], stored.placed
 
     def placed(*arguments):
@@ -302,7 +298,7 @@ def export_causal(tmp_path, tokenizer, **fields):
 
     model = build_model(tiny.config("gpt2", vocab_size=len(WORDS), **fields))
     ids = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), bool)}
-    params = init_params(model, jax.random.key(0))
+    params = random_params(model, np.random.default_rng(0), 0.02)
     export(model=model, params=params, tokenizer=tokenizer, out=tmp_path / "out", to="pytorch", card="", probe=ids)
     return hub.load_config(tmp_path / "out")
 

@@ -12,12 +12,13 @@ import optax
 import oracle
 import pytest
 import torch
+from tiny import random_params
 
 from jaxdistill.losses import terms as objectives
 from jaxdistill.losses.objective import init_projections
 from jaxdistill.losses.term import Objective
 from jaxdistill.models import torch_names
-from jaxdistill.models.model import Model, build_model, param_shapes
+from jaxdistill.models.model import build_model
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 from jaxdistill.step.forward import Distillation, loss_fn
@@ -67,16 +68,6 @@ def model_configs(pair: str) -> tuple[Any, Any]:
     return BertConfig(**bert, num_hidden_layers=3), student
 
 
-def random_params(model: Model, rng: np.random.Generator) -> Any:
-    """Random in every entry, biases and layer norms too, which the initialisers leave at 0 and 1."""
-
-    def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        centre = 1.0 if path[-1].key == "scale" else 0.0
-        return (centre + 0.15 * rng.standard_normal(shape.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, param_shapes(model))
-
-
 def make_batch(rng: np.random.Generator, *, pad: int, lengths: list[int], labelled: int | None = None) -> dict:
     """Right-padded rows; `labelled` tokens a row have a label, or about a quarter of them all."""
     width = max(lengths)
@@ -108,8 +99,8 @@ def make_pair(name: str) -> SimpleNamespace:
     return SimpleNamespace(
         teacher=teacher,
         student=student,
-        teacher_params=random_params(teacher, rng),
-        params={"student": random_params(student, rng), "projections": projections},
+        teacher_params=random_params(teacher, rng, 0.15),
+        params={"student": random_params(student, rng, 0.15), "projections": projections},
         batches=[make_batch(rng, pad=pad, lengths=[12, *rng.integers(3, 12, ROWS - 1)]) for _ in range(STEPS)],
         # The reference means over every micro-batch alone, which is exact only where they are alike.
         even_batches=[make_batch(rng, pad=pad, lengths=[12, 7] * 4, labelled=2) for _ in range(STEPS)],

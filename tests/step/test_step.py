@@ -15,6 +15,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import random_params
 
 from jaxdistill.losses import divergences as losses
 from jaxdistill.losses import terms as objectives
@@ -22,7 +23,7 @@ from jaxdistill.losses.objective import init_projections
 from jaxdistill.losses.term import Objective
 from jaxdistill.models import intercept
 from jaxdistill.models.inputs import Inputs
-from jaxdistill.models.model import Model, build_model, param_shapes
+from jaxdistill.models.model import build_model
 from jaxdistill.step import optimizer as optim
 from jaxdistill.step import sharding
 from jaxdistill.step.forward import Distillation, StudentPass, loss_fn
@@ -47,14 +48,6 @@ def objective(tokens: str) -> Objective:
     return Objective(WEIGHTS, temperature=2.0, tokens=tokens, layer_map=((0, 0), (1, 2)))
 
 
-def random_params(model: Model, rng: np.random.Generator) -> Any:
-    def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        centre = 1.0 if path[-1].key == "scale" else 0.0
-        return (centre + 0.2 * rng.standard_normal(shape.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, param_shapes(model))
-
-
 @functools.cache
 def models(dtype: Any = jnp.float32) -> SimpleNamespace:
     """RoBERTa, whose positions depend on where the padding is, from 16 wide to 8; with dropout in its config."""
@@ -70,9 +63,9 @@ def models(dtype: Any = jnp.float32) -> SimpleNamespace:
     student = RobertaConfig(**sizes, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     rng = np.random.default_rng(0)
     made = SimpleNamespace(teacher=build_model(teacher, dtype=dtype), student=build_model(student, dtype=dtype))
-    made.teacher_params = random_params(made.teacher, rng)
+    made.teacher_params = random_params(made.teacher, rng, 0.2)
     made.params = {
-        "student": random_params(made.student, rng),
+        "student": random_params(made.student, rng, 0.2),
         "projections": init_projections(
             objective("all"), student_width=8, teacher_width=16, num_layers=(1, 2), key=jax.random.key(0)
         ),
@@ -435,7 +428,7 @@ def test_attention_maps_are_compared_without_their_dropout() -> None:
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
     model = build_model(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=24, **drop))
-    params = random_params(model, np.random.default_rng(1))
+    params = random_params(model, np.random.default_rng(1), 0.2)
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     state = TrainState(jnp.int32(0), {"student": jax.tree.map(jnp.array, params), "projections": {}}, ())
     aim = Objective({"attention": 1.0}, 1.0, "all", ((1, 1), (2, 2)))

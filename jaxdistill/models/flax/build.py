@@ -1,10 +1,12 @@
 """transformers' Flax classes, made of configurations, and their random parameters."""
 
 import copy
+import functools
 from typing import Any
 
 import jax
-from jaxtyping import Array, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdistill.models.families import Family
 from jaxdistill.models.library_messages import quiet
@@ -33,11 +35,31 @@ def _flax_config(config: Any, family: Family) -> Any:
     return changed
 
 
-def draw_params(flax: Any, key: Key[Array, ""]) -> dict[str, Any]:
-    """Random float32 parameters, by the class's own initialisers."""
-    with jax.numpy_rank_promotion("allow"):
-        params = flax.init_weights(key, (1, 8))
-    if flax.config.model_type == "gemma":
-        # Its norms multiply by 1 + weight, and the Flax class begins with a weight of 1 where torch has 0.
-        params = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if "norm" in path[-2].key else x, params)
-    return params
+def draw_params(config: Any, shapes: PyTree, key: Key[Array, ""]) -> dict[str, Any]:
+    """Random float32 parameters, with the distributions with which transformers' PyTorch class begins.
+
+    The Flax classes' own initialisers draw some tensors from others: the dense layer of BERT's head and all of
+    Mistral's attention with a standard deviation of 1 / sqrt(width), GPT-2's products that are added to the hidden
+    states without the division by sqrt(2 x layers), and Gemma's norms as 1 where the weight that it adds to 1 is 0.
+
+    Args:
+      shapes: the parameter tree as jax.ShapeDtypeStruct.
+    """
+    std = config.init_std if config.model_type == "opt" else config.initializer_range
+    into_sum = std / (2 * config.num_hidden_layers) ** 0.5
+    norm = 0.0 if config.model_type == "gemma" else 1.0
+
+    def draw(path: tuple, shape: jax.ShapeDtypeStruct, key: Key[Array, ""]) -> Array:
+        *_, module, name = (entry.key for entry in path)
+        if name in ("kernel", "embedding"):
+            scaled = config.model_type == "gpt2" and module == "c_proj"
+            return _normal(key, shape.shape, into_sum if scaled else std)
+        return jnp.full(shape.shape, norm if name in ("scale", "weight") else 0.0)
+
+    leaves, tree = jax.tree.flatten(shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes, tree.unflatten(jax.random.split(key, len(leaves))))
+
+
+@functools.partial(jax.jit, static_argnames="shape")  # compiled once for all layers
+def _normal(key: Key[Array, ""], shape: tuple[int, ...], std: float | Float[Array, ""]) -> Float[Array, "..."]:
+    return std * jax.random.normal(key, shape)
