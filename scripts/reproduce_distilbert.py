@@ -248,7 +248,7 @@ def draw(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.6), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(8, 5.4), constrained_layout=True)
     for arm, of_seeds in folders.items():
         found = [records(workdir, "eval") for workdir in of_seeds]
         curves = [[(record["step"], record["mlm_loss"]) for record in one if record["step"]] for one in found]
@@ -259,7 +259,7 @@ def draw(folders: Mapping[str, Sequence[Path]], path: Path) -> None:
         title="Held-out loss of every arm",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)  # where no number of arms hides a curve
     save_figure(figure, path)
 
 
