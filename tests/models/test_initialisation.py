@@ -8,20 +8,27 @@ import torch
 import transformers
 
 from jaxdistill.models import torch_names
-from jaxdistill.models.model import init_params, param_shapes
+from jaxdistill.models.model import Model, by_core, init_params, param_shapes
 
 
 @pytest.mark.parametrize("kind", tiny.families(tiny.CONFIGS))
 def test_every_tensor_has_the_mean_and_the_spread_that_torch_gives_it(kind):
+    """Drawn for the Flax class, where there is one, and by the core, where it can compute the family."""
     model = tiny.model(kind)
-    params = init_params(model, jax.random.key(0))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), param_shapes(model)
-    )
     torch.manual_seed(0)
     theirs = getattr(transformers, model.torch_class)(tiny.config(kind)).state_dict()
+    theirs = {name: x.double().numpy() for name, x in theirs.items()}
+    begins_as(model, theirs)
+    if (core := by_core(model)) is not model:
+        begins_as(core, theirs)
+
+
+def begins_as(model: Model, theirs: dict[str, np.ndarray]) -> None:
+    params = init_params(model, jax.random.key(0))
+    drawn, wanted = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (params, param_shapes(model)))
+    assert drawn == wanted
     for name, ours in torch_names.to_torch(params).items():
-        wanted = theirs[name].double().numpy()
+        mean, std = theirs[name].mean(), theirs[name].std()
         # Five standard errors of the difference between two samples' means, and between their standard deviations.
-        assert abs(ours.mean() - wanted.mean()) <= 5 * wanted.std() * np.sqrt(2 / ours.size), name
-        assert abs(ours.std() - wanted.std()) <= 5 * wanted.std() / np.sqrt(ours.size), name
+        assert abs(ours.mean() - mean) <= 5 * std * np.sqrt(2 / ours.size), name
+        assert abs(ours.std() - std) <= 5 * std / np.sqrt(ours.size), name

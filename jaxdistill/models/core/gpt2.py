@@ -46,8 +46,11 @@ class _Part(LayerNormPart):
 
     settings: Gpt2Settings
 
-    def dense(self, size: int, name: str) -> Conv1D:
-        return Conv1D(size, self.how, self.start(), name=name)
+    def dense(self, size: int, name: str, *, into_sum: bool = False) -> Conv1D:
+        """A dense layer; where its output is added to the hidden states, it begins smaller by the number of layers."""
+        s = self.settings
+        smaller = nn.initializers.normal(s.initializer_range / (2 * len(s.layers)) ** 0.5)
+        return Conv1D(size, self.how, smaller if into_sum else self.start(), name=name)
 
 
 class Attention(_Part):
@@ -60,7 +63,8 @@ class Attention(_Part):
         joined = self.dense(3 * s.width, "c_attn")(hidden)
         projected = Projected(*(x.reshape(by_head) for x in jnp.split(joined, 3, axis=-1)))
         output = mix_values(self, projected, seen, scale=s.score_scale)
-        return output._replace(hidden=self.drop(self.dense(s.width, "c_proj")(output.hidden), s.residual_dropout))
+        added = self.dense(s.width, "c_proj", into_sum=True)(output.hidden)
+        return output._replace(hidden=self.drop(added, s.residual_dropout))
 
 
 class Mlp(_Part):
@@ -70,7 +74,7 @@ class Mlp(_Part):
     def __call__(self, hidden: Hidden) -> Hidden:
         s = self.settings
         inner = ACTIVATIONS[s.activation](self.dense(s.inner, "c_fc")(hidden))
-        return self.drop(self.dense(s.width, "c_proj")(inner), s.residual_dropout)
+        return self.drop(self.dense(s.width, "c_proj", into_sum=True)(inner), s.residual_dropout)
 
 
 class Layer(_Part):
