@@ -25,7 +25,7 @@ os.environ.setdefault(
     # jaxlib 0.12 has no such flag, and ends a process that sets it.
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")) else ""),
 )
-# Programs say no lines of Python that their operations come from, which takes a fiftieth of the suite's time.
+# Compiled programs hold no source locations of their operations, which would take a fiftieth of the suite's time.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Compiled programs are shared by all processes of a session: pytest's own and those that tests start. In a folder that
 # JAX_COMPILATION_CACHE_DIR names they are kept for the next session.

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from jaxdistill.models import torch_names
-from jaxdistill.models.model import Model, by_core, init_params, param_shapes
+from jaxdistill.models.model import by_core, init_params, param_shapes
 
 
 @pytest.mark.parametrize("kind", tiny.families(tiny.CONFIGS))
@@ -18,17 +18,13 @@ def test_every_tensor_has_the_mean_and_the_spread_that_torch_gives_it(kind):
     torch.manual_seed(0)
     theirs = getattr(transformers, model.torch_class)(tiny.config(kind)).state_dict()
     theirs = {name: x.double().numpy() for name, x in theirs.items()}
-    begins_as(model, theirs)
-    if (core := by_core(model)) is not model:
-        begins_as(core, theirs)
-
-
-def begins_as(model: Model, theirs: dict[str, np.ndarray]) -> None:
-    params = init_params(model, jax.random.key(0))
-    drawn, wanted = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (params, param_shapes(model)))
-    assert drawn == wanted
-    for name, ours in torch_names.to_torch(params).items():
-        mean, std = theirs[name].mean(), theirs[name].std()
-        # Five standard errors of the difference between two samples' means, and between their standard deviations.
-        assert abs(ours.mean() - mean) <= 5 * std * np.sqrt(2 / ours.size), name
-        assert abs(ours.std() - std) <= 5 * std / np.sqrt(ours.size), name
+    core = by_core(model)
+    for one in [model] if core is model else [model, core]:
+        params = init_params(one, jax.random.key(0))
+        drawn, wanted = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (params, param_shapes(one)))
+        assert drawn == wanted
+        for name, ours in torch_names.to_torch(params).items():
+            mean, std = theirs[name].mean(), theirs[name].std()
+            # Five standard errors of the difference between two samples' means, and between their standard deviations.
+            assert abs(ours.mean() - mean) <= 5 * std * np.sqrt(2 / ours.size), name
+            assert abs(ours.std() - std) <= 5 * std / np.sqrt(ours.size), name

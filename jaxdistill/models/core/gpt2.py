@@ -48,9 +48,8 @@ class _Part(LayerNormPart):
 
     def dense(self, size: int, name: str, *, into_sum: bool = False) -> Conv1D:
         """A dense layer; where its output is added to the hidden states, it begins smaller by the number of layers."""
-        s = self.settings
-        smaller = nn.initializers.normal(s.initializer_range / (2 * len(s.layers)) ** 0.5)
-        return Conv1D(size, self.how, smaller if into_sum else self.start(), name=name)
+        start = nn.initializers.normal(self.settings.initial_std(into_sum=into_sum))
+        return Conv1D(size, self.how, start, name=name)
 
 
 class Attention(_Part):

@@ -36,7 +36,7 @@ class _Part(ModelPart):
 
     def start(self, *, into_sum: bool) -> nn.initializers.Initializer:
         s = self.settings
-        std = s.initializer_range / (2 * len(s.layers)) ** 0.5 if into_sum else s.initializer_range
+        std = s.initial_std(into_sum=into_sum)
         return nn.initializers.truncated_normal(std, lower=-s.initializer_cutoff, upper=s.initializer_cutoff)
 
     def norm(self, name: str, x: Array) -> Array:

@@ -34,6 +34,11 @@ class Settings:
     logit_cap: float = 0.0  # logits become cap * tanh(logits / cap); 0 = no cap
     initializer_range: float = 0.02
 
+    def initial_std(self, *, into_sum: bool) -> float:
+        """The standard deviation of initial weights; of a product that is added to the hidden states, smaller by the
+        number of layers (Radford et al. 2019, section 2.3)."""
+        return self.initializer_range / (2 * len(self.layers)) ** 0.5 if into_sum else self.initializer_range
+
 
 @dataclass(frozen=True)
 class Norms:

@@ -55,7 +55,7 @@ def graded(kind: str, form: str, around: Sequence[Interceptor], **how: Any) -> A
     return out, gradient
 
 
-def close(ours: Any, expected: Any) -> None:
+def assert_close(ours: Any, expected: Any) -> None:
     """Relative to the largest number: the gradient of a bias of keys is 0 up to rounding."""
     for one, other in zip(ours, expected, strict=True):  # outputs, gradient
         largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(other))
@@ -67,7 +67,7 @@ def close(ours: Any, expected: Any) -> None:
 def test_value_and_gradient(kind: str, form: str) -> None:
     """Of logits, all hidden states and all maps."""
     loop = scan.scan_layers(FAMILIES[kind])
-    close(graded(kind, form, [loop], maps=True), graded(kind, form, [], maps=True))
+    assert_close(graded(kind, form, [loop], maps=True), graded(kind, form, [], maps=True))
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_value_and_gradient(kind: str, form: str) -> None:
 def test_layer_drop(kept: list[bool]) -> None:
     family, kept_layers = FAMILIES[WINDOWS[0]], jnp.asarray(kept)
     loop = graded(*WINDOWS, [scan.scan_layers(family, kept=kept_layers)])
-    close(loop, graded(*WINDOWS, [keep_layers(family, kept_layers)]))
+    assert_close(loop, graded(*WINDOWS, [keep_layers(family, kept_layers)]))
     layers = loop[1]["model"]["layers"]
     assert [bool(np.any(layers[str(i)]["mlp"]["up_proj"]["kernel"])) for i in range(3)] == kept
 
